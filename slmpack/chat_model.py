@@ -1,0 +1,581 @@
+"""The wrapper that travels with every ONNX package: an MLflow model that answers like the OpenAI API.
+
+MLflow copies this one file into the logged model and runs it from there (models-from-code), so it imports nothing of
+slmpack: two versions of it in one process each run their own code. It needs mlflow-skinny, onnxruntime-genai, numpy
+and pandas.
+
+    load      manifest.json -> every file hashed -> onnxruntime-genai model and tokenizer
+    request   rows -> Request (every row is checked before the first is answered) -> Choice -> text
+
+What it decides where the runtime would not ask:
+
+* The KV cache is as long as prompt and answer together, never the whole context window: the runtime allocates and
+  touches all of it at once.
+* `temperature` absent or 0 is greedy. `top_p` and `top_k` that a request does not name are the package's own.
+* Control tokens written out in a message (`<|im_end|>`) become control tokens, as Hugging Face's
+  `apply_chat_template(tokenize=True)` has it. Whoever lets strangers write messages has to filter them first.
+* Token ids are those of Hugging Face: a rendered template gets no BOS of its own, raw text gets what the
+  tokenizer's post-processor adds.
+* Bytes that are no UTF-8, such as half a character at the token limit, are left out of the text. In the middle of
+  one, which only a broken model writes, the runtime's decoder may leave out the next character with them.
+* A message's `name` and `refusal` are accepted, as MLflow's schema has them, and not shown to the model.
+"""
+
+import hashlib
+import json
+import math
+import reprlib
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime_genai as og
+import pandas as pd
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+Row: TypeAlias = dict[str, object]
+
+MANIFEST = "manifest.json"
+READ_BYTES = 4 << 20
+LARGEST_SEED = 2**31 - 1  # the runtime takes a C int
+GREEDY_BELOW = 1e-5  # logits divided by less overflow float32
+MOST_STOPS = 16
+SMALLEST_TOP_P = 1e-6  # above 0 in float32, and already the single best token
+
+SAMPLING_FIELDS = frozenset({"temperature", "max_tokens", "stop", "top_p", "top_k", "seed"})
+PROMPT_FIELDS = SAMPLING_FIELDS | {"prompt"}
+CHAT_FIELDS = SAMPLING_FIELDS | {
+    "messages", "n", "stream", "frequency_penalty", "presence_penalty", "tools", "custom_inputs",
+}  # fmt: skip
+WHOLE_FIELDS = ("max_tokens", "n", "top_k", "seed")
+MESSAGE_FIELDS = frozenset({"role", "content", "name", "refusal", "tool_calls", "tool_call_id"})
+ROLES = ("system", "user", "assistant")
+
+
+class RequestError(ValueError):
+    """A request that cannot be answered; the message names the field, what was found and what is expected."""
+
+    @classmethod
+    def about(cls, field: str, found: object, expected: str) -> "RequestError":
+        return cls(f"{field}: {reprlib.repr(found)} was found; {expected} is expected")
+
+
+class IntegrityError(RuntimeError):
+    """A file of the package is missing, changed or was added since it was built."""
+
+
+class TokenizerError(RuntimeError):
+    """The tokenizer of the package gives tokens that its model does not have."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The model config, which a caller may override when loading.
+
+    Attributes:
+        name: the `model` field of answers.
+        interface: `chat` (OpenAI's chat.completion) or `prompt` (a string in, a string out).
+        max_tokens: new tokens for a request that names no limit, or fewer where the context leaves fewer.
+        intra_op_num_threads: threads of one operator; None is the runtime's own choice.
+        apply_chat_template: prompt interface: the prompt is a user's turn (True) or raw text to go on from (False).
+    """
+
+    name: str
+    interface: str
+    max_tokens: int
+    intra_op_num_threads: int | None
+    apply_chat_template: bool
+
+
+@dataclass(frozen=True)
+class Request:
+    """One row, checked.
+
+    Attributes:
+        prompt_ids: int32 `[prompt]`.
+        max_tokens: new tokens at most; they fit in the context window.
+        temperature: 0 is greedy, and then `top_p`, `top_k` and `seed` change nothing.
+        seed: of the first choice; the next one has the next seed. None is a new one every time.
+    """
+
+    prompt_ids: npt.NDArray[np.int32]
+    max_tokens: int
+    temperature: float
+    top_p: float | None
+    top_k: int | None
+    seed: int | None
+    stop: tuple[str, ...]
+    n: int
+
+
+# ---------------------------------------------------------------------------------------------- the package
+
+
+def verify_package(folder: Path) -> None:
+    """Compare every file of the package with its manifest, byte by byte.
+
+    Raises:
+        IntegrityError: names the first file that is missing, was added, or has another size or sha256.
+    """
+    expected = _read_manifest(folder)
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    found.pop(MANIFEST)
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            raise _damaged(folder, name, "is missing")
+        if name not in expected:
+            raise _damaged(folder, name, "is in no manifest")
+        if found[name].stat().st_size != expected[name][1]:
+            raise _damaged(folder, name, "has another size")
+    largest_first = sorted(found, key=lambda name: -expected[name][1])
+    with ThreadPoolExecutor(max_workers=2) as pool:  # hashing releases the GIL
+        digests = pool.map(lambda name: _sha256_of(found[name]), largest_first)
+        for name, digest in zip(largest_first, digests, strict=True):
+            if digest != expected[name][0]:
+                raise _damaged(folder, name, "was changed")
+
+
+def _read_manifest(folder: Path) -> dict[str, tuple[str, int]]:
+    try:
+        files = json.loads((folder / MANIFEST).read_bytes())["files"]
+        return {file["name"]: (file["sha256"], file["size_bytes"]) for file in files}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(folder, MANIFEST, f"cannot be read ({type(error).__name__})") from error
+
+
+def _damaged(folder: Path, name: str, what: str) -> IntegrityError:
+    return IntegrityError(f"{name} {what}; the package {folder.name} must be as it was built; fetch the model again")
+
+
+def _sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class Runtime:
+    """A loaded package: text to token ids, and the limits of the model."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        og.disable_telemetry_events()
+        facts = json.loads((folder / "genai_config.json").read_bytes())["model"]
+        self.context_length: int = facts["context_length"]
+        self.vocabulary: int = facts["vocab_size"]
+        config = og.Config(str(folder))
+        if settings.intra_op_num_threads:
+            session = {"intra_op_num_threads": settings.intra_op_num_threads}
+            config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
+        self.model = og.Model(config)
+        self.tokenizer = og.Tokenizer(self.model)
+        self.end_tokens = frozenset(int(token) for token in self.tokenizer.eos_token_ids)
+        raw = settings.interface == "prompt" and not settings.apply_chat_template
+        # SentencePiece adds a space before the first word and takes it off again when it decodes; the runtime does
+        # not take it off. Raw text goes on, so there the space is between two words.
+        self.strips_space = not raw and self.tokenizer.decode(self.tokenizer.encode("a")) == " a"
+        if raw:
+            self.tokenizer.update_options(add_special_tokens="true")
+
+    def encode_chat(self, messages: list[dict[str, str]]) -> npt.NDArray[np.int32]:
+        """Render the chat template and return its ids, int32 `[prompt]`."""
+        try:
+            text = self.tokenizer.apply_chat_template(json.dumps(messages), add_generation_prompt=True)
+        except RuntimeError as error:
+            reason = str(error).partition(" at row ")[0].strip()
+            raise RequestError(f"messages: the model's chat template refuses them: {reason}") from error
+        return self._checked(self.tokenizer.encode(text))
+
+    def encode_text(self, text: str) -> npt.NDArray[np.int32]:
+        """Return the ids of raw text, int32 `[prompt]`."""
+        return self._checked(self.tokenizer.encode(text))
+
+    def _checked(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocabulary:
+            wrong = ids[(ids < 0) | (ids >= self.vocabulary)][0]
+            raise TokenizerError(
+                f"the tokenizer gives the token id {wrong}; the model knows 0 to {self.vocabulary - 1}; "
+                "the tokenizer does not fit the model, build the package again"
+            )
+        return ids
+
+
+# ---------------------------------------------------------------------------------------------- the answer
+
+
+class StopStrings:
+    """Cuts a stream of text at the first stop string, and lets no part of one out early."""
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self.hit = False
+        self._stops = stops
+        self._held = ""
+
+    def push(self, piece: str) -> str:
+        """Take the next text; return what is certain to come before any stop string."""
+        text = self._held + piece
+        if starts := [at for stop in self._stops if (at := text.find(stop)) >= 0]:
+            self.hit, self._held = True, ""
+            return text[: min(starts)]
+        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def rest(self) -> str:
+        """Return what was held back, once no more text comes: it was no stop string after all."""
+        rest, self._held = self._held, ""
+        return rest
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return the length of the longest end of `text` that `stop` begins with."""
+    longest = min(len(text), len(stop) - 1)
+    return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)
+
+
+class Choice:
+    """One answer as it comes: iterate over its text; `finish_reason` and `tokens` are true when that ends.
+
+    `tokens` counts every token generated, the one that ends the turn and those of a stop string included.
+    """
+
+    def __init__(self, runtime: Runtime, request: Request, index: int) -> None:
+        self.index = index
+        self.finish_reason = "length"
+        self.tokens = 0
+        self._runtime = runtime
+        self._request = request
+
+    def __iter__(self) -> Iterator[str]:
+        stops = StopStrings(self._request.stop)
+        for piece in self._pieces():
+            if text := stops.push(piece):
+                yield text
+            if stops.hit:
+                self.finish_reason = "stop"
+                return
+        if text := stops.rest():
+            yield text
+
+    def _pieces(self) -> Iterator[str]:
+        generator = self._generator()
+        stream = self._runtime.tokenizer.create_stream()
+        unwanted = " " if self._runtime.strips_space else ""
+        while not generator.is_done():
+            generator.generate_next_token()
+            token = int(generator.get_next_tokens()[0])
+            self.tokens += 1
+            if token in self._runtime.end_tokens:
+                self.finish_reason = "stop"
+                return
+            if piece := stream.decode(token):  # empty while a character is incomplete
+                yield piece.removeprefix(unwanted)
+                unwanted = ""
+
+    def _generator(self) -> og.Generator:
+        request = self._request
+        options: dict[str, object] = {
+            "max_length": len(request.prompt_ids) + request.max_tokens,
+            "do_sample": request.temperature > 0,
+        }
+        if request.temperature > 0:
+            options |= {"temperature": request.temperature, "top_p": request.top_p, "top_k": request.top_k}
+            if request.seed is not None:
+                options["random_seed"] = (request.seed + self.index) % (LARGEST_SEED + 1)
+        params = og.GeneratorParams(self._runtime.model)
+        params.set_search_options(**{key: value for key, value in options.items() if value is not None})
+        generator = og.Generator(self._runtime.model, params)
+        generator.append_tokens(request.prompt_ids)
+        return generator
+
+
+class ChatModel(PythonModel):
+    """Answers `llm/v1/chat` requests, or prompts, with an ONNX Runtime GenAI package."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Verify the package, then load it.
+
+        Raises:
+            IntegrityError: the package is not what was built.
+            RequestError: the model config has a key or a value that cannot be right.
+        """
+        folder = Path(context.artifacts["package"])
+        self.settings = _read_settings(dict(context.model_config or {}), default_name=folder.name)
+        verify_package(folder)
+        self.runtime = Runtime(folder, self.settings)
+
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: Row | None = None
+    ) -> Row | list[Row] | list[str]:
+        """Answer every row.
+
+        Args:
+            context: not used; MLflow passes it.
+            model_input: a DataFrame, a dict or a list of dicts (or, for prompts, of strings).
+            params: must be empty; everything is a field of the row.
+
+        Returns:
+            chat: one chat.completion for one row, else a list of them; prompt: a list of strings, one a row.
+
+        Raises:
+            RequestError: a row that cannot be answered; then none is.
+            TokenizerError: the package's tokenizer does not fit its model.
+        """
+        rows = _read_rows(model_input, params)
+        for row in rows:
+            if _flag(row, "stream", default=False):
+                raise RequestError.about("stream", True, "false, or a call of predict_stream")
+        requests = [self._read_request(row) for row in rows]
+        if self.settings.interface == "prompt":
+            return ["".join(Choice(self.runtime, request, 0)) for request in requests]
+        answers = [self._complete(request) for request in requests]
+        return answers[0] if len(answers) == 1 else answers
+
+    def predict_stream(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: Row | None = None
+    ) -> Iterator[Row] | Iterator[str]:
+        """Answer one row as it comes: chat.completion.chunk dicts, or strings for a prompt; raises as `predict`."""
+        rows = _read_rows(model_input, params)
+        if len(rows) != 1:
+            raise RequestError(f"predict_stream: {len(rows)} rows were found; one is expected; call predict for more")
+        _flag(rows[0], "stream", default=True)
+        request = self._read_request(rows[0])
+        if self.settings.interface == "prompt":
+            return iter(Choice(self.runtime, request, 0))
+        return self._stream(request)
+
+    def _complete(self, request: Request) -> Row:
+        choices = [Choice(self.runtime, request, index) for index in range(request.n)]
+        answered = [
+            {"index": choice.index, "message": {"role": "assistant", "content": "".join(choice)},
+             "finish_reason": choice.finish_reason}
+            for choice in choices
+        ]  # fmt: skip
+        return {**self._envelope("chat.completion"), "choices": answered, "usage": _usage(request, choices)}
+
+    def _stream(self, request: Request) -> Iterator[Row]:
+        envelope = self._envelope("chat.completion.chunk")
+
+        def chunk(choice: Choice, delta: dict[str, str], finish_reason: str | None = None) -> Row:
+            return {**envelope, "choices": [{"index": choice.index, "delta": delta, "finish_reason": finish_reason}]}
+
+        choices = [Choice(self.runtime, request, index) for index in range(request.n)]
+        for choice in choices:
+            yield chunk(choice, {"role": "assistant", "content": ""})
+            for text in choice:
+                yield chunk(choice, {"content": text})
+            last = chunk(choice, {}, choice.finish_reason)
+            yield {**last, "usage": _usage(request, choices)} if choice is choices[-1] else last
+
+    def _envelope(self, kind: str) -> Row:
+        identity = f"chatcmpl-{uuid.uuid4().hex}"
+        return {"id": identity, "object": kind, "created": int(time.time()), "model": self.settings.name}
+
+    def _read_request(self, row: Row) -> Request:
+        ids = self._prompt_ids(row)
+        temperature = _number(row, "temperature", 0, 2, "a number from 0 to 2") or 0.0
+        top_p = _number(row, "top_p", math.ulp(0), 1, "a number above 0 and up to 1")
+        top_k = _whole(row, "top_k", 1)
+        return Request(
+            prompt_ids=ids,
+            max_tokens=self._max_tokens(_whole(row, "max_tokens", 1), len(ids)),
+            temperature=temperature if temperature >= GREEDY_BELOW else 0.0,
+            top_p=None if top_p is None else max(top_p, SMALLEST_TOP_P),
+            top_k=None if top_k is None else min(top_k, self.runtime.vocabulary),
+            seed=_seed(row),
+            stop=_stop_strings(row),
+            n=_whole(row, "n", 1, 16) or 1,
+        )
+
+    def _prompt_ids(self, row: Row) -> npt.NDArray[np.int32]:
+        if self.settings.interface == "chat":
+            _require_known(row, CHAT_FIELDS, "request")
+            _refuse_unsupported(row)
+            return self.runtime.encode_chat(_messages(row))
+        _require_known(row, PROMPT_FIELDS, "request")
+        prompt = _text("prompt", row.get("prompt"))
+        if not prompt:
+            raise RequestError.about("prompt", prompt, "text")
+        if self.settings.apply_chat_template:
+            return self.runtime.encode_chat([{"role": "user", "content": prompt}])
+        return self.runtime.encode_text(prompt)
+
+    def _max_tokens(self, asked: int | None, prompt_tokens: int) -> int:
+        window = self.runtime.context_length
+        room = window - prompt_tokens
+        if room < 1:
+            field = "messages" if self.settings.interface == "chat" else "prompt"
+            raise RequestError(
+                f"{field}: a prompt of {prompt_tokens} tokens was found; the context window has {window} tokens, "
+                "at least one of them for the answer; shorten the prompt"
+            )
+        if asked is not None and asked > room:
+            raise RequestError(
+                f"max_tokens: {asked} was found; a prompt of {prompt_tokens} tokens leaves {room} of the context "
+                f"window's {window} tokens; ask for at most {room}"
+            )
+        return asked or min(self.settings.max_tokens, room)
+
+
+def _usage(request: Request, choices: list[Choice]) -> dict[str, int]:
+    prompt, completion = len(request.prompt_ids), sum(choice.tokens for choice in choices)
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+# ---------------------------------------------------------------------------------------------- the fields
+
+
+def _read_settings(config: Row, default_name: str) -> Settings:
+    """Check the model config; a key nobody knows is an error, since it would change nothing."""
+    _require_known(config, frozenset(Settings.__dataclass_fields__), "model_config")
+    interface = config.get("interface") or "chat"
+    if interface not in ("chat", "prompt"):
+        raise RequestError.about("interface", interface, "'chat' or 'prompt'")
+    return Settings(
+        name=_text("name", config.get("name") or default_name),
+        interface=str(interface),
+        max_tokens=_whole(config, "max_tokens", 1) or 256,
+        intra_op_num_threads=_whole(config, "intra_op_num_threads", 1),
+        apply_chat_template=_flag(config, "apply_chat_template", default=True),
+    )
+
+
+def _read_rows(model_input: object, params: Row | None) -> list[Row]:
+    """Make plain rows of whatever MLflow or a caller hands over; an absent field is not in its row."""
+    if params:
+        raise RequestError.about("params", dict(params), "nothing: put every field into the row")
+    found: list[object]
+    if isinstance(model_input, pd.DataFrame):
+        found = [_cells(record) for record in model_input.to_dict("records")]
+    else:
+        found = model_input if isinstance(model_input, list) else [model_input]
+    if not found:
+        raise RequestError("request: no row was found; one or more is expected")
+    return [_read_row(row) for row in found]
+
+
+def _read_row(found: object) -> Row:
+    row = _plain({"prompt": found} if isinstance(found, str) else found)
+    if not isinstance(row, dict):
+        raise RequestError.about("request", row, "a DataFrame, a dict or a list of dicts")
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def _cells(record: Mapping[str, object]) -> Row:
+    """Undo what a DataFrame does to a row: NaN where a field is absent, and then floats for whole numbers."""
+    present = {key: cell for key, cell in record.items() if not (pd.api.types.is_scalar(cell) and pd.isna(cell))}
+    for key in WHOLE_FIELDS:
+        cell = present.get(key)
+        if isinstance(cell, float) and cell.is_integer():
+            present[key] = int(cell)
+    return present
+
+
+def _plain(value: object) -> object:
+    """Replace numpy's arrays and scalars by Python's, however deep."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _require_known(row: Mapping[str, object], known: frozenset[str], field: str) -> None:
+    if unknown := sorted(str(key) for key in row.keys() - known):
+        raise RequestError.about(field, unknown, "one of " + ", ".join(sorted(known)))
+
+
+def _refuse_unsupported(row: Row) -> None:
+    for field in ("frequency_penalty", "presence_penalty"):
+        _number(row, field, 0, 0, "0 or nothing (penalties are not supported)")
+    if row.get("tools"):
+        raise RequestError.about("tools", row["tools"], "nothing (tools are not supported)")
+
+
+def _messages(row: Row) -> list[dict[str, str]]:
+    found = row.get("messages")
+    if not isinstance(found, list) or not found:
+        raise RequestError.about("messages", found, "a list of one message or more")
+    messages = [_message(f"messages[{index}]", message) for index, message in enumerate(found)]
+    if not any(message["role"] == "user" for message in messages):
+        raise RequestError.about("messages", [message["role"] for message in messages], "a message of the role 'user'")
+    return messages
+
+
+def _message(field: str, message: object) -> dict[str, str]:
+    if not isinstance(message, Mapping):
+        raise RequestError.about(field, message, "a dict with role and content")
+    _require_known(message, MESSAGE_FIELDS, field)
+    for unsupported in ("tool_calls", "tool_call_id"):
+        if message.get(unsupported):
+            raise RequestError.about(f"{field}.{unsupported}", message[unsupported], "nothing (no tools here)")
+    if (role := message.get("role")) not in ROLES:
+        raise RequestError.about(f"{field}.role", role, "one of " + ", ".join(ROLES))
+    return {"role": str(role), "content": _text(f"{field}.content", message.get("content"))}
+
+
+def _text(field: str, value: object) -> str:
+    """Return text that the runtime takes whole: it drops what follows a NUL and cannot encode half a surrogate pair."""
+    if not isinstance(value, str):
+        raise RequestError.about(field, value, "a string")
+    if "\0" in value:
+        raise RequestError(f"{field}: a NUL byte was found at character {value.index(chr(0))}; text is expected")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"{field}: a lone surrogate was found at character {error.start}; text is expected"
+        ) from None
+    return value
+
+
+def _stop_strings(row: Row) -> tuple[str, ...]:
+    found = row.get("stop", [])
+    stops = [found] if isinstance(found, str) else found
+    if not isinstance(stops, list) or len(stops) > MOST_STOPS or "" in stops:
+        raise RequestError.about("stop", found, f"a string, or a list of up to {MOST_STOPS}, none of them empty,")
+    return tuple(_text("stop", stop) for stop in stops)
+
+
+def _seed(row: Row) -> int | None:
+    """Read the seed, which MLflow's chat schema lets through only inside `custom_inputs`."""
+    custom = row.get("custom_inputs", {})
+    if not isinstance(custom, Mapping):
+        raise RequestError.about("custom_inputs", custom, "a dict")
+    _require_known(custom, frozenset({"seed"}), "custom_inputs")
+    return _whole({**custom, **row}, "seed", 0, LARGEST_SEED)
+
+
+def _number(row: Row, field: str, low: float, high: float, expected: str) -> float | None:
+    value = row.get(field)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:  # NaN is in no range
+        raise RequestError.about(field, value, expected)
+    return float(value)
+
+
+def _flag(row: Row, field: str, *, default: bool) -> bool:
+    value = row.get(field)
+    if value is not None and not isinstance(value, bool):
+        raise RequestError.about(field, value, "true or false")
+    return default if value is None else value
+
+
+def _whole(row: Row, field: str, low: int, high: int | None = None) -> int | None:
+    value = row.get(field)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        raise RequestError.about(field, value, f"a whole number from {low}" + (f" to {high}" if high else ""))
+    return value
+
+
+set_model(ChatModel())

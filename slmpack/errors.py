@@ -1,0 +1,59 @@
+"""What can go wrong, by stage.
+
+    SlmpackError            ours, and final: asking again gives the same answer
+    +-- UsageError          a name, target, recipe or option that cannot be right
+    +-- SourceError         the source does not exist, may not be read, or is not a usable checkpoint
+    +-- WorkspaceError      no space, or a file changed after it was stored
+    +-- BuildError          the builder refused, was killed or took too long
+    +-- LogError            MLflow would not take the model
+    +-- CheckError          the logged model is not what its interface promises
+    +-- QualityError        the package lost too much of its source
+    +-- SmokeError          the model loads but does not answer as it should
+    +-- PublishError        the registry would not take the version
+
+Any other exception may be the network's and may be retried. The message of ours is one line: what was
+found; what was expected; what to do.
+"""
+
+
+class SlmpackError(Exception):
+    """An expected failure; `str()` of it is the line that the user reads."""
+
+    def __init__(self, found: str, expected: str = "", advice: str = "") -> None:
+        super().__init__("; ".join(part for part in (found, expected, advice) if part))
+
+
+class UsageError(SlmpackError):
+    """A value that cannot be right, found before any work (exit code 2)."""
+
+
+class SourceError(SlmpackError):
+    """The source does not exist, may not be read, or is not a usable checkpoint."""
+
+
+class WorkspaceError(SlmpackError):
+    """The workspace has no room, or a stored file no longer has its digest."""
+
+
+class BuildError(SlmpackError):
+    """The builder refused the model, was killed, or took too long."""
+
+
+class LogError(SlmpackError):
+    """MLflow would not take the model."""
+
+
+class CheckError(SlmpackError):
+    """The logged model is not what its interface promises."""
+
+
+class QualityError(SlmpackError):
+    """The package lost too much of its source."""
+
+
+class SmokeError(SlmpackError):
+    """The model loads but does not answer as it should."""
+
+
+class PublishError(SlmpackError):
+    """The registry would not take the version."""

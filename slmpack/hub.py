@@ -1,0 +1,221 @@
+"""Hub: models of the Hugging Face Hub, or of a mirror that speaks its API.
+
+The Hub's own client does the work, in its own cache, so its settings (`HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`,
+`HF_HOME`) hold, broken downloads resume, and what another program has downloaded is not downloaded again.
+"""
+
+import glob
+import logging
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from slmpack.checkpoint import is_relevant
+from slmpack.errors import SourceError, UsageError
+from slmpack.progress import report
+from slmpack.records import ModelSource
+from slmpack.store import require_space
+from slmpack.weights import INDEX, WEIGHTS, no_weights
+
+logger = logging.getLogger(__name__)
+
+_UNAUTHORISED, _FORBIDDEN = 401, 403
+
+
+def pin(repository: str, revision: str | None) -> tuple[str, str | None]:
+    """Return the commit that `revision` of a model repository is now, and the licence that its card states.
+
+    Costs one request; none with `HF_HUB_OFFLINE`, when the Hub client's cache answers.
+
+    Raises:
+        UsageError: `repository` cannot be a repository's name.
+        SourceError: there is no such repository or revision, or it may not be read.
+    """
+    from huggingface_hub import HfApi, is_offline_mode
+
+    with _translated(repository, revision):
+        if is_offline_mode():
+            return _cached_commit(repository, revision), None
+        info = HfApi().model_info(repository, revision=revision or "main")
+    if info.sha is None:
+        raise SourceError(f"the Hub names no commit for {repository}", "a commit", "ask whoever runs HF_ENDPOINT")
+    card = info.card_data
+    licence = (card.get("license_name") if card.get("license") == "other" else card.get("license")) if card else None
+    return info.sha, str(licence) if licence else None
+
+
+def _cached_commit(repository: str, revision: str | None) -> str:
+    """Return the commit that the cache has for a branch, a tag or a commit."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(repository, "config.json", revision=revision or "main")
+    if not isinstance(path, str):
+        raise _not_cached(repository, revision)
+    return Path(path).parent.name  # <cache>/models--owner--name/snapshots/<commit>/config.json
+
+
+def download(source: ModelSource) -> Path:
+    """Download the files that a snapshot needs into the Hub client's cache; return the folder they are in.
+
+    Nothing is asked of the network when the cache has them all.
+
+    Raises:
+        SourceError: the repository may not be read, has no safetensors, or is not cached and the client is offline.
+        WorkspaceError: there is no room for the weights.
+    """
+    from huggingface_hub import is_offline_mode, snapshot_download
+
+    with _translated(source.location, source.revision):
+        sizes = _needed_sizes(source)
+        if sizes is None:  # offline, and another program filled the cache: take what is there, its checks follow
+            return Path(snapshot_download(source.location, revision=source.revision, local_files_only=True))
+        total = sum(sizes.values())
+        # Gated repositories answer metadata to anybody, and a mirror may hold the token: the first file will tell.
+        folder = snapshot_download(
+            source.location,
+            revision=source.revision,
+            allow_patterns=[glob.escape(name) for name in sizes],
+            local_files_only=is_offline_mode(),
+            tqdm_class=_progress_class(total, total - _require_room(source, sizes)),
+        )
+    report("fetch", total, total, "bytes")
+    _remember_branch(source, Path(folder))
+    return Path(folder)
+
+
+def _remember_branch(source: ModelSource, folder: Path) -> None:
+    """Note in the cache which commit the branch was, as the client does when it is asked for a branch itself.
+
+    Without it, the branch cannot be resolved offline. Source: huggingface_hub's guide, "Understand caching", refs.
+    """
+    branch = source.text.removeprefix("hf://").partition("@")[2] or "main"
+    if branch != source.revision:
+        note = folder.parents[1] / "refs" / branch
+        note.parent.mkdir(parents=True, exist_ok=True)
+        aside = note.with_name(f"{note.name}.{os.getpid()}.tmp")
+        aside.write_text(source.revision)
+        aside.replace(note)
+
+
+def _needed_sizes(source: ModelSource) -> dict[str, int] | None:
+    """Return the files that a snapshot needs and their sizes in bytes; None where offline nobody knows them."""
+    from huggingface_hub import HfApi, get_cached_repo_tree, is_offline_mode
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+    from huggingface_hub.hf_api import RepoFile
+
+    try:
+        tree: Iterable[object] = get_cached_repo_tree(source.location, revision=source.revision)
+    except CachedRepoTreeNotFoundError:
+        if is_offline_mode():
+            return None
+        tree = HfApi().list_repo_tree(source.location, recursive=True, revision=source.revision)
+    sizes = {item.path: item.size for item in tree if isinstance(item, RepoFile)}
+    if WEIGHTS not in sizes and INDEX not in sizes:
+        raise no_weights(source.location, list(sizes))
+    return {name: size for name, size in sizes.items() if is_relevant(name)}
+
+
+def _require_room(source: ModelSource, sizes: dict[str, int]) -> int:
+    """Return how many bytes are not in the cache yet, having made sure that they fit."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    needed = sum(
+        size for name, size in sizes.items()
+        if not isinstance(try_to_load_from_cache(source.location, name, revision=source.revision), str)
+    )  # fmt: skip
+    if needed:
+        require_space(Path(constants.HF_HUB_CACHE), needed, f"the download of {source.location}")
+    return needed
+
+
+@contextmanager
+def _translated(repository: str, revision: str | None) -> Iterator[None]:
+    """Turn the Hub's refusals into ours; what may be the network's fault (timeouts, 5xx) stays what it is."""
+    from huggingface_hub import is_offline_mode
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        yield
+    except HFValidationError as error:
+        raise UsageError(f"{repository!r} is no repository's name", "hf://OWNER/NAME[@REVISION]") from error
+    except GatedRepoError as error:
+        raise SourceError(
+            f"{repository} is gated and the Hub refuses its files", "an account that accepted its licence",
+            "accept it on the model's page and set HF_TOKEN to a token of that account",
+        ) from error  # fmt: skip
+    except RepositoryNotFoundError as error:
+        raise SourceError(
+            f"the Hub shows no repository {repository}", "one that exists and that you may read",
+            "check the name, or set HF_TOKEN if it is private",
+        ) from error  # fmt: skip
+    except RevisionNotFoundError as error:
+        raise SourceError(
+            f"{repository} has no revision {revision}", "a branch, a tag or a commit", "look at its history on the Hub"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        if is_offline_mode():
+            raise _not_cached(repository, revision) from error
+        raise
+    except HfHubHTTPError as error:
+        if error.response.status_code in (_UNAUTHORISED, _FORBIDDEN):
+            raise SourceError(
+                f"the Hub refuses {repository} ({error.response.status_code})", "a token that may read it",
+                "set HF_TOKEN to a valid one",
+            ) from error  # fmt: skip
+        raise
+
+
+def _not_cached(repository: str, revision: str | None) -> SourceError:
+    at = f" at {revision}" if revision else ""
+    return SourceError(
+        f"the Hub client is offline (HF_HUB_OFFLINE) and its cache has no whole {repository}{at}",
+        "a model that was downloaded before", "unset HF_HUB_OFFLINE, or name a source that is on this machine",
+    )  # fmt: skip
+
+
+def _progress_class(total: int, cached: int) -> type[Any]:
+    """Return what the Hub's client takes for a progress bar: it draws nothing and reports bytes.
+
+    The client makes one bar for the bytes that arrive and one for the bytes that are written, as well as one for
+    files; the furthest of the byte bars is the truth.
+    """
+    furthest = cached
+    guard = threading.Lock()
+
+    class Bar:
+        def __init__(self, *_args: Any, **options: Any) -> None:
+            self.n: float = 0
+            self.total = options.get("total")
+            self.format_dict: dict[str, Any] = {"rate": None}
+            self._counts_bytes = options.get("unit") == "B"
+
+        def update(self, n: float | None = 1) -> None:
+            nonlocal furthest
+            with guard:
+                self.n += n or 0
+                if self._counts_bytes and cached + self.n > furthest:
+                    furthest = min(int(cached + self.n), total)
+                    report("fetch", furthest, total, "bytes")
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_error: object) -> None:
+            pass
+
+        def _nothing(self, *_args: Any, **_options: Any) -> None:
+            pass
+
+        close = refresh = set_description = set_description_str = set_postfix_str = _nothing
+
+    return Bar

@@ -1,0 +1,135 @@
+"""MLflow as a source: a transformers model that was logged there, such as last night's fine-tune."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from slmpack.checkpoint import relevant_files
+from slmpack.errors import SourceError, UsageError
+from slmpack.licence import is_placeholder
+from slmpack.records import ModelSource, Record
+
+_FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID or runs:/RUN_ID/NAME"
+_FORM = re.compile(r"models:/m-[0-9a-f]{32}|models:/(?P<name>[^/@]+)(/\d+|@(?P<alias>[\w-]+))|runs:/[^/]+/.+")
+_FLAVOUR = "transformers"
+_WEIGHTS = "model"  # the folder in a logged model
+
+
+class PinnedModel(Record):
+    """What a URI names today: a URI that names it for ever, an id, and the name it goes by."""
+
+    location: str
+    revision: str
+    name: str
+    licence: str | None
+
+
+def pin(uri: str) -> PinnedModel:
+    """Find what `uri` names now.
+
+    Raises:
+        UsageError: `uri` is not one of MLflow's forms, or not one that names a single model.
+        SourceError: there is no such model, or it is not of the transformers flavour.
+    """
+    if not _FORM.fullmatch(uri):
+        raise UsageError(f"{uri!r} names no single model", _FORMS, "write one of those")
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    with _translated(uri):
+        location, name = _unmoving(client, uri)
+        info = mlflow.models.get_model_info(location)
+        _check_flavour(uri, info.flavors)
+        revision = info.model_id or f"{info.run_id}/{info.artifact_path}"
+        if info.model_id and (logged := _logged_model(client, info.model_id)):
+            location, name = f"models:/{logged.model_id}", name or logged.name
+    metadata = info.metadata or {}
+    licence = metadata.get("license") or metadata.get("licence")
+    return PinnedModel(
+        location=location,
+        revision=revision,
+        name=name or location.split("/")[-1],
+        licence=str(licence) if licence else None,
+    )
+
+
+def _unmoving(client: Any, uri: str) -> tuple[str, str | None]:
+    """Return a URI that will not name another model tomorrow, and the registered model's name if there is one."""
+    match = _FORM.fullmatch(uri)
+    assert match is not None
+    if match["alias"]:
+        version = client.get_model_version_by_alias(match["name"], match["alias"])
+        return f"models:/{version.name}/{version.version}", match["name"]
+    return uri, match["name"]
+
+
+def _logged_model(client: Any, model_id: str) -> Any:
+    """Return the logged model, or None where the id is another server's: a model that was copied here."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_logged_model(model_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+
+
+def _check_flavour(uri: str, flavours: dict[str, Any]) -> None:
+    if _FLAVOUR not in flavours:
+        raise SourceError(
+            f"{uri} has the flavours {', '.join(sorted(flavours))}", f"the flavour {_FLAVOUR}",
+            "log it with mlflow.transformers.log_model",
+        )  # fmt: skip
+    flavour = flavours[_FLAVOUR]
+    if "peft_adaptor" in flavour:
+        raise SourceError(f"{uri} is an adapter", "a whole model", "merge it into its base model and log that")
+    if "model_binary" not in flavour:
+        raise SourceError(
+            f"{uri} was logged without its weights", "a model that holds them", "log it with save_pretrained=True"
+        )
+
+
+def download(source: ModelSource, into: Path) -> dict[str, Path]:
+    """Return the files of a logged model's checkpoint, their path in the checkpoint to their path on disk.
+
+    MLflow keeps a model and its tokenizer apart; the result has both. Files in an artifact store that is a folder of
+    this machine are returned where they are, others are downloaded below `into`.
+
+    Raises:
+        SourceError: the logged files are gone.
+    """
+    import mlflow
+
+    with _translated(source.text):
+        place = source.location
+        if source.revision == source.location.removeprefix("models:/"):  # MLflow takes no path after such a URI
+            place = mlflow.MlflowClient().get_logged_model(source.revision).artifact_location
+        model = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{place}/MLmodel")).parent
+        if not (model / _WEIGHTS).is_dir():  # MLmodel came alone: it is a temporary copy
+            model = Path(mlflow.artifacts.download_artifacts(artifact_uri=source.location, dst_path=str(into)))
+    # The model's own files come first: MLflow saves the tokenizer anew.
+    files = relevant_files(model / "components" / "tokenizer") | relevant_files(model / _WEIGHTS)
+    licence = model / "LICENSE.txt"
+    if licence.is_file() and not is_placeholder(licence.read_text(encoding="utf-8", errors="replace")):
+        files.setdefault(licence.name, licence)
+    return files
+
+
+@contextmanager
+def _translated(uri: str) -> Iterator[None]:
+    """Turn MLflow's "there is no such thing" into our error; a server that cannot be reached stays what it is."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        # An alias that does not exist is an invalid parameter to MLflow.
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        reason = " ".join(error.message.split())
+        raise SourceError(
+            f"MLflow has no {uri} ({reason})", _FORMS, "check MLFLOW_TRACKING_URI and the name"
+        ) from error

@@ -1,0 +1,306 @@
+"""What travels between stages: frozen records, each holding its predecessor.
+
+The last one therefore is the provenance of the whole. They carry ids, paths and numbers, never tensors or bytes.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Record(BaseModel):
+    """A value that does not change and has no field that nobody declared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Target(StrEnum):
+    """The hardware and precision a package is for."""
+
+    TRANSFORMERS = "transformers"
+    CPU_INT4 = "cpu-int4"
+    CPU_INT8 = "cpu-int8"
+
+
+class Recipe(StrEnum):
+    """How weights are quantised, from cheap to dear."""
+
+    SMALL = "small"
+    BALANCED = "balanced"
+    ACCURATE = "accurate"
+
+
+class Interface(StrEnum):
+    """What the wrapped model is asked: MLflow's `llm/v1/chat`, or one string in, one string out."""
+
+    CHAT = "chat"
+    PROMPT = "prompt"
+
+
+class SourceKind(StrEnum):
+    """Where a model comes from."""
+
+    HUB = "hf"
+    FOLDER = "folder"
+    GGUF = "gguf"
+    WHEEL = "pypi"
+    MLFLOW = "mlflow"
+
+
+class Progress(Record):
+    """How far a stage is: `done` of `total` `unit`s; `total` is None where nobody knows it."""
+
+    stage: str
+    done: int
+    total: int | None
+    unit: str
+
+
+class FileDigest(Record):
+    """One file of a folder: its path in it (with forward slashes), its sha256 and its size."""
+
+    name: str
+    sha256: str
+    size_bytes: int
+
+
+def digest_of(value: object) -> str:
+    """Return the sha256 of `value` as canonical JSON: the same facts give the same digest on any machine."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def digest_of_files(files: Iterable[FileDigest]) -> str:
+    """Return one sha256 over the names and contents of `files`, whatever their order."""
+    return digest_of(sorted((file.name, file.sha256) for file in files))
+
+
+class ModelSource(Record):
+    """A source, resolved once to exact content.
+
+    Attributes:
+        text: what the user wrote.
+        kind: which of the design's sources it is.
+        location: repository id, absolute path, pinned requirement, or MLflow model URI.
+        revision: what pins the content: a commit, a file's or a folder's sha256, a release's version,
+            or the id of an MLflow logged model.
+        member: the file inside a wheel, else None.
+        name: the registered model's name unless the user gives one.
+        licence: what the source itself states before it is fetched, else None.
+    """
+
+    text: str
+    kind: SourceKind
+    location: str
+    revision: str
+    member: str | None = None
+    name: str
+    licence: str | None = None
+
+
+class Snapshot(Record):
+    """A checkpoint in Hugging Face's layout, in the workspace, checked and digested.
+
+    The folder holds safetensors, `config.json`, a fast tokenizer (`tokenizer.json`, `tokenizer_config.json`),
+    a chat template, and a licence file where the source has one.
+
+    Attributes:
+        architecture: `config.json`'s `architectures[0]`, such as `Phi3ForCausalLM`.
+        dtype: what most of the weights' bytes are in safetensors' terms (`F32`, `F16`, `BF16`).
+        parameters: number of weights in all tensors.
+        layers: number of decoder layers.
+        context_length: tokens, prompt and answer together.
+    """
+
+    source: ModelSource
+    path: Path
+    files: tuple[FileDigest, ...]
+    architecture: str
+    dtype: str
+    parameters: int
+    layers: int
+    context_length: int
+    licence: str | None
+
+    @property
+    def digest(self) -> str:
+        return digest_of_files(self.files)
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.files)
+
+
+class Package(Record):
+    """What a target needs to run the model: an ONNX Runtime GenAI folder, or the snapshot itself.
+
+    Attributes:
+        recipe: how it was quantised; None for `transformers`, which is not.
+        versions: builder and runtime, name to version, the ones that the digest covers.
+        digest: sha256 over the snapshot's files, the target, the recipe and those versions.
+        build_peak_bytes: peak private memory of the builder and its children; 0 where nothing was built.
+    """
+
+    snapshot: Snapshot
+    target: Target
+    recipe: Recipe | None
+    path: Path
+    files: tuple[FileDigest, ...]
+    versions: dict[str, str]
+    digest: str
+    build_peak_bytes: int = 0
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.files)
+
+
+class LoggedModel(Record):
+    """A package wrapped and logged in MLflow, not yet registered.
+
+    Attributes:
+        name: the registered model it is meant for.
+        model_id: MLflow's id, `m-...`.
+        uri: `models:/<model_id>`: the only hand-over between machines.
+        run_id: the MLflow run that holds parameters and figures.
+        requirements: exact pins, `name==version`.
+        digest: sha256 over the package's digest, the interface, the requirements and the wrapper's code.
+    """
+
+    package: Package
+    interface: Interface
+    name: str
+    model_id: str
+    uri: str
+    run_id: str
+    requirements: tuple[str, ...]
+    digest: str
+
+
+class Check(Record):
+    """One thing that was looked at and held: its name and what was found."""
+
+    name: str
+    found: str
+
+
+class ValidationReport(Record):
+    """The logged model is what its interface promises; exists only if every check held."""
+
+    model: LoggedModel
+    checks: tuple[Check, ...]
+
+
+class Speed(Record):
+    """What one answer costs on the machine that measured it.
+
+    Attributes:
+        decode_tokens_per_second: tokens after the first, one request at a time.
+        ttft_ms: time to first token, milliseconds, prompt included.
+        load_seconds: from URI to a model that answers.
+        peak_rss_bytes: highest resident memory of the process that loaded it.
+    """
+
+    decode_tokens_per_second: float
+    ttft_ms: float
+    load_seconds: float
+    peak_rss_bytes: int
+
+
+class QualityPolicy(Record):
+    """What a package may lose of its source before nothing is published."""
+
+    max_perplexity_ratio: float = Field(1.10, ge=1.0, description="perplexity of the package over that of its source")
+    allow_new_loops: bool = Field(False, description="publish even if greedy answers loop where the source's do not")
+
+
+class Quality(Record):
+    """How far a package is from its source on one text; logits compared position by position.
+
+    Attributes:
+        perplexity_ratio: perplexity of the package over that of its source; 1.0 is no loss.
+        mean_kl: mean over tokens of KL(source || package), nats.
+        p99_kl: its 99th percentile, nats.
+        top1_agreement: share of positions with the same most likely token, 0 to 1.
+        tokens: how many positions were compared.
+        new_loops: greedy answers that repeat themselves where the source's do not.
+        seconds_per_1000_tokens: what measuring the package costs; the source's share is paid once a snapshot.
+    """
+
+    perplexity: float
+    source_perplexity: float
+    perplexity_ratio: float
+    mean_kl: float
+    p99_kl: float
+    top1_agreement: float
+    tokens: int
+    new_loops: int
+    seconds_per_1000_tokens: float
+
+
+class QualityReport(Record):
+    """The package keeps what the policy asks for, or a reason was given why it need not.
+
+    Attributes:
+        quality: None where the package is the source's own bytes, which are compared instead.
+        waiver: the reason for publishing all the same, else None.
+    """
+
+    model: LoggedModel
+    quality: Quality | None
+    policy: QualityPolicy
+    checks: tuple[Check, ...]
+    waiver: str | None = None
+
+
+class SmokeReport(Record):
+    """The logged model was loaded by URI in a process of its own and answered; exists only if it did."""
+
+    model: LoggedModel
+    checks: tuple[Check, ...]
+    speed: Speed
+
+
+Status = Literal["published", "unchanged", "unproved", "refused", "failed"]
+
+
+class PublishedVersion(Record):
+    """A registered version whose alias was moved to it."""
+
+    model: LoggedModel
+    name: str
+    version: int
+    alias: str
+    digest: str
+
+    @property
+    def model_uri(self) -> str:
+        return f"models:/{self.name}@{self.alias}"
+
+
+class Outcome(Record):
+    """What became of one target: the object that `--json` prints.
+
+    Attributes:
+        seconds: wall time of each stage that ran.
+        reason: why nothing was published, else None.
+    """
+
+    status: Status
+    target: Target
+    recipe: Recipe | None = None
+    name: str | None = None
+    version: int | None = None
+    alias: str | None = None
+    model_uri: str | None = None
+    digest: str | None = None
+    size_bytes: int | None = None
+    quality: None = None
+    speed: Speed | None = None
+    seconds: dict[str, float] = {}
+    reason: str | None = None

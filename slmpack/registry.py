@@ -1,0 +1,198 @@
+"""Reaching MLflow: whether it is there, which of its errors are final, and which names it takes."""
+
+import errno
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from slmpack.errors import PublishError, SlmpackError, UsageError
+
+if TYPE_CHECKING:
+    from mlflow.exceptions import MlflowException
+
+PROBE_SECONDS = 5
+DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+PROBES = ("/api/2.0/mlflow/registered-models/search", "/api/2.0/mlflow/experiments/search")
+
+# MLflow's error codes that asking again does not change. A connection that fails is INTERNAL_ERROR, and BAD_REQUEST
+# is also what its database says when two writers set the same tag at once.
+FINAL_CODES = frozenset(
+    {
+        "CUSTOMER_UNAUTHORIZED", "ENDPOINT_NOT_FOUND", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "NOT_IMPLEMENTED",
+        "PERMISSION_DENIED", "QUOTA_EXCEEDED", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST",
+        "RESOURCE_LIMIT_EXCEEDED", "UNAUTHENTICATED",
+    }
+)  # fmt: skip
+FINAL_ERRNOS = frozenset({errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.ENOSPC, errno.ENOTDIR, errno.EROFS})
+
+
+@contextmanager
+def final_errors(failure: type[SlmpackError], doing: str) -> Iterator[None]:
+    """Turn what MLflow or a file system refuses for good into `failure`; what may be the network's passes as it is."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code not in FINAL_CODES:
+            raise
+        raise failure(f"MLflow refused {doing}: {one_line(error)}") from error
+    except OSError as error:
+        if error.errno not in FINAL_ERRNOS:
+            raise
+        raise failure(f"{doing} failed: {error}", "", "free or allow what the message names") from error
+
+
+def one_line(error: "MlflowException") -> str:
+    """Return what MLflow says, in one line and not endless."""
+    return " ".join(error.message.split())[:500]
+
+
+def is_absent(error: "MlflowException") -> bool:
+    """Tell whether MLflow says that a thing does not exist; for an alias it says that the parameter is invalid."""
+    if error.error_code == "INVALID_PARAMETER_VALUE":
+        return "not found" in error.message
+    return bool(error.error_code == "RESOURCE_DOES_NOT_EXIST")
+
+
+def check_name(name: str) -> None:
+    """Refuse a registered model's name before any work.
+
+    Raises:
+        UsageError: MLflow would not take the name, or could not find it again.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.validation import _validate_model_name
+
+    advice = "name another with --name"
+    try:
+        _validate_model_name(name)
+    except MlflowException as error:
+        raise UsageError(f"the model name {name!r}: {one_line(error)}", "", advice) from error
+    if not re.fullmatch(r"[\w .+-]{1,200}", name) or name != name.strip() or name.startswith("m-"):
+        # quotes end a search, `m-` is how MLflow knows the id of a logged model
+        expected = "letters, digits, space and . _ + -, at most 200, not starting with m-"
+        raise UsageError(f"the model name {name!r}", expected, advice)
+
+
+def check_alias(alias: str) -> None:
+    """Refuse an alias before any work.
+
+    Raises:
+        UsageError: MLflow would not take it.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.validation import _validate_model_alias_name, _validate_model_alias_name_reserved
+
+    try:
+        _validate_model_alias_name(alias)  # type: ignore[no-untyped-call]
+        _validate_model_alias_name_reserved(alias)  # type: ignore[no-untyped-call]
+    except MlflowException as error:
+        raise UsageError(f"the alias {alias!r}: {one_line(error)}") from error
+
+
+def require_registry() -> None:
+    """Ask the tracking server and the registry one cheap question, once; MLflow's own calls try for minutes.
+
+    Raises:
+        PublishError: one of them does not answer, or not as MLflow does.
+        UsageError: it is a store that MLflow no longer takes.
+    """
+    import mlflow
+
+    for uri in dict.fromkeys((mlflow.get_tracking_uri(), mlflow.get_registry_uri())):
+        if urlsplit(uri).scheme in {"http", "https"}:
+            _probe_server(uri)
+        else:
+            _probe_store(uri)
+
+
+def shown(uri: str) -> str:
+    """Return `uri` without the password it may have."""
+    return re.sub(r"//[^/@]*@", "//***@", uri)
+
+
+def _unreachable(uri: str, found: str) -> PublishError:
+    return PublishError(
+        f"the MLflow server at {shown(uri)} cannot be reached ({found})",
+        "a running MLflow tracking server with a model registry",
+        "start it or set MLFLOW_TRACKING_URI",
+    )
+
+
+def _probe_server(uri: str) -> None:
+    import requests
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    for endpoint in PROBES:
+        try:
+            credentials = get_default_host_creds(uri)  # type: ignore[no-untyped-call]
+            answer = http_request(  # type: ignore[no-untyped-call]
+                credentials, endpoint, "GET", params={"max_results": 1},
+                max_retries=0, timeout=PROBE_SECONDS, raise_on_status=False,
+            )  # fmt: skip
+        except (MlflowException, requests.RequestException) as error:
+            raise _unreachable(uri, _cause_of(error)) from error
+        if answer.status_code != 200:
+            raise _unreachable(uri, f"it answers {answer.status_code} {answer.reason}")
+        try:
+            answer.json()
+        except ValueError as error:
+            raise _unreachable(uri, "what answers there is not MLflow") from error
+
+
+def _cause_of(error: BaseException) -> str:
+    text = str(error)
+    for told, found in (
+        ("Connection refused", "connection refused"),
+        ("resolve", "its name cannot be resolved"),
+        ("timed out", f"no answer in {PROBE_SECONDS} s"),
+    ):
+        if told in text:
+            return found
+    return type(error.__cause__ or error).__name__
+
+
+def _probe_store(uri: str) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    _probe_database(uri)
+    try:
+        MlflowClient(tracking_uri=uri, registry_uri=uri).search_registered_models(max_results=1)
+    except MlflowException as error:
+        if urlsplit(uri).scheme in {"", "file"}:
+            found = f"MLflow refuses the file store {uri}: {one_line(error).partition('. ')[0]}"
+            raise UsageError(
+                found, "a database or a server", "set MLFLOW_TRACKING_URI to sqlite:///mlflow.db"
+            ) from error
+        raise _unreachable(uri, one_line(error)) from error
+
+
+def _probe_database(uri: str) -> None:
+    """Look at a database's file or port: MLflow tries ten times, with pauses that double, before it gives up."""
+    parts = urlsplit(uri)
+    kind = parts.scheme.partition("+")[0]
+    if kind == "sqlite":
+        file = Path(parts.path.removeprefix("/"))
+        if file.is_file() and not _is_sqlite(file):
+            raise _unreachable(uri, f"{file} is not a SQLite database")
+        if file.is_dir():
+            raise _unreachable(uri, f"{file} is a folder")
+    elif kind in DATABASE_PORTS and parts.hostname:
+        try:
+            socket.create_connection((parts.hostname, parts.port or DATABASE_PORTS[kind]), PROBE_SECONDS).close()
+        except OSError as error:
+            raise _unreachable(uri, str(error)) from error
+
+
+def _is_sqlite(file: Path) -> bool:
+    """An empty file is one too. Source: the SQLite file format, "The Database Header"."""
+    with file.open("rb") as opened:
+        return opened.read(16) in (b"", b"SQLite format 3\x00")

@@ -1,0 +1,287 @@
+"""Validate: the logged model is what its interface promises, read and loaded as a stranger would: by its URI.
+
+MLflow accepts models that cannot answer, whose requirements are loose, or that only load where they were made; so
+the small files of the model are looked at here, and then its own input example is predicted in a process of its own.
+"""
+
+import os
+import re
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import yaml  # type: ignore[import-untyped]
+
+from slmpack.child import run_in_child
+from slmpack.errors import CheckError
+from slmpack.interfaces import check_answer, input_example_of, metadata_of, signature_of
+from slmpack.progress import report
+from slmpack.records import Check, Interface, LoggedModel, Record, Target, ValidationReport
+from slmpack.registry import final_errors, one_line
+from slmpack.requirements import PACKAGES
+from slmpack.store import log_folder
+
+if TYPE_CHECKING:
+    from mlflow.models import Model
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
+
+PREDICT_LIMIT_SECONDS = 1800.0
+ANSWER_TOKENS = 16
+LOADERS = {Target.TRANSFORMERS: "mlflow.transformers"}
+CODE_LOADER = "mlflow.pyfunc.loaders.code_model"
+PICKLE_KEYS = ("python_model", "cloudpickle_version", "pickled_model")
+PICKLE_SUFFIXES = (".pkl", ".pickle", ".joblib", ".dill", ".bin", ".pt", ".pth", ".ckpt")
+TEXT_FILES = ("MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt")
+PIN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!-]*)")
+ADVICE = "log the model again"
+
+
+@dataclass(frozen=True)
+class LoggedFiles:
+    """What is read of the logged model: its metadata, the names of all its files, the text of the small ones."""
+
+    model: LoggedModel
+    metadata: "Model"
+    names: tuple[str, ...]
+    texts: dict[str, str]
+    workspace: Path
+
+
+class PredictRequest(Record):
+    """What the process is to load and from which server; `listed` is whether the flavour answers in a list."""
+
+    tracking_uri: str
+    registry_uri: str
+    uri: str
+    interface: Interface
+    listed: bool
+    model_config_override: dict[str, int]
+
+
+def validate_model(model: LoggedModel, workspace: Path) -> ValidationReport:
+    """Check the logged model against its interface; its weights are read only to predict.
+
+    Raises:
+        CheckError: a check that does not hold: its name, what was found, what is expected.
+    """
+    with final_errors(CheckError, f"to read {model.uri}"):
+        files = _read(model, workspace)
+    checks = []
+    for done, check in enumerate(CHECKS, start=1):
+        checks.append(check(files))
+        report("validate", done, len(CHECKS) + 1, "checks")
+    checks.append(_check_prediction(model, workspace))
+    report("validate", len(CHECKS) + 1, len(CHECKS) + 1, "checks")
+    return ValidationReport(model=model, checks=tuple(checks))
+
+
+def _read(model: LoggedModel, workspace: Path) -> LoggedFiles:
+    from mlflow.models import Model
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    repository = get_artifact_repository(model.uri)
+    fetch: Callable[[str, str], str] = repository.download_artifacts
+    names = tuple(_walk(repository, None))
+    if missing := sorted(set(TEXT_FILES) - set(names)):
+        raise _refusal("files", f"{', '.join(missing)} missing", "the files that MLflow writes with every model")
+    with TemporaryDirectory() as folder:
+        paths = {name: fetch(name, folder) for name in TEXT_FILES}
+        texts = {name: Path(path).read_text() for name, path in paths.items()}
+    metadata = Model.from_dict(yaml.safe_load(texts["MLmodel"]))
+    return LoggedFiles(model=model, metadata=metadata, names=names, texts=texts, workspace=workspace)
+
+
+def _walk(repository: "ArtifactRepository", folder: str | None) -> Iterator[str]:
+    """Yield the path of every artifact below `folder`."""
+    for entry in repository.list_artifacts(folder):
+        if entry.is_dir:
+            yield from _walk(repository, entry.path)
+        else:
+            yield entry.path
+
+
+def _refusal(name: str, found: str, expected: str) -> CheckError:
+    return CheckError(f"{name}: {found}", expected, ADVICE)
+
+
+def _check_files(files: LoggedFiles) -> Check:
+    """The package or checkpoint is whole."""
+    folder = "model" if files.model.package.target is Target.TRANSFORMERS else "artifacts/package"
+    expected = {f"{folder}/{file.name}" for file in files.model.package.files}
+    if missing := sorted(expected - set(files.names)):
+        raise _refusal("files", f"{', '.join(missing)} missing", f"the {len(expected)} files of the package")
+    return Check(name="files", found=f"{len(files.names)}")
+
+
+def _check_signature(files: LoggedFiles) -> Check:
+    expected, found = signature_of(files.model.interface), files.metadata.signature
+    if found != expected:
+        told = "none" if found is None else f"inputs {str(found.inputs)[:150]}"
+        raise _refusal("signature", told, f"the signature of {files.model.interface}, exactly")
+    return Check(name="signature", found=f"that of {files.model.interface}")
+
+
+def _check_example(files: LoggedFiles) -> Check:
+    """The example is there, has the interface's fields, and passes MLflow's own enforcement of the signature."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.models import validate_schema
+
+    if files.metadata.saved_input_example_info is None:
+        raise _refusal("input example", "none", "one that the model can answer")
+    try:
+        example = files.metadata.load_input_example(files.model.uri)
+    except (MlflowException, OSError, ValueError) as error:
+        raise _refusal("input example", f"it cannot be read ({type(error).__name__})", "a JSON object") from error
+    expected = input_example_of(files.model.interface)
+    if not isinstance(example, dict) or example.keys() != expected.keys():
+        fields = ", ".join(map(str, example)) if isinstance(example, dict) else type(example).__name__
+        raise _refusal("input example", f"an example with {fields}", f"one with {', '.join(expected)}")
+    try:
+        validate_schema(example, signature_of(files.model.interface).inputs)
+    except MlflowException as error:
+        raise _refusal("input example", one_line(error), "an example that fits the signature") from error
+    return Check(name="input example", found=", ".join(example))
+
+
+def _check_no_pickle(files: LoggedFiles) -> Check:
+    """Nothing is unpickled at load: the wrapper is source code, the weights are ONNX or safetensors."""
+    expected = LOADERS.get(files.model.package.target, CODE_LOADER)
+    for flavor, settings in files.metadata.flavors.items():
+        if keys := [key for key in PICKLE_KEYS if settings.get(key) is not None]:
+            raise _refusal("no pickle", f"{', '.join(keys)} in flavour {flavor}", "models-from-code")
+    loader = files.metadata.flavors.get("python_function", {}).get("loader_module")
+    if loader != expected:
+        raise _refusal("no pickle", f"loader {loader}", f"loader {expected}")
+    if pickles := [name for name in files.names if name.endswith(PICKLE_SUFFIXES)]:
+        raise _refusal("no pickle", ", ".join(pickles), "no file of a pickled format")
+    return Check(name="no pickle", found=f"loader {loader}")
+
+
+def _check_requirements(files: LoggedFiles) -> Check:
+    """Every line is an exact pin, and they are the pins that the model was logged with: none more, none less."""
+    lines = [line.strip() for line in files.texts["requirements.txt"].splitlines()]
+    found = [line for line in lines if line and not line.startswith("#")]
+    if loose := [line for line in found if not PIN.fullmatch(line)]:
+        raise _refusal("requirements", f"{loose[0]!r}", "name==version on every line")
+    names = {line.partition("==")[0] for line in found}
+    if missing := sorted(set(PACKAGES[files.model.package.target]) - names):
+        raise _refusal("requirements", f"without {', '.join(missing)}", "all that the target needs")
+    if different := sorted(set(found) ^ set(files.model.requirements)):
+        raise _refusal("requirements", f"{different[0]} in one of file and record", "the versions that were installed")
+    return Check(name="requirements", found=", ".join(found))
+
+
+def _check_metadata(files: LoggedFiles) -> Check:
+    found = files.metadata.metadata or {}
+    for key, value in metadata_of(files.model.interface).items():
+        if found.get(key) != value:
+            raise _refusal("metadata", f"{key} is {found.get(key)!r}", f"{key} {value!r}")
+    digest = found.get("slmpack", {}).get("digest")
+    if digest != files.model.digest:
+        raise _refusal("metadata", f"digest {digest}", f"digest {files.model.digest}")
+    return Check(name="metadata", found=str(found.get("task", "no task")))
+
+
+def _check_no_leak(files: LoggedFiles) -> Check:
+    """Nothing of this machine: a path in the model would break it elsewhere, and tells what is nobody's business."""
+    private = _private_words(files)
+    for name in TEXT_FILES:
+        parsed = files.texts[name].splitlines() if name.endswith(".txt") else yaml.safe_load(files.texts[name])
+        for place, text in _leaves(parsed, name):
+            if found := next((word for word in private if word in text), None):
+                raise _refusal("no leak", f"{found} in {place}", "nothing of the machine that built it")
+            if re.match(r"(file:|[A-Za-z]:[\\/]|~|/)", text) or re.search(r"@ *file:|(^| )-e ", text):
+                raise _refusal("no leak", f"the path {text[:100]} in {place}", "no absolute path")
+    return Check(name="no leak", found=f"{len(TEXT_FILES)} files")
+
+
+def _private_words(files: LoggedFiles) -> list[str]:
+    """Return what names this machine or its user; words too short to mean anything are left out."""
+    package = files.model.package
+    words = [
+        str(files.workspace),
+        str(package.path),
+        str(package.snapshot.path),
+        str(Path.home()),
+        socket.gethostname(),
+    ]
+    public = f"{files.model.name} {package.snapshot.source.location} localhost"
+    return [word for word in words if len(word) > 3 and word not in public]
+
+
+def _leaves(value: object, place: str) -> Iterator[tuple[str, str]]:
+    """Yield every string in parsed YAML with where it is; the signature's own JSON has none of ours."""
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{place} {key}")
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _leaves(inner, place)
+
+
+CHECKS: tuple[Callable[[LoggedFiles], Check], ...] = (
+    _check_signature,
+    _check_example,
+    _check_no_pickle,
+    _check_requirements,
+    _check_metadata,
+    _check_no_leak,
+    _check_files,
+)
+
+
+def _check_prediction(model: LoggedModel, workspace: Path) -> Check:
+    """Predict the model's own example in a process of its own, offline and without pickles."""
+    import mlflow
+
+    is_transformers = model.package.target is Target.TRANSFORMERS
+    request = PredictRequest(
+        tracking_uri=mlflow.get_tracking_uri(),
+        registry_uri=mlflow.get_registry_uri(),
+        uri=model.uri,
+        interface=model.interface,
+        listed=is_transformers or model.interface is Interface.PROMPT,
+        model_config_override={"max_new_tokens" if is_transformers else "max_tokens": ANSWER_TOKENS},
+    )
+    check, _ = run_in_child(
+        predict_example,
+        request,
+        log=log_folder(workspace) / f"validate-{model.model_id}.log",
+        limit_seconds=PREDICT_LIMIT_SECONDS,
+        failure=CheckError,
+        doing="the prediction of the input example",
+    )
+    return check
+
+
+def predict_example(request: PredictRequest) -> Check:
+    """Run in a child: load by URI, predict the input example, look at the answer.
+
+    Raises:
+        CheckError: the answer is not one of the interface.
+    """
+    os.environ.update(MLFLOW_ALLOW_PICKLE_DESERIALIZATION="false", HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+    import mlflow
+    from mlflow.models import get_model_info
+
+    mlflow.set_tracking_uri(request.tracking_uri)
+    mlflow.set_registry_uri(request.registry_uri)
+    info: Any = get_model_info(request.uri)
+    model = mlflow.pyfunc.load_model(request.uri, model_config=request.model_config_override)
+    answer = model.predict(model.input_example)
+    if request.listed:  # a prompt model answers in a column, MLflow's transformers flavour in a list
+        if not isinstance(answer, list) or len(answer) != 1:
+            raise _refusal("prediction", f"{_told(answer)} for one row", "a list of one answer")
+        (answer,) = answer
+    if info.signature is None or info.signature.outputs is None:
+        raise _refusal("prediction", "no output schema", "the interface's")
+    return Check(name="prediction", found=check_answer(answer, info.signature.outputs))
+
+
+def _told(answer: object) -> str:
+    return f"a list of {len(answer)}" if isinstance(answer, list) else type(answer).__name__

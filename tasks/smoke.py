@@ -1,0 +1,15 @@
+"""Smoke: the logged model answers in a process of its own."""
+
+from pathlib import Path
+
+from prefect import task
+
+from slmpack import smoke
+from slmpack.records import LoggedModel, SmokeReport
+from tasks.policies import LOCAL
+
+
+@task(task_run_name="smoke {model.name}", **LOCAL)
+def smoke_test(model: LoggedModel, workspace: Path) -> SmokeReport:
+    """Load by URI and ask; never retried."""
+    return smoke.smoke_test(model, workspace)

@@ -1,0 +1,15 @@
+"""Validate: the logged model is what its interface promises."""
+
+from pathlib import Path
+
+from prefect import task
+
+from slmpack import validate
+from slmpack.records import LoggedModel, ValidationReport
+from tasks.policies import LOCAL
+
+
+@task(task_run_name="validate {model.name}", **LOCAL)
+def validate_model(model: LoggedModel, workspace: Path) -> ValidationReport:
+    """Check signature, example, requirements and leaks; never retried."""
+    return validate.validate_model(model, workspace)

@@ -1,0 +1,56 @@
+"""Small checkpoints with random weights: they say nothing of quality, and everything of structure."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+def write_tiny_phi3(folder: Path, tokenizer: Path, vocabulary: int = 49152) -> None:
+    """Write a Phi-3 of 2 layers and hidden size 128 in bfloat16; the tokenizer's vocabulary must fit."""
+    import torch
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    config = Phi3Config(
+        vocab_size=vocabulary, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, max_position_embeddings=4096, original_max_position_embeddings=4096,
+        sliding_window=2047, bos_token_id=1, eos_token_id=2, pad_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model: Any = Phi3ForCausalLM(config)  # type: ignore[no-untyped-call]
+    model.to(torch.bfloat16).save_pretrained(folder)
+    copy_tokenizer(tokenizer, folder)
+
+
+def write_tiny_gpt2(folder: Path, tokenizer: Path, vocabulary: int = 49152) -> None:
+    """Write a GPT-2 of 2 layers: an architecture that the ONNX Runtime GenAI builder does not know."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(folder)  # type: ignore[no-untyped-call]
+    copy_tokenizer(tokenizer, folder)
+
+
+def copy_tokenizer(tokenizer: Path, folder: Path) -> None:
+    """Copy the tokenizer and the chat template of one checkpoint into another."""
+    for name in TOKENIZER_FILES:
+        if (tokenizer / name).is_file():
+            shutil.copyfile(tokenizer / name, folder / name)
+
+
+def write_mute_phi3(folder: Path, tokenizer: Path, vocabulary: int = 49152, end_of_turn: int = 2) -> None:
+    """Write a tiny Phi-3 that ends its turn at once, whatever it is asked: it loads, runs, and says nothing.
+
+    Every token is embedded as ones and no layer adds to it, so the head sees ones and only one of its rows answers.
+    """
+    import torch
+    from transformers import Phi3ForCausalLM
+
+    write_tiny_phi3(folder, tokenizer, vocabulary)
+    model: Any = Phi3ForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for name, weights in model.named_parameters():
+            weights.fill_(1.0 if "embed" in name or "norm" in name else 0.0)
+        model.lm_head.weight[end_of_turn] = 1.0
+    model.to(torch.bfloat16).save_pretrained(folder)

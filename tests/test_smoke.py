@@ -1,0 +1,128 @@
+"""Smoke: models that load but do not answer are refused by the answer itself."""
+
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow.models import ModelSignature
+from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
+
+from slmpack.errors import SmokeError
+from slmpack.log import log_model
+from slmpack.records import Interface, LoggedModel, Package
+from slmpack.smoke import smoke_test
+
+# An honest model but for `answer`, which each test replaces; it counts words as tokens.
+MODEL = """
+import mlflow
+from mlflow.pyfunc import PythonModel
+
+
+class Model(PythonModel):
+    calls = 0
+
+    def answer(self, row):
+        words = "once upon a time there was a lighthouse".split()[: int(row["max_tokens"])]
+        reason = "length" if len(words) == int(row["max_tokens"]) else "stop"
+        return " ".join(words), reason, len(words)
+
+    def rows(self, model_input):
+        return model_input.to_dict("records") if hasattr(model_input, "to_dict") else [model_input]
+
+    def predict(self, context, model_input, params=None):
+        Model.calls += 1
+        answers = [self.completion(*self.answer(row)) for row in self.rows(model_input)]
+        return answers[0] if len(answers) == 1 else answers
+
+    def completion(self, text, reason, tokens):
+        return {"id": "1", "object": "chat.completion", "created": 1, "model": "m",
+                "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}],
+                "usage": {"prompt_tokens": 5, "completion_tokens": tokens, "total_tokens": 5 + tokens}}
+
+    def predict_stream(self, context, model_input, params=None):
+        text, reason, tokens = self.answer(*self.rows(model_input))
+        for count, word in enumerate(text.split(" ")):
+            yield {"choices": [{"index": 0, "delta": {"content": " " * (count > 0) + word}, "finish_reason": None}]}
+        yield {"choices": [{"index": 0, "delta": {}, "finish_reason": reason}],
+               "usage": {"prompt_tokens": 5, "completion_tokens": tokens, "total_tokens": 5 + tokens}}
+
+BROKEN
+
+mlflow.models.set_model(Model())
+"""
+
+
+def logged(package: Package, folder: Path, broken: str) -> LoggedModel:
+    code = folder / "broken_model.py"
+    code.write_text(MODEL.replace("BROKEN", broken))
+    with mlflow.start_run() as run:
+        info = mlflow.pyfunc.log_model(
+            name="broken",
+            python_model=str(code),
+            signature=ModelSignature(CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA),
+            pip_requirements=["mlflow"],
+        )
+    return LoggedModel(
+        package=package, interface=Interface.CHAT, name="broken", model_id=info.model_id, uri=info.model_uri,
+        run_id=run.info.run_id, requirements=(), digest="0" * 64,
+    )  # fmt: skip
+
+
+BREAKS = {
+    "an empty text": ('    def answer(self, row):\n        return "", "stop", 1', r"the answer ''; some text"),
+    "an error": ('    def answer(self, row):\n        raise RuntimeError("no weights")', "RuntimeError: no weights"),
+    "raw byte markers": (
+        '    def answer(self, row):\n        return "TheĠcapital", "stop", 1',
+        "'Ġ' in the answer .*; decoded text",
+    ),
+    "counts that do not add up": (
+        "    def completion(self, *a):\n        done = super().completion(*a); done['usage']['total_tokens'] += 1\n"
+        "        return done",
+        "counts that add up",
+    ),
+    "one answer to a batch": (
+        "    def predict(self, context, model_input, params=None):\n"
+        "        return super().predict(context, model_input.head(1))",
+        "1 answers to 2 rows; one answer a row",
+    ),
+    "a length that is not told": (
+        "    def answer(self, row):\n        text, _, tokens = super().answer(row)\n"
+        "        return text, 'stop', tokens",
+        "finish_reason and completion_tokens .* at max_tokens 3",
+    ),
+    "another stream": (
+        "    def predict_stream(self, *a, **k):\n        yield {'choices': [{'delta': {'content': 'other'}}]}",
+        "the streamed answer 'other'",
+    ),
+    "greedy answers that differ": (
+        "    def answer(self, row):\n        text, reason, tokens = super().answer(row)\n"
+        "        return (text if row['max_tokens'] == 3 else f'{text} {Model.calls}'), reason, tokens",
+        "the streamed answer|the same twice",
+    ),
+    "a prose answer": (
+        "    def completion(self, text, *a):\n        return text",
+        "an answer of another shape",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BREAKS)
+def test_refuses(name: str, tiny_package: Package, mlflow_store: Path, workspace: Path) -> None:
+    override, message = BREAKS[name]
+    broken = f"class Honest(Model):\n    pass\n\n\nclass Model(Honest):\n{override}\n"
+    with pytest.raises(SmokeError, match=message):
+        smoke_test(logged(tiny_package, mlflow_store, broken), workspace)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("interface", Interface)
+def test_measures_a_package_that_answers(
+    interface: Interface, tiny_package: Package, mlflow_store: Path, workspace: Path
+) -> None:
+    report = smoke_test(log_model(tiny_package, interface, "tiny-phi3", workspace, {}), workspace)
+    assert report.speed.decode_tokens_per_second > 0
+    assert report.speed.ttft_ms > 0
+    assert report.speed.load_seconds > 0
+    assert report.speed.peak_rss_bytes > tiny_package.size_bytes
+    assert {check.name for check in report.checks} >= {"one question", "a batch of two", "a streamed answer"}
