@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# A file's tests stay together, since they share what they built.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 DEMO_NAME := smollm2-135m-instruct
 
 .PHONY: setup demo test quick lint clean
@@ -11,7 +13,7 @@ setup: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = "%d.%d" % sys.version_info[:2]; sys.exit(sys.version_info < (3, 11) and "slmpack: found Python " + v + "; expected 3.11 or later; install one and type: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[cpu,dev]'
 	@touch $@
 
 demo: setup
@@ -29,10 +31,10 @@ lint: setup
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/pytest
+	$(PYTEST)
 
 quick: lint
-	$(BIN)/pytest -m 'not slow and not hub and not gpu'
+	$(PYTEST) -m 'not slow and not hub and not gpu'
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build *.egg-info

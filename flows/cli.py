@@ -1,4 +1,4 @@
-"""The command line: `slmpack package` and `slmpack chat`.
+"""The command line: `slmpack package`, `slmpack verify` and `slmpack chat`.
 
 Progress and errors go to stderr; stdout has the answer, or with `--json` one object a target. Exit code 0: every
 target is published or unchanged; 1: one was refused or failed; 2: bad usage; 130: interrupted.
@@ -17,7 +17,9 @@ from flows.display import Display
 from slmpack.chat import stream_answer
 from slmpack.errors import SlmpackError, UsageError
 from slmpack.outcome import failed_outcome
-from slmpack.records import Interface, Outcome, Recipe, Target
+from slmpack.recall import check_uri, find_logged
+from slmpack.records import Interface, Outcome, QualityPolicy, Recipe, Target
+from slmpack.registry import require_registry
 from slmpack.request import check_request, default_workspace
 from slmpack.resolve import DEFAULT_SOURCE
 from slmpack.store import log_folder
@@ -101,12 +103,17 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     package.add_argument("--target", type=_target, action="append", metavar="T", help=", ".join(Target))
     package.add_argument("--name", help="the registered model's name; taken from the source if left out")
-    package.add_argument("--recipe", type=_recipe, metavar="R", help=", ".join(Recipe) + "; the cheapest if left out")
+    package.add_argument("--recipe", type=_recipe, default=Recipe.AUTO, metavar="R", help=", ".join(Recipe))
     package.add_argument("--interface", type=_interface, default=Interface.CHAT, metavar="I", help=", ".join(Interface))
     package.add_argument("--force", action="store_true", help="work even if the same is published already")
-    package.add_argument("--json", action="store_true", help="one JSON object a target on stdout")
-    package.add_argument("--workspace", type=Path, metavar="DIR", help=f"work files (default: {default_workspace()})")
+    _add_proof_options(package)
     package.set_defaults(run=_package)
+    verify = commands.add_parser("verify", help="prove a logged model again on this machine, then publish it")
+    verify.add_argument(
+        "model_uri", metavar="MODEL_URI", help="models:/NAME@ALIAS, models:/NAME/VERSION or models:/m-ID"
+    )
+    _add_proof_options(verify)
+    verify.set_defaults(run=_verify)
     chat = commands.add_parser("chat", help="ask a published model; the answer streams to stdout")
     chat.add_argument("model_uri", metavar="MODEL_URI", help="such as models:/smollm2-135m-instruct@cpu-int4")
     chat.add_argument("prompt", metavar="PROMPT")
@@ -114,14 +121,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_proof_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON object a target on stdout")
+    parser.add_argument("--workspace", type=Path, metavar="DIR", help=f"work files (default: {default_workspace()})")
+    parser.add_argument("--quality-text", type=Path, metavar="FILE", help="UTF-8 text to measure the quality on")
+    parser.add_argument("--waive-quality", metavar="REASON", help="publish below the quality policy, for this reason")
+
+
 def _package(parsed: argparse.Namespace) -> int:
     targets: list[Target] = list(dict.fromkeys(parsed.target or [Target.CPU_INT4]))
     for target in targets:  # before Prefect is imported, which takes seconds
-        check_request(target, parsed.recipe, parsed.interface, parsed.name, parsed.workspace)
+        check_request(
+            target, parsed.recipe, parsed.interface, parsed.name, parsed.workspace,
+            policy=QualityPolicy(), quality_text=parsed.quality_text, waive_quality=parsed.waive_quality,
+        )  # fmt: skip
     with Display() as display:
         outcomes = _run_flow(parsed, targets)
         for outcome in outcomes:
             display.say(_line_of(outcome))
+    return _tell(outcomes, parsed)
+
+
+def _tell(outcomes: list[Outcome], parsed: argparse.Namespace) -> int:
+    """Write what became of the targets and return the exit code."""
     for outcome in outcomes:
         if parsed.json:
             sys.stdout.write(outcome.model_dump_json() + "\n")
@@ -133,7 +155,10 @@ def _package(parsed: argparse.Namespace) -> int:
 def _run_flow(parsed: argparse.Namespace, targets: list[Target]) -> list[Outcome]:
     """Run the flow here; one target is a run of its own, several are runs below one."""
     logging.captureWarnings(True)
-    rest = (parsed.recipe, parsed.interface, parsed.name, parsed.force, parsed.workspace)
+    rest = (
+        parsed.recipe, parsed.interface, parsed.name, parsed.force, parsed.workspace,
+        QualityPolicy(), parsed.quality_text, parsed.waive_quality,
+    )  # fmt: skip
     if len(targets) > 1:
         from flows.package_targets import package_targets
 
@@ -152,6 +177,35 @@ def _run_flow(parsed: argparse.Namespace, targets: list[Target]) -> list[Outcome
         return [failed_outcome(targets[0], error)]
 
 
+def _verify(parsed: argparse.Namespace) -> int:
+    check_uri(parsed.model_uri)
+    require_registry()
+    told = find_logged(parsed.model_uri).told
+    target = told.package.target
+    check_request(  # before Prefect is imported
+        target, told.package.recipe or Recipe.AUTO, told.interface, told.name, parsed.workspace,
+        policy=QualityPolicy(), quality_text=parsed.quality_text, waive_quality=parsed.waive_quality,
+    )  # fmt: skip
+    with Display() as display:
+        outcome = _run_verify_flow(parsed, target)
+        display.say(_line_of(outcome))
+    return _tell([outcome], parsed)
+
+
+def _run_verify_flow(parsed: argparse.Namespace, target: Target) -> Outcome:
+    from flows.verify_model import verify_model
+
+    logging.captureWarnings(True)
+    try:
+        return verify_model(
+            parsed.model_uri, parsed.workspace, QualityPolicy(), parsed.quality_text, parsed.waive_quality
+        )
+    except UsageError:
+        raise
+    except SlmpackError as error:
+        return failed_outcome(target, error)
+
+
 def _line_of(outcome: Outcome) -> str:
     if outcome.reason is not None:
         return f"{outcome.target}: {outcome.status}"
@@ -159,7 +213,9 @@ def _line_of(outcome: Outcome) -> str:
     text = f"{outcome.status}: {outcome.name} version {outcome.version}, alias {outcome.alias}, in {seconds:.0f} s"
     if outcome.speed is None or outcome.size_bytes is None:
         return text
-    speed = outcome.speed
+    speed, quality = outcome.speed, outcome.quality
+    if quality is not None:
+        text += f"; {outcome.recipe}: perplexity ratio {quality.perplexity_ratio:.3f}"
     return (
         f"{text}; {outcome.size_bytes / 1e6:.0f} MB, {speed.decode_tokens_per_second:.0f} tokens/s, "
         f"first token after {speed.ttft_ms:.0f} ms, {speed.peak_rss_bytes / 1e6:.0f} MB of memory"

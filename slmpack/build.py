@@ -16,6 +16,7 @@ from slmpack import progress
 from slmpack.child import run_in_child
 from slmpack.errors import BuildError
 from slmpack.records import Package, Recipe, Record, Snapshot, Target, digest_of
+from slmpack.repair import repair_tokenizer
 from slmpack.sliding_window import move_window_into_attention
 from slmpack.store import Manifest, log_folder, require_space, store_folder
 from slmpack.targets import BYTES_PER_PARAMETER, RECIPES, BuilderOptions, builder_versions
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 BUILD_LIMIT_SECONDS = 2 * 3600.0
 DRIVE_LIMIT_SECONDS = 600.0
 DECODE_STEPS = 4
-BUILD_STEPS = 2  # counts up when what is done to the builder's output changes, so that packages are built again
+BUILD_STEPS = 3  # counts up when what is done to the builder's output changes, so that packages are built again
 
 
 class BuildRequest(Record):
@@ -42,6 +43,12 @@ class DriveRequest(Record):
     """The package folder to run a few tokens through; its ids must stay below the model's vocabulary."""
 
     package: Path
+
+
+class Built(Record):
+    """What the builder's process did beside building: a sentence for each repair of its output."""
+
+    repairs: tuple[str, ...]
 
 
 class Done(Record):
@@ -62,24 +69,26 @@ def build_package(snapshot: Snapshot, target: Target, recipe: Recipe | None, wor
         WorkspaceError: the workspace has too little space for the result.
     """
     digest = package_digest(snapshot, target, recipe)
-    path, peak = snapshot.path, 0
+    path = snapshot.path
     if recipe is not None:
         require_space(workspace, int(snapshot.parameters * BYTES_PER_PARAMETER[target]), f"a {target} package")
-        path, peak = _build(snapshot, target, recipe, digest, workspace)
+        path = _build(snapshot, target, recipe, digest, workspace)
+    manifest = Manifest.read(path)
     return Package(
         snapshot=snapshot,
         target=target,
         recipe=recipe,
         path=path,
-        files=Manifest.read(path).files,
+        files=manifest.files,
         versions=builder_versions(target),
         digest=digest,
-        build_peak_bytes=peak,
+        build_peak_bytes=int(manifest.facts.get("build_peak_bytes") or 0),
+        repairs=tuple(str(manifest.facts.get("repairs") or "").splitlines()),
     )
 
 
-def _build(snapshot: Snapshot, target: Target, recipe: Recipe, digest: str, workspace: Path) -> tuple[Path, int]:
-    """Return the stored folder and the peak private memory of the process that made it, in bytes."""
+def _build(snapshot: Snapshot, target: Target, recipe: Recipe, digest: str, workspace: Path) -> Path:
+    """Return the stored folder; its manifest remembers what making it took and what was repaired."""
     log = log_folder(workspace) / f"build-{digest[:12]}.log"
     drive_log = log_folder(workspace) / f"drive-{digest[:12]}.log"
 
@@ -92,21 +101,25 @@ def _build(snapshot: Snapshot, target: Target, recipe: Recipe, digest: str, work
             options=RECIPES[target][recipe],
             into=into,
         )
-        _, run = run_in_child(
+        built, run = run_in_child(
             run_builder, request, log=log, limit_seconds=BUILD_LIMIT_SECONDS, failure=BuildError, doing="the build"
         )
         run_in_child(
             drive_package, DriveRequest(package=into), log=drive_log, limit_seconds=DRIVE_LIMIT_SECONDS,
             failure=BuildError, doing="the first run of the package",
         )  # fmt: skip
-        return {"target": target, "recipe": recipe, "build_peak_bytes": run.peak_private_bytes}
+        return {
+            "target": target,
+            "recipe": recipe,
+            "build_peak_bytes": run.peak_private_bytes,
+            "repairs": "\n".join(built.repairs),
+        }
 
-    path = store_folder(workspace, "packages", digest, make)
-    return path, int(Manifest.read(path).facts["build_peak_bytes"] or 0)
+    return store_folder(workspace, "packages", digest, make)
 
 
-def run_builder(request: BuildRequest) -> Done:
-    """Run in a child: let the builder write its folder.
+def run_builder(request: BuildRequest) -> Built:
+    """Run in a child: let the builder write its folder, then mend what it is known to get wrong.
 
     Raises:
         BuildError: the builder does not know the architecture, or cannot cut its rows into the recipe's blocks.
@@ -135,7 +148,7 @@ def run_builder(request: BuildRequest) -> Done:
             "an even number of blocks a row", "use --recipe small",
         ) from error  # fmt: skip
     move_window_into_attention(request.into)
-    return Done()
+    return Built(repairs=repair_tokenizer(request.into, request.snapshot))
 
 
 class _BuilderOutput(io.TextIOBase):

@@ -4,7 +4,7 @@ MLflow copies this one file into the logged model and runs it from there (models
 slmpack: two versions of it in one process each run their own code. It needs mlflow-skinny, onnxruntime-genai, numpy
 and pandas.
 
-    load      manifest.json -> every file hashed -> onnxruntime-genai model and tokenizer
+    load      manifests of the model and the package -> every file hashed -> onnxruntime-genai model and tokenizer
     request   rows -> Request (every row is checked before the first is answered) -> Choice -> text
 
 What it decides where the runtime would not ask:
@@ -142,6 +142,24 @@ def verify_package(folder: Path) -> None:
                 raise _damaged(folder, name, "was changed")
 
 
+def verify_model(folder: Path) -> None:
+    """Compare this wrapper and the other small files beside `MLmodel` with the model's manifest, if it is in one.
+
+    MLflow adds files of its own when it loads a model, so what is not listed is not looked at.
+
+    Raises:
+        IntegrityError: names the first file that is missing or has another sha256.
+    """
+    if not (folder / MANIFEST).exists():  # a model that slmpack did not log
+        return
+    for name, (sha256, _) in sorted(_read_manifest(folder).items()):
+        path = folder / name
+        if not path.is_file():
+            raise _damaged(folder, name, "is missing")
+        if _sha256_of(path) != sha256:
+            raise _damaged(folder, name, "was changed")
+
+
 def _read_manifest(folder: Path) -> dict[str, tuple[str, int]]:
     try:
         files = json.loads((folder / MANIFEST).read_bytes())["files"]
@@ -151,7 +169,7 @@ def _read_manifest(folder: Path) -> dict[str, tuple[str, int]]:
 
 
 def _damaged(folder: Path, name: str, what: str) -> IntegrityError:
-    return IntegrityError(f"{name} {what}; the package {folder.name} must be as it was built; fetch the model again")
+    return IntegrityError(f"{name} {what}; {folder.name} must be as it was built; fetch the model again")
 
 
 def _sha256_of(path: Path) -> str:
@@ -300,14 +318,15 @@ class ChatModel(PythonModel):
     """Answers `llm/v1/chat` requests, or prompts, with an ONNX Runtime GenAI package."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Verify the package, then load it.
+        """Verify the model and the package, then load it.
 
         Raises:
-            IntegrityError: the package is not what was built.
+            IntegrityError: a file, this one included, is not what was logged.
             RequestError: the model config has a key or a value that cannot be right.
         """
         folder = Path(context.artifacts["package"])
         self.settings = _read_settings(dict(context.model_config or {}), default_name=folder.name)
+        verify_model(Path(__file__).parent)
         verify_package(folder)
         self.runtime = Runtime(folder, self.settings)
 

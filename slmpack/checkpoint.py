@@ -151,7 +151,7 @@ def _check_chat_template(folder: Path) -> None:
         )  # fmt: skip
     for place, text in templates:
         try:
-            _template_environment().from_string(text)
+            template_environment().from_string(text)
         except TemplateError as error:
             raise SourceError(
                 f"the chat template in {place} does not compile ({error})", "a Jinja template", "correct it"
@@ -177,7 +177,7 @@ def _chat_templates(folder: Path) -> list[tuple[Path, str]]:
     return found
 
 
-def _template_environment() -> Any:
+def template_environment() -> Any:
     """Return a sandbox that compiles what transformers compiles: loop controls, and `{% generation %}` blocks."""
     from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols

@@ -82,7 +82,8 @@ def run_in_child(
     run = ChildRun(seconds=time.monotonic() - started, peak_private_bytes=watch.peak_private_bytes)
     if "result" in last:
         return result_type.model_validate(last["result"]), run
-    if "error" in last and (ours := getattr(errors, str(last["kind"]), None)):
+    ours = getattr(errors, str(last.get("kind")), None)
+    if isinstance(ours, type) and issubclass(ours, SlmpackError):
         raise ours(str(last["error"]))
     found = _how_it_ended(process.returncode, last, limit_seconds if watch.timed_out else None)
     raise failure(f"{doing} {found}", "", f"the log is {log}")

@@ -15,6 +15,8 @@ Any other exception may be the network's and may be retried. The message of ours
 found; what was expected; what to do.
 """
 
+from slmpack.records import Quality
+
 
 class SlmpackError(Exception):
     """An expected failure; `str()` of it is the line that the user reads."""
@@ -48,7 +50,9 @@ class CheckError(SlmpackError):
 
 
 class QualityError(SlmpackError):
-    """The package lost too much of its source."""
+    """The package lost too much of its source; `quality` has the figures where it was measured."""
+
+    quality: Quality | None = None
 
 
 class SmokeError(SlmpackError):

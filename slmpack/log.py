@@ -18,7 +18,7 @@ from slmpack.errors import LogError, SlmpackError, UsageError
 from slmpack.records import Interface, LoggedModel, Package, Target, digest_of
 from slmpack.registry import check_name, final_errors, require_registry
 from slmpack.requirements import requirements_for, runtime_versions
-from slmpack.staging import READ_ONLY, WRAPPER, link_or_copy, staged_model
+from slmpack.staging import READ_ONLY, WRAPPER, link_or_copy, staged_model, write_manifest
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel as MlflowModel
@@ -28,6 +28,7 @@ __all__ = ["log_model", "logged_digest", "require_registry"]
 logger = logging.getLogger(__name__)
 
 EXPERIMENT = "slmpack"
+MANIFEST_TAG = "slmpack.manifest"
 
 
 def logged_digest(package_digest: str, interface: Interface, target: Target) -> str:
@@ -76,7 +77,7 @@ def _facts_of(package: Package, interface: Interface, digest: str) -> dict[str, 
     source = package.snapshot.source
     versions = package.versions | runtime_versions(package.target)
     facts = {
-        "source": source.text if "://" in source.text or source.text.startswith(("models:", "runs:")) else source.name,
+        "source": source.shown,
         "revision": source.revision,
         "target": str(package.target),
         "recipe": str(package.recipe or "none"),
@@ -143,7 +144,8 @@ def _log_folder(
     client = MlflowClient()
     logged = client.create_logged_model(experiment_id, name, run_id, tags, facts, "pyfunc")
     try:
-        _write_ids(folder, logged.model_id, run_id)
+        digest = _write_ids(folder, logged.model_id, run_id)
+        client.set_logged_model_tags(logged.model_id, {MANIFEST_TAG: digest})
         _put(folder, logged)
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
         client.finalize_logged_model(logged.model_id, "READY")
@@ -153,15 +155,18 @@ def _log_folder(
     return str(logged.model_id)
 
 
-def _write_ids(folder: Path, model_id: str, run_id: str) -> None:
+def _write_ids(folder: Path, model_id: str, run_id: str) -> str:
+    """Finish the folder; return the digest of its manifest, which lists the rest."""
     from mlflow.models import Model
 
     model = Model.load(str(folder))
     model.model_id, model.run_id = model_id, run_id
     model.save(str(folder / "MLmodel"))
+    digest = write_manifest(folder)
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(READ_ONLY)
+    return digest
 
 
 def _put(folder: Path, logged: "MlflowModel") -> None:

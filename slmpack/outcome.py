@@ -4,10 +4,23 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 from slmpack.errors import CheckError, QualityError, SmokeError
-from slmpack.publish import PublishedLookup
-from slmpack.records import Outcome, PublishedVersion, Recipe, SmokeReport, Status, Target
+from slmpack.find import PublishedLookup
+from slmpack.frontier import Rung
+from slmpack.proof import Proofs
+from slmpack.records import (
+    Outcome,
+    Package,
+    PublishedVersion,
+    Quality,
+    QualityFigures,
+    Recipe,
+    Speed,
+    Status,
+    Target,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -15,7 +28,7 @@ REFUSALS = (CheckError, QualityError, SmokeError)
 
 
 class Stages:
-    """Wall time of each stage, in the order in which they ran."""
+    """Wall time of each stage, in the order in which they ran; one that runs again adds to its time."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -25,11 +38,12 @@ class Stages:
         logger.info("%s ...", stage)
         started = time.monotonic()
         yield
-        self.seconds[stage] = round(time.monotonic() - started, 3)
-        logger.info("%s took %.1f s", stage, self.seconds[stage])
+        seconds = round(time.monotonic() - started, 3)
+        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + seconds, 3)
+        logger.info("%s took %.1f s", stage, seconds)
 
 
-def published_outcome(version: PublishedVersion, smoke: SmokeReport, stages: Stages) -> Outcome:
+def published_outcome(version: PublishedVersion, proofs: Proofs, stages: Stages) -> Outcome:
     """Describe a version that was published just now."""
     package = version.model.package
     return Outcome(
@@ -42,7 +56,8 @@ def published_outcome(version: PublishedVersion, smoke: SmokeReport, stages: Sta
         model_uri=f"models:/{version.name}/{version.version}",
         digest=version.digest,
         size_bytes=package.size_bytes,
-        speed=smoke.speed,
+        quality=_figures(proofs.quality.quality),
+        speed=proofs.smoke.speed,
         seconds=stages.seconds,
     )
 
@@ -59,15 +74,65 @@ def unchanged_outcome(found: PublishedLookup, stages: Stages) -> Outcome:
         model_uri=f"models:/{found.name}/{found.version}",
         digest=found.digest,
         size_bytes=found.size_bytes,
+        quality=found.quality,
+        speed=found.speed,
         seconds=stages.seconds,
     )
 
 
 def failed_outcome(target: Target, error: BaseException) -> Outcome:
-    """Describe a target of which nothing was published."""
+    """Describe a target of which nothing was published; a refusal by the policy has its last recipe's figures."""
     status: Status = "refused" if isinstance(error, REFUSALS) else "failed"
     reason = " ".join(str(error).split()) or type(error).__name__
-    return Outcome(status=status, target=target, reason=reason)
+    last = error.rungs[-1] if isinstance(error, LadderError) else None
+    if last is None:
+        return Outcome(status=status, target=target, reason=reason)
+    return Outcome(
+        status=status,
+        target=target,
+        recipe=Recipe(last.recipe),
+        size_bytes=last.size_bytes,
+        quality=_figures(last.quality),
+        speed=last.speed,
+        reason=reason,
+    )
+
+
+class LadderError(QualityError):
+    """No recipe that was tried passes the policy; `rungs` has what each of them gave."""
+
+    rungs: tuple[Rung, ...] = ()
+
+
+def refusal_of(rungs: tuple[Rung, ...]) -> LadderError:
+    """Return the error of a ladder that was climbed in vain: the last refusal, and how far the others were off."""
+    *others, last = rungs
+    told = [f"{rung.recipe}: {(rung.reason or '').partition(';')[0]}" for rung in others]
+    error = LadderError(f"{last.recipe}: {last.reason}", "", f"also tried: {', '.join(told)}" if told else "")
+    error.quality, error.rungs = last.quality, rungs
+    return error
+
+
+def rung_of(
+    package: Package,
+    status: Literal["published", "refused"],
+    speed: Speed,
+    quality: Quality | None,
+    reason: str | None = None,
+) -> Rung:
+    """Describe a recipe that was tried."""
+    recipe = str(package.recipe or "none")
+    return Rung(
+        recipe=recipe, size_bytes=package.size_bytes, quality=quality, speed=speed, status=status, reason=reason
+    )
+
+
+def _figures(quality: Quality | None) -> QualityFigures | None:
+    if quality is None:
+        return None
+    return QualityFigures(
+        perplexity_ratio=quality.perplexity_ratio, mean_kl=quality.mean_kl, top1_agreement=quality.top1_agreement
+    )
 
 
 def summary_of(outcomes: list[Outcome]) -> str:

@@ -28,8 +28,9 @@ class Target(StrEnum):
 
 
 class Recipe(StrEnum):
-    """How weights are quantised, from cheap to dear."""
+    """How weights are quantised, from cheap to dear; `auto` is the cheapest that passes the quality policy."""
 
+    AUTO = "auto"
     SMALL = "small"
     BALANCED = "balanced"
     ACCURATE = "accurate"
@@ -102,6 +103,16 @@ class ModelSource(Record):
     name: str
     licence: str | None = None
 
+    @property
+    def is_local(self) -> bool:
+        """Whether its location is a path of this machine, which nobody elsewhere can use or needs to know."""
+        return self.kind in {SourceKind.FOLDER, SourceKind.GGUF}
+
+    @property
+    def shown(self) -> str:
+        """What to call it in a record that travels."""
+        return self.name if self.is_local else self.text
+
 
 class Snapshot(Record):
     """A checkpoint in Hugging Face's layout, in the workspace, checked and digested.
@@ -144,6 +155,7 @@ class Package(Record):
         versions: builder and runtime, name to version, the ones that the digest covers.
         digest: sha256 over the snapshot's files, the target, the recipe and those versions.
         build_peak_bytes: peak private memory of the builder and its children; 0 where nothing was built.
+        repairs: what was mended in the builder's tokenizer or chat template, a sentence each.
     """
 
     snapshot: Snapshot
@@ -154,6 +166,7 @@ class Package(Record):
     versions: dict[str, str]
     digest: str
     build_peak_bytes: int = 0
+    repairs: tuple[str, ...] = ()
 
     @property
     def size_bytes(self) -> int:
@@ -190,10 +203,18 @@ class Check(Record):
 
 
 class ValidationReport(Record):
-    """The logged model is what its interface promises; exists only if every check held."""
+    """The logged model is what its interface promises; exists only if every check held.
+
+    Attributes:
+        checks: signature, example, requirements, leaks, files, and the prediction of the example.
+        parity: tokenizer, chat template and end-of-turn tokens against the source; none for `transformers`.
+        clean_environment: loaded and asked in an environment made only from its requirements.
+    """
 
     model: LoggedModel
     checks: tuple[Check, ...]
+    parity: tuple[Check, ...] = ()
+    clean_environment: tuple[Check, ...] = ()
 
 
 class Speed(Record):
@@ -270,17 +291,32 @@ Status = Literal["published", "unchanged", "unproved", "refused", "failed"]
 
 
 class PublishedVersion(Record):
-    """A registered version whose alias was moved to it."""
+    """A registered version whose alias was moved to it.
+
+    Attributes:
+        page_uri: the page with every proof, an artifact of the MLflow run.
+        summary: that page in a few lines of Markdown.
+    """
 
     model: LoggedModel
     name: str
     version: int
     alias: str
     digest: str
+    page_uri: str = ""
+    summary: str = ""
 
     @property
     def model_uri(self) -> str:
         return f"models:/{self.name}@{self.alias}"
+
+
+class QualityFigures(Record):
+    """What `--json` tells of the quality; `Quality` says what the figures mean."""
+
+    perplexity_ratio: float
+    mean_kl: float
+    top1_agreement: float
 
 
 class Outcome(Record):
@@ -300,7 +336,7 @@ class Outcome(Record):
     model_uri: str | None = None
     digest: str | None = None
     size_bytes: int | None = None
-    quality: None = None
+    quality: QualityFigures | None = None
     speed: Speed | None = None
     seconds: dict[str, float] = {}
     reason: str | None = None

@@ -13,6 +13,7 @@ from slmpack.errors import PublishError, SlmpackError, UsageError
 
 if TYPE_CHECKING:
     from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 PROBE_SECONDS = 5
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
@@ -57,6 +58,15 @@ def is_absent(error: "MlflowException") -> bool:
     if error.error_code == "INVALID_PARAMETER_VALUE":
         return "not found" in error.message
     return bool(error.error_code == "RESOURCE_DOES_NOT_EXIST")
+
+
+def artifact_names(repository: "ArtifactRepository", folder: str | None = None) -> Iterator[str]:
+    """Yield the path of every artifact below `folder`."""
+    for entry in repository.list_artifacts(folder):
+        if entry.is_dir:
+            yield from artifact_names(repository, entry.path)
+        else:
+            yield entry.path
 
 
 def check_name(name: str) -> None:

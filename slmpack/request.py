@@ -3,17 +3,41 @@
 from pathlib import Path
 
 from slmpack.errors import UsageError
-from slmpack.records import Interface, Recipe, Record, Target
+from slmpack.measure import checked_waiver, read_text
+from slmpack.records import Interface, QualityPolicy, Recipe, Record, Target, digest_of
 from slmpack.registry import check_name
-from slmpack.targets import recipe_for
+from slmpack.targets import ladder_for
 
 
 class Request(Record):
-    """A request that makes sense: the recipe and the workspace are filled in."""
+    """A request that makes sense.
 
-    recipe: Recipe | None
+    Attributes:
+        ladder: the recipes to try, cheapest first.
+        name: the registered model's; None if the source is to give it.
+        quality_text: what to measure the quality on; None for the built-in text.
+        waiver: why to publish below the policy; None if that is not allowed.
+        asked: the recipe with the policy and the text, as a version's tag remembers it.
+    """
+
+    ladder: tuple[Recipe | None, ...]
     name: str | None
     workspace: Path
+    policy: QualityPolicy
+    quality_text: Path | None
+    waiver: str | None
+    asked: str
+
+    def waiver_for(self, recipe: Recipe | None) -> str | None:
+        """Return the waiver where it counts: with `auto` only when no recipe passes, so for the last."""
+        return self.waiver if recipe == self.ladder[-1] else None
+
+    def advice_for(self, recipe: Recipe | None) -> str:
+        """Say what to do when the policy refuses `recipe`."""
+        if recipe != self.ladder[-1]:
+            return "the next recipe is tried"
+        other = "use --target cpu-int8 or transformers" if len(self.ladder) > 1 else "use --recipe auto"
+        return f"{other}, or give a reason: --waive-quality REASON"
 
 
 def default_workspace() -> Path:
@@ -22,16 +46,32 @@ def default_workspace() -> Path:
 
 
 def check_request(
-    target: Target, recipe: Recipe | None, interface: Interface, name: str | None, workspace: Path | None
+    target: Target,
+    recipe: Recipe,
+    interface: Interface,
+    name: str | None,
+    workspace: Path | None,
+    *,
+    policy: QualityPolicy,
+    quality_text: Path | None,
+    waive_quality: str | None,
 ) -> Request:
     """Fill in what was left out.
 
     Raises:
-        UsageError: the parts do not fit each other, or MLflow would refuse the name.
+        UsageError: the parts do not fit each other, a text cannot be read, or MLflow would refuse the name.
     """
     if target is Target.TRANSFORMERS and interface is not Interface.CHAT:
         raise UsageError(f"interface {interface} for target {target}", "chat", "leave --interface out")
     if name is not None:
         check_name(name)
-    place = (workspace or default_workspace()).expanduser().absolute()
-    return Request(recipe=recipe_for(target, recipe), name=name, workspace=place)
+    text = read_text(quality_text)
+    return Request(
+        ladder=ladder_for(target, recipe),
+        name=name,
+        workspace=(workspace or default_workspace()).expanduser().absolute(),
+        policy=policy,
+        quality_text=quality_text and quality_text.expanduser().absolute(),
+        waiver=None if waive_quality is None else checked_waiver(waive_quality),
+        asked=f"{recipe} {digest_of([policy.model_dump(), text])[:12]}",
+    )

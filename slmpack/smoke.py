@@ -22,6 +22,7 @@ from slmpack.store import log_folder
 SMOKE_LIMIT_SECONDS = 1800.0
 SHORT_TOKENS = 24
 SPEED_TOKENS = 64
+FRAME_CHUNKS = 2  # what a stream may have beside a chunk a token: the role at its start, the reason at its end
 
 Message = dict[str, str]
 QUESTION: list[Message] = [{"role": "user", "content": "What is the capital of France?"}]
@@ -53,8 +54,11 @@ class SmokeAnswers(Record):
     speed: Speed
 
 
-def smoke_test(model: LoggedModel, workspace: Path) -> SmokeReport:
+def smoke_test(model: LoggedModel, workspace: Path, *, limit_seconds: float = SMOKE_LIMIT_SECONDS) -> SmokeReport:
     """Load `model` by its URI in a new process, ask it, and measure what that costs.
+
+    Args:
+        limit_seconds: for all of it; a model that never answers is refused then.
 
     Raises:
         SmokeError: it does not load, or an answer is not one.
@@ -70,7 +74,7 @@ def smoke_test(model: LoggedModel, workspace: Path) -> SmokeReport:
     )
     log = log_folder(workspace) / f"smoke-{model.digest[:12]}.log"
     answers, _ = run_in_child(
-        ask_model, request, log=log, limit_seconds=SMOKE_LIMIT_SECONDS, failure=SmokeError, doing="the smoke test"
+        ask_model, request, log=log, limit_seconds=limit_seconds, failure=SmokeError, doing="the smoke test"
     )
     return SmokeReport(model=model, checks=answers.checks, speed=answers.speed)
 
@@ -131,8 +135,14 @@ class Consumer:
         return rows[0] if len(rows) == 1 else pd.DataFrame(rows)
 
     def stream(self, chat: list[Message], max_tokens: int) -> Iterator[tuple[str, dict[str, Any] | None]]:
-        """Yield the text of each chunk as it comes, and the usage where a chunk tells it."""
-        for chunk in self._model.predict_stream(self._rows((chat,), max_tokens)):
+        """Yield the text of each chunk as it comes, and the usage where a chunk tells it.
+
+        Raises:
+            SmokeError: it goes on beyond all tokens that were asked for.
+        """
+        for count, chunk in enumerate(self._model.predict_stream(self._rows((chat,), max_tokens))):
+            if count > max_tokens + FRAME_CHUNKS:
+                raise SmokeError(f"a stream that goes on after {count} chunks", f"{max_tokens} tokens at most", _ADVICE)
             if self.chats:
                 yield chunk["choices"][0]["delta"].get("content") or "", chunk.get("usage")
             else:

@@ -2,6 +2,7 @@
 
     scratch/log-<id>/model/
         MLmodel, requirements.txt, conda.yaml, python_env.yaml, input_example.json, ...   written by MLflow
+        slmpack.json                             what another machine needs to prove the model again
         chat_model.py + artifacts/package/*      ONNX targets: hard links to the package's files
         model/* + components/tokenizer/*         transformers: hard links to the snapshot's weights
 
@@ -19,9 +20,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from slmpack.interfaces import input_example_of, metadata_of, signature_of
-from slmpack.records import Interface, Package, SourceKind, Target
+from slmpack.provenance import PROVENANCE, provenance_of
+from slmpack.records import FileDigest, Interface, Package, SourceKind, Target
 from slmpack.requirements import requirements_for
-from slmpack.store import MANIFEST
+from slmpack.store import MANIFEST, Manifest, sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +50,8 @@ def staged_model(package: Package, interface: Interface, name: str, digest: str,
             _save_onnx(package, interface, folder, metadata, name)
         for stranger in STRANGERS:
             (folder / stranger).unlink(missing_ok=True)
+        told = provenance_of(package, interface, name, requirements_for(package.target), digest)
+        (folder / PROVENANCE).write_text(told.model_dump_json(indent=1) + "\n")
         yield folder
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -127,6 +131,24 @@ def _edit_flavor(folder: Path, flavor: str, set_to: dict[str, object], without: 
         settings.pop(key, None)
     model.model_size_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     model.save(str(folder / "MLmodel"))
+
+
+def write_manifest(folder: Path) -> str:
+    """List every file of the model with its sha256, and return the sha256 of that list.
+
+    The files of an ONNX package are in its own manifest, which is in this one; none of them is read again.
+    """
+    inside = f"{PACKAGE_FOLDER}/"
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    names = {path: path.relative_to(folder).as_posix() for path in paths}
+    files = tuple(
+        FileDigest(name=names[path], sha256=sha256_of(path), size_bytes=path.stat().st_size)
+        for path in paths
+        if names[path] != MANIFEST and (not names[path].startswith(inside) or names[path] == inside + MANIFEST)
+    )
+    manifest = folder / MANIFEST
+    manifest.write_text(Manifest(files=files, facts={}).model_dump_json(indent=1) + "\n")
+    return sha256_of(manifest)
 
 
 def link_tree(source: Path, into: Path, leave_out: set[str] | None = None) -> None:

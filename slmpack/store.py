@@ -2,7 +2,7 @@
 
     <workspace>/snapshots/<key>/   checkpoints          <workspace>/locks/    one flock file a key
     <workspace>/packages/<key>/    built packages       <workspace>/scratch/  folders not finished yet
-    <workspace>/logs/              what child processes wrote
+    <workspace>/references/<key>/  sources' own logits  <workspace>/logs/     what child processes wrote
 
 A folder is made in `scratch/`, synced, made read-only and renamed into place, so a whole one is never half one.
 Its `manifest.json` has every file's sha256 and what its maker wants to remember. flock is given back by the

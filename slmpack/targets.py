@@ -60,16 +60,16 @@ def builder_versions(target: Target) -> dict[str, str]:
     return {name: version(name) for name in BUILDERS[target]}
 
 
-def recipe_for(target: Target, recipe: Recipe | None) -> Recipe | None:
-    """Return the recipe that `target` is built with: the one asked for, or its cheapest.
+def ladder_for(target: Target, recipe: Recipe) -> tuple[Recipe | None, ...]:
+    """Return the recipes to try, cheapest first: the one asked for, or with `auto` all that the target has.
 
     Raises:
         UsageError: the target has no such recipe.
     """
     offered = RECIPES[target]
-    if recipe is None:
-        return next(iter(offered), None)
+    if recipe is Recipe.AUTO:
+        return tuple(offered) or (None,)
     if recipe not in offered:
-        names = ", ".join(offered) or "none, since it is not quantised"
+        names = ", ".join((Recipe.AUTO, *offered)) if offered else "auto only, since it is not quantised"
         raise UsageError(f"recipe {recipe} for target {target}", f"its recipes are: {names}", "leave --recipe out")
-    return recipe
+    return (recipe,)

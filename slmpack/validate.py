@@ -16,17 +16,19 @@ from typing import TYPE_CHECKING, Any
 import yaml  # type: ignore[import-untyped]
 
 from slmpack.child import run_in_child
+from slmpack.environment import check_clean_environment
 from slmpack.errors import CheckError
 from slmpack.interfaces import check_answer, input_example_of, metadata_of, signature_of
+from slmpack.parity import check_parity
 from slmpack.progress import report
+from slmpack.provenance import PROVENANCE
 from slmpack.records import Check, Interface, LoggedModel, Record, Target, ValidationReport
-from slmpack.registry import final_errors, one_line
+from slmpack.registry import artifact_names, final_errors, one_line
 from slmpack.requirements import PACKAGES
 from slmpack.store import log_folder
 
 if TYPE_CHECKING:
     from mlflow.models import Model
-    from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 PREDICT_LIMIT_SECONDS = 1800.0
 ANSWER_TOKENS = 16
@@ -34,7 +36,7 @@ LOADERS = {Target.TRANSFORMERS: "mlflow.transformers"}
 CODE_LOADER = "mlflow.pyfunc.loaders.code_model"
 PICKLE_KEYS = ("python_model", "cloudpickle_version", "pickled_model")
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".joblib", ".dill", ".bin", ".pt", ".pth", ".ckpt")
-TEXT_FILES = ("MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt")
+TEXT_FILES = ("MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", PROVENANCE)
 PIN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!-]*)")
 ADVICE = "log the model again"
 
@@ -75,7 +77,21 @@ def validate_model(model: LoggedModel, workspace: Path) -> ValidationReport:
         report("validate", done, len(CHECKS) + 1, "checks")
     checks.append(_check_prediction(model, workspace))
     report("validate", len(CHECKS) + 1, len(CHECKS) + 1, "checks")
-    return ValidationReport(model=model, checks=tuple(checks))
+    return ValidationReport(
+        model=model,
+        checks=tuple(checks),
+        parity=_parity_of(model, workspace),
+        clean_environment=check_clean_environment(model, workspace),
+    )
+
+
+def _parity_of(model: LoggedModel, workspace: Path) -> tuple[Check, ...]:
+    """Compare tokenizer and template with the source's; a checkpoint that is logged as it is has its own."""
+    package = model.package
+    if package.target is Target.TRANSFORMERS:
+        return ()
+    log = log_folder(workspace) / f"parity-{model.model_id}.log"
+    return check_parity(package.path, package.snapshot.path, log)
 
 
 def _read(model: LoggedModel, workspace: Path) -> LoggedFiles:
@@ -84,7 +100,7 @@ def _read(model: LoggedModel, workspace: Path) -> LoggedFiles:
 
     repository = get_artifact_repository(model.uri)
     fetch: Callable[[str, str], str] = repository.download_artifacts
-    names = tuple(_walk(repository, None))
+    names = tuple(artifact_names(repository))
     if missing := sorted(set(TEXT_FILES) - set(names)):
         raise _refusal("files", f"{', '.join(missing)} missing", "the files that MLflow writes with every model")
     with TemporaryDirectory() as folder:
@@ -92,15 +108,6 @@ def _read(model: LoggedModel, workspace: Path) -> LoggedFiles:
         texts = {name: Path(path).read_text() for name, path in paths.items()}
     metadata = Model.from_dict(yaml.safe_load(texts["MLmodel"]))
     return LoggedFiles(model=model, metadata=metadata, names=names, texts=texts, workspace=workspace)
-
-
-def _walk(repository: "ArtifactRepository", folder: str | None) -> Iterator[str]:
-    """Yield the path of every artifact below `folder`."""
-    for entry in repository.list_artifacts(folder):
-        if entry.is_dir:
-            yield from _walk(repository, entry.path)
-        else:
-            yield entry.path
 
 
 def _refusal(name: str, found: str, expected: str) -> CheckError:
@@ -208,7 +215,8 @@ def _private_words(files: LoggedFiles) -> list[str]:
         str(Path.home()),
         socket.gethostname(),
     ]
-    public = f"{files.model.name} {package.snapshot.source.location} localhost"
+    source = package.snapshot.source
+    public = f"{files.model.name} localhost {'' if source.is_local else source.location}"
     return [word for word in words if len(word) > 3 and word not in public]
 
 

@@ -20,7 +20,7 @@ from slmpack.fetch import fetch_snapshot
 from slmpack.records import Package, Recipe, Snapshot, Target
 from slmpack.resolve import resolve_source
 from slmpack.store import damage
-from slmpack.targets import RECIPES, recipe_for
+from slmpack.targets import RECIPES, ladder_for
 
 
 @pytest.mark.slow
@@ -131,9 +131,11 @@ def test_asks_for_space_before_it_starts(tiny_snapshot: Snapshot, tmp_path: Path
         build_package(huge, Target.CPU_INT4, Recipe.SMALL, tmp_path)
 
 
-def test_the_cheapest_recipe_is_the_default() -> None:
-    assert recipe_for(Target.CPU_INT4, None) is Recipe.SMALL
-    assert recipe_for(Target.TRANSFORMERS, None) is None
+def test_auto_tries_every_recipe_of_the_target_the_cheapest_first() -> None:
+    assert ladder_for(Target.CPU_INT4, Recipe.AUTO) == (Recipe.SMALL, Recipe.BALANCED, Recipe.ACCURATE)
+    assert ladder_for(Target.CPU_INT8, Recipe.AUTO) == (Recipe.SMALL, Recipe.ACCURATE)
+    assert ladder_for(Target.TRANSFORMERS, Recipe.AUTO) == (None,)
+    assert ladder_for(Target.CPU_INT4, Recipe.BALANCED) == (Recipe.BALANCED,)
 
 
 @pytest.mark.parametrize(
@@ -141,4 +143,4 @@ def test_the_cheapest_recipe_is_the_default() -> None:
 )
 def test_refuses_a_recipe_that_the_target_does_not_have(target: Target, recipe: Recipe) -> None:
     with pytest.raises(UsageError, match=rf"recipe {recipe} for target {target}; its recipes are"):
-        recipe_for(target, recipe)
+        ladder_for(target, recipe)

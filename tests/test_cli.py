@@ -1,6 +1,7 @@
 """The command line, as a process: what it prints, how it ends, what it leaves."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import psutil
 import pytest
 from checkpoints import write_tiny_gpt2
 from command_line import SLMPACK, environment, objects, slmpack, versions
+from mlflow import MlflowClient
 
 CONTRACT = {
     "status", "target", "recipe", "name", "version", "alias", "model_uri", "digest", "size_bytes", "quality", "speed",
@@ -35,11 +37,49 @@ def test_packages_the_default_source_into_mlflows_default_store(demo: Demo) -> N
     assert done.returncode == 0, done.stderr
     (outcome,) = objects(done)
     assert outcome.keys() == CONTRACT
-    assert (outcome["status"], outcome["target"], outcome["recipe"]) == ("published", "cpu-int4", "small")
+    assert (outcome["status"], outcome["target"], outcome["recipe"]) == ("published", "cpu-int4", "accurate")
     assert (outcome["name"], outcome["version"], outcome["alias"]) == ("smollm2-135m-instruct", 1, "cpu-int4")
     assert outcome["speed"]["decode_tokens_per_second"] > 0
-    assert {"resolve", "fetch", "build", "log", "validate", "smoke", "publish"} <= outcome["seconds"].keys()
+    assert outcome["quality"].keys() == {"perplexity_ratio", "mean_kl", "top1_agreement"}
+    assert 1.0 < outcome["quality"]["perplexity_ratio"] <= 1.10
+    assert {"resolve", "fetch", "build", "log", "smoke", "measure", "validate", "publish"} <= outcome["seconds"].keys()
     assert versions(folder) == ["smollm2-135m-instruct/1"]
+
+
+@pytest.mark.slow
+def test_auto_keeps_the_figures_of_every_recipe_that_it_tried(demo: Demo) -> None:
+    folder, _ = demo
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("slmpack")
+    assert experiment is not None
+    runs = {run.data.params["recipe"]: run for run in client.search_runs([experiment.experiment_id])}
+    assert {recipe: run.info.status for recipe, run in runs.items()} == {
+        "small": "FAILED", "balanced": "FAILED", "accurate": "FINISHED",
+    }  # fmt: skip
+    ratios = [runs[recipe].data.metrics["perplexity_ratio"] for recipe in ("small", "balanced", "accurate")]
+    assert ratios == sorted(ratios, reverse=True)
+    assert all(run.data.metrics["decode_tokens_per_second"] > 0 for run in runs.values())
+    artifacts = {entry.path for entry in client.list_artifacts(runs["accurate"].info.run_id, "proof")}
+    assert artifacts == {"proof/version.html", "proof/facts.json", "proof/frontier.svg"}
+
+
+@pytest.mark.slow
+def test_a_recipe_below_the_policy_is_refused_and_published_only_with_a_reason(
+    workspace: Path, tmp_path: Path, prefect_api: str
+) -> None:
+    small = ("package", "--recipe", "small", "--json", "--workspace", str(workspace))
+    refused = slmpack(*small, cwd=tmp_path, PREFECT_API_URL=prefect_api)
+    (outcome,) = objects(refused)
+    assert (refused.returncode, outcome["status"], outcome["recipe"]) == (1, "refused", "small")
+    assert re.match(r"small: perplexity ratio 1\.\d\d; at most 1\.10; use --recipe auto", outcome["reason"])
+    assert outcome["quality"]["perplexity_ratio"] > 1.10
+    assert versions(tmp_path) == []
+    waived = slmpack(*small, "--waive-quality", "a demonstration", cwd=tmp_path, PREFECT_API_URL=prefect_api)
+    (outcome,) = objects(waived)
+    assert (waived.returncode, outcome["status"]) == (0, "published")
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    version = client.get_model_version_by_alias("smollm2-135m-instruct", "cpu-int4")
+    assert version.tags["slmpack.waiver"] == "a demonstration"
 
 
 @pytest.mark.slow
@@ -108,7 +148,9 @@ def test_mlflow_runs_the_project(demo: Demo, tmp_path: Path, workspace: Path) ->
     ("arguments", "message"),
     [
         (["package", "--target", "cpu-int3"], "found 'cpu-int3'; expected one of transformers, cpu-int4, cpu-int8"),
-        (["package", "--recipe", "tiny"], "found 'tiny'; expected one of small, balanced, accurate"),
+        (["package", "--recipe", "tiny"], "found 'tiny'; expected one of auto, small, balanced, accurate"),
+        (["package", "--waive-quality", " "], "the waiver ''; a reason"),
+        (["package", "--quality-text", "nowhere.txt"], "nowhere.txt"),
         (["package", "--target", "cpu-int8", "--recipe", "balanced"], "recipe balanced for target cpu-int8"),
         (["package", "--target", "transformers", "--interface", "prompt"], "interface prompt for target transformers"),
         (["package", "--name", "a/b"], "a/b"),

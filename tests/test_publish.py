@@ -9,83 +9,53 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from made_proofs import (
+    ALIAS,
+    QUALITY,
+    SPEED,
+    flip_a_bit,
+    holder_of,
+    log_variant,
+    mlflow_store_in,
+    proofs_of,
+    publish,
+    registered_name,
+    versions_of,
+    while_reading_back,
+)
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow_server import running_mlflow_server
 
 from slmpack import progress
-from slmpack.errors import PublishError, UsageError
+from slmpack.errors import CheckError, PublishError, UsageError
+from slmpack.find import alias_of, find_published
 from slmpack.log import log_model
-from slmpack.publish import (
-    alias_of,
-    check_name,
-    find_published,
-    mark_refused,
-    publish_version,
-    require_registry,
-)
-from slmpack.records import (
-    Check,
-    Interface,
-    LoggedModel,
-    Package,
-    PublishedVersion,
-    SmokeReport,
-    Speed,
-    Target,
-    ValidationReport,
-)
+from slmpack.measure import measure_quality
+from slmpack.proof import Proofs
+from slmpack.publish import mark_refused, publish_version
+from slmpack.records import Interface, LoggedModel, Package, QualityPolicy, Target
+from slmpack.registry import check_name, require_registry
 from slmpack.smoke import smoke_test
 from slmpack.validate import validate_model
 
-ALIAS = "cpu-int4"
 LogIt = Callable[..., LoggedModel]
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
+    with mlflow_store_in(tmp_path_factory.mktemp("store")) as folder:
         yield folder
-        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
 
 
 @pytest.fixture
 def name(request: pytest.FixtureRequest) -> str:
-    """A registered model of the test's own."""
-    return str(request.node.name).replace("[", " ").replace("]", "")
+    return registered_name(request)
 
 
 @pytest.fixture
 def log_it(store: Path, name: str, tiny_package: Package, workspace: Path) -> LogIt:
-    """Logs the tiny package for this test; a `variant` stands for other content, hence another digest."""
-
-    def log(variant: str = "") -> LoggedModel:
-        package = tiny_package.model_copy(update={"digest": tiny_package.digest + variant})
-        return log_model(package, Interface.CHAT, name, workspace, {})
-
-    return log
-
-
-def proofs(model: LoggedModel) -> tuple[ValidationReport, SmokeReport]:
-    """Reports as the proving stages write them; their own tests and the one on a server make them for real."""
-    checks = (Check(name="one question", found="Paris"),)
-    speed = Speed(decode_tokens_per_second=12.5, ttft_ms=34.0, load_seconds=0.5, peak_rss_bytes=123_456_789)
-    return ValidationReport(model=model, checks=checks), SmokeReport(model=model, checks=checks, speed=speed)
-
-
-def publish(model: LoggedModel, force: bool = False) -> PublishedVersion:
-    return publish_version(model, *proofs(model), force=force, trace={"prefect_run": "run-1"})
-
-
-def versions_of(name: str) -> list[int]:
-    return sorted(int(version.version) for version in MlflowClient().search_model_versions(f"name = '{name}'"))
-
-
-def holder_of(name: str) -> int:
-    return int(MlflowClient().get_model_version_by_alias(name, ALIAS).version)
+    return lambda variant="": log_variant(tiny_package, variant, name, workspace)
 
 
 @pytest.mark.slow
@@ -124,13 +94,34 @@ def test_figures_go_to_the_run_and_the_logged_model(log_it: LogIt) -> None:
 
 
 @pytest.mark.slow
+def test_waiver_and_repairs_are_tags(name: str, log_it: LogIt) -> None:
+    model = log_it()
+    package = model.package.model_copy(update={"repairs": ("The first was mended.", "So was the second.")})
+    repaired = model.model_copy(update={"package": package})
+
+    publish_version(repaired, proofs_of(repaired, waiver="a demonstration"), asked="small 1")
+
+    tags = MlflowClient().get_model_version(name, "1").tags
+    assert tags["slmpack.waiver"] == "a demonstration"
+    assert tags["slmpack.repairs"] == "The first was mended. So was the second."
+    assert (tags["slmpack.asked"], tags["slmpack.forced"]) == ("small 1", "false")
+
+
+@pytest.mark.slow
+def test_nothing_waived_or_mended_leaves_no_tag(name: str, log_it: LogIt) -> None:
+    publish(log_it())
+    assert not {"slmpack.waiver", "slmpack.repairs"} & MlflowClient().get_model_version(name, "1").tags.keys()
+
+
+@pytest.mark.slow
 def test_reports_about_another_model_publish_nothing(name: str, log_it: LogIt) -> None:
     model, other = log_it(), log_it()
-    (validation, smoke), (other_validation, other_smoke) = proofs(model), proofs(other)
+    own, others = proofs_of(model), proofs_of(other)
 
-    for pair in ((other_validation, smoke), (validation, other_smoke)):
+    for report in ("validation", "quality", "smoke"):
+        mixed = own.model_copy(update={report: getattr(others, report)})
         with pytest.raises(PublishError, match=f"a report about {other.uri}; reports about {model.uri}"):
-            publish_version(model, *pair, force=False, trace={})
+            publish_version(model, mixed)
 
     assert versions_of(name) == []
 
@@ -148,22 +139,6 @@ def test_same_digest_is_one_version_and_force_makes_another(name: str, log_it: L
     assert (forced.version, forced.model) == (2, second)
     assert publish(second, force=True).version == 2  # tried again: nothing more
     assert (versions_of(name), holder_of(name)) == ([1, 2], 2)
-
-
-@pytest.mark.slow
-def test_published_digest_is_found(name: str, log_it: LogIt) -> None:
-    model = log_it()
-    assert find_published(name, model.digest, ALIAS) is None
-    publish(model)
-
-    found = find_published(name, model.digest, ALIAS)
-
-    assert found is not None
-    assert (found.version, found.model_id, found.run_id) == (1, model.model_id, model.run_id)
-    assert (found.target, found.recipe, found.size_bytes) == (Target.CPU_INT4, "small", model.package.size_bytes)
-    assert find_published(name, "0" * 64, ALIAS) is None
-    assert find_published(name, model.digest, "cpu-int8") is None
-    assert find_published("another name", model.digest, ALIAS) is None
 
 
 @pytest.mark.slow
@@ -221,6 +196,92 @@ def test_version_of_a_killed_publisher_is_completed(name: str, log_it: LogIt) ->
 
 
 @pytest.mark.slow
+def test_publishing_that_was_interrupted_is_completed_by_the_same_call(name: str, log_it: LogIt) -> None:
+    publish(log_it("a"))
+    model = log_it("b")
+    with while_reading_back(_lose_the_connection), pytest.raises(ConnectionError):
+        publish(model)
+    assert (versions_of(name), holder_of(name)) == ([1, 2], 1)
+
+    published = publish(model)
+
+    assert (published.version, published.model) == (2, model)
+    assert (versions_of(name), holder_of(name)) == ([1, 2], 2)
+
+
+@pytest.mark.slow
+def test_who_is_slower_does_not_take_the_alias_back(name: str, log_it: LogIt) -> None:
+    slow, fast, newer = log_it(), log_it(), log_it("newer")
+    with while_reading_back(lambda: (publish(fast), publish(newer))):
+        published = publish(slow)
+
+    assert (published.version, published.model.model_id) == (1, slow.model_id)
+    assert (versions_of(name), holder_of(name)) == ([1, 2], 2)
+
+
+@pytest.mark.slow
+def test_who_gets_the_alias_meanwhile_is_the_one_that_is_superseded(name: str, log_it: LogIt) -> None:
+    publish(log_it("first"))
+    with while_reading_back(lambda: publish(log_it("meanwhile"))):
+        slow = publish(log_it("slow"))
+
+    assert (slow.version, holder_of(name)) == (2, 2)
+    tags = {number: MlflowClient().get_model_version(name, str(number)).tags for number in (1, 2, 3)}
+    assert (tags[1]["slmpack.superseded_by"], tags[3]["slmpack.superseded_by"]) == ("3", "2")
+    assert "slmpack.superseded_by" not in tags[2]
+    assert "Against version 3" in slow.summary
+
+
+@pytest.mark.slow
+def test_another_publishers_version_with_other_bytes_is_not_ours_to_complete(name: str, log_it: LogIt) -> None:
+    killed, ours = log_it(), log_it()
+    with while_reading_back(_lose_the_connection), pytest.raises(ConnectionError):
+        publish(killed)
+    flip_a_bit(killed)
+
+    published = publish(ours)
+
+    assert (published.version, published.model) == (2, ours)
+    assert (versions_of(name), holder_of(name)) == ([1, 2], 2)
+    assert publish(ours).version == 2
+    found = find_published(name, ours.digest, ALIAS)
+    assert found is not None
+    assert found.version == 2
+
+
+@pytest.mark.slow
+def test_model_that_is_not_served_as_it_was_built_leaves_no_version(name: str, log_it: LogIt) -> None:
+    model = log_it()
+    flip_a_bit(model)
+
+    with pytest.raises(CheckError, match=r"artifacts/package/model\.onnx\.data"):
+        publish(model)
+
+    assert versions_of(name) == []
+    assert find_published(name, model.digest, ALIAS) is None
+    run = MlflowClient().get_run(model.run_id)
+    assert run.info.status == "FAILED"
+    assert "model.onnx.data" in run.data.tags["slmpack.refused"]
+    assert publish(log_it()).model.model_id != model.model_id  # logged again, it is published
+
+
+@pytest.mark.slow
+def test_published_version_that_changed_since_is_not_taken_away(name: str, log_it: LogIt) -> None:
+    first, second = log_it(), log_it()
+    publish(first)
+    MlflowClient().delete_registered_model_alias(name, ALIAS)
+    flip_a_bit(first)
+
+    with pytest.raises(CheckError):
+        publish(first)
+    assert versions_of(name) == [1]
+    assert MlflowClient().get_run(first.run_id).info.status == "FINISHED"
+
+    assert publish(second).version == 2
+    assert (versions_of(name), holder_of(name)) == ([1, 2], 2)
+
+
+@pytest.mark.slow
 def test_version_whose_files_are_gone_does_not_count(name: str, log_it: LogIt) -> None:
     lost = log_it()
     publish(lost)
@@ -234,20 +295,20 @@ def test_version_whose_files_are_gone_does_not_count(name: str, log_it: LogIt) -
 
 @pytest.mark.slow
 def test_six_publishers_at_once_end_with_one_version(name: str, log_it: LogIt) -> None:
-    reports = [proofs(log_it())[1] for _ in range(6)]
+    models = [log_it() for _ in range(6)]
     run = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("publishers.py")), mlflow.get_tracking_uri()],
-        input="\n".join(report.model_dump_json() for report in reports),
+        input="\n".join(proofs_of(model).model_dump_json() for model in models),
         capture_output=True, text=True, check=True,
     )  # fmt: skip
 
     (version,) = versions_of(name)
     assert run.stdout.split() == [str(version)] * 6, run.stdout
     assert holder_of(name) == version
-    found = find_published(name, reports[0].model.digest, ALIAS)
+    found = find_published(name, models[0].digest, ALIAS)
     assert found is not None
     assert found.version == version
-    statuses = {MlflowClient().get_run(report.model.run_id).info.status for report in reports}
+    statuses = {MlflowClient().get_run(model.run_id).info.status for model in models}
     assert statuses == {"FINISHED"}
 
 
@@ -265,6 +326,33 @@ def test_refused_model_says_why_and_is_not_registered(name: str, log_it: LogIt) 
 
 
 @pytest.mark.slow
+def test_refused_model_that_is_proved_later_is_published_like_any_other(name: str, log_it: LogIt) -> None:
+    model = log_it()
+    mark_refused(model, "no answer")
+
+    assert publish(model).version == 1
+
+    run = MlflowClient().get_run(model.run_id)
+    assert (run.info.status, run.data.tags["slmpack.version"]) == ("FINISHED", "1")
+    assert "slmpack.refused" not in run.data.tags
+    assert "slmpack.refused" not in MlflowClient().get_logged_model(model.model_id).tags
+
+
+@pytest.mark.slow
+def test_figures_of_a_refused_model_are_kept(name: str, log_it: LogIt) -> None:
+    model = log_it()
+
+    mark_refused(model, "perplexity ratio 1.30; at most 1.10", SPEED, QUALITY)
+
+    metrics = MlflowClient().get_run(model.run_id).data.metrics
+    assert (metrics["ttft_ms"], metrics["mean_kl"], metrics["new_loops"]) == (34.0, 0.04, 0.0)
+    logged = MlflowClient().get_logged_model(model.model_id).metrics
+    assert logged is not None
+    assert {metric.key: metric.value for metric in logged} == metrics
+    assert versions_of(name) == []
+
+
+@pytest.mark.slow
 def test_whole_way_over_a_server(
     tmp_path: Path, tiny_package: Package, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,17 +366,27 @@ def test_whole_way_over_a_server(
             assert [path for path in (tmp_path / "artifacts").rglob("*") if path.is_file()] == []
 
             model = log_model(tiny_package, Interface.PROMPT, "tiny", workspace, {})
-            published = publish_version(
-                model, validate_model(model, workspace), smoke_test(model, workspace), force=False, trace={}
-            )
+            published = publish_version(model, _proved(model, workspace))
 
             alias = alias_of(Target.CPU_INT4, Interface.PROMPT)
             assert (published.version, published.alias, alias) == (1, "cpu-int4-prompt", "cpu-int4-prompt")
             assert find_published("tiny", model.digest, alias) is not None
             assert find_published("never published", model.digest, alias) is None
+            assert "Proved" in mlflow.artifacts.load_text(published.page_uri)
             assert not (tmp_path / "mlruns").exists()  # everything went through the server
         finally:
             mlflow.set_tracking_uri(before)
+
+
+def _lose_the_connection() -> None:
+    raise ConnectionError("lost")
+
+
+def _proved(model: LoggedModel, workspace: Path) -> Proofs:
+    policy = QualityPolicy(max_perplexity_ratio=1000.0, allow_new_loops=True)
+    smoke = smoke_test(model, workspace)
+    quality = measure_quality(model, policy, workspace)
+    return Proofs(validation=validate_model(model, workspace), quality=quality, smoke=smoke)
 
 
 def _interrupt_an_upload(package: Package, workspace: Path) -> None:
@@ -317,15 +415,3 @@ def test_name_that_mlflow_could_not_serve_is_refused(bad: str) -> None:
 @pytest.mark.parametrize("good", ["smollm2-135m-instruct", "Phi 3.5", "größe_1", "a+b"])
 def test_name_that_mlflow_takes_is_kept(good: str) -> None:
     check_name(good)
-
-
-def test_alias_says_target_and_interface() -> None:
-    assert alias_of(Target.CPU_INT4, Interface.CHAT) == "cpu-int4"
-    assert alias_of(Target.TRANSFORMERS, Interface.CHAT) == "transformers"
-    assert alias_of(Target.CPU_INT8, Interface.PROMPT) == "cpu-int8-prompt"
-
-
-@pytest.mark.parametrize("alias", ["", "latest", "v3", "a b"])
-def test_alias_that_mlflow_reserves_is_refused(alias: str) -> None:
-    with pytest.raises(UsageError, match="alias"):
-        find_published("tiny", "0" * 64, alias)

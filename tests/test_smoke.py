@@ -94,6 +94,11 @@ BREAKS = {
         "    def predict_stream(self, *a, **k):\n        yield {'choices': [{'delta': {'content': 'other'}}]}",
         "the streamed answer 'other'",
     ),
+    "a stream that never stops": (
+        "    def predict_stream(self, context, model_input, params=None):\n        while True:\n"
+        "            yield {'choices': [{'delta': {'content': 'on and '}}]}",
+        "a stream that goes on after 27 chunks; 24 tokens at most",
+    ),
     "greedy answers that differ": (
         "    def answer(self, row):\n        text, reason, tokens = super().answer(row)\n"
         "        return (text if row['max_tokens'] == 3 else f'{text} {Model.calls}'), reason, tokens",
@@ -113,6 +118,17 @@ def test_refuses(name: str, tiny_package: Package, mlflow_store: Path, workspace
     broken = f"class Honest(Model):\n    pass\n\n\nclass Model(Honest):\n{override}\n"
     with pytest.raises(SmokeError, match=message):
         smoke_test(logged(tiny_package, mlflow_store, broken), workspace)
+
+
+@pytest.mark.slow
+def test_a_model_that_never_answers_is_stopped_and_refused(
+    tiny_package: Package, mlflow_store: Path, workspace: Path
+) -> None:
+    broken = (
+        "class Honest(Model):\n    pass\n\n\nclass Model(Honest):\n    def answer(self, row):\n        while True: pass"
+    )
+    with pytest.raises(SmokeError, match="the smoke test took longer than 15 s and was stopped"):
+        smoke_test(logged(tiny_package, mlflow_store, broken), workspace, limit_seconds=15)
 
 
 @pytest.mark.slow

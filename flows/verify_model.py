@@ -1,0 +1,101 @@
+"""Verify a logged model: prove it again on this machine, whoever made it and wherever, and publish it.
+
+    recall -> smoke -> measure -> validate -> (this very version published already? unchanged) -> publish
+
+The registry is written to only at the end: a proof that does not hold on this machine moves no alias, and leaves a
+version that was published as it is.
+"""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from prefect import flow
+
+from slmpack.errors import QualityError
+from slmpack.outcome import REFUSALS, Stages, published_outcome
+from slmpack.proof import Proofs
+from slmpack.records import Check, LoggedModel, Outcome, Quality, QualityPolicy, Recipe, SmokeReport
+from slmpack.request import Request, check_request
+from tasks.measure import measure_quality
+from tasks.publish import mark_refused, publish_version
+from tasks.recall import find_logged, recall_model, standing_of
+from tasks.registry import require_registry
+from tasks.smoke import smoke_test
+from tasks.validate import validate_model
+
+logger = logging.getLogger("slmpack.verify")  # the library's, so that a run's log and the command line show it
+
+
+@flow(name="verify-model", flow_run_name="verify {model_uri}")
+def verify_model(
+    model_uri: str,
+    workspace: Path | None = None,
+    policy: QualityPolicy = QualityPolicy(),  # noqa: B008 - frozen
+    quality_text: Path | None = None,
+    waive_quality: str | None = None,
+) -> Outcome:
+    """Run every proof of `model_uri` again, and publish it unless that was done before.
+
+    Args:
+        model_uri: models:/NAME/VERSION, models:/NAME@ALIAS or models:/m-ID, logged by slmpack.
+        workspace: where work files live; the user's cache folder if empty.
+        policy: what the package may lose of its source.
+        quality_text: a UTF-8 file to measure the quality on; the built-in text if empty.
+        waive_quality: the reason for publishing even below the policy.
+    """
+    stages = Stages()
+    with stages("find"):
+        require_registry()
+        told = find_logged(model_uri).told
+    request = check_request(
+        told.package.target, told.package.recipe or Recipe.AUTO, told.interface, told.name, workspace,
+        policy=policy, quality_text=quality_text, waive_quality=waive_quality,
+    )  # fmt: skip
+    with stages("recall"):
+        model = recall_model(model_uri, request.workspace)
+    proofs = prove(model, request, stages)
+    return publish(model, proofs, request, stages)
+
+
+def prove(model: LoggedModel, request: Request, stages: Stages) -> Proofs:
+    """Run the proofs of package-model in its order, and tell each check that holds.
+
+    A model that was never published keeps the reason of a refusal, as it does when it is packaged. One that was
+    published is left alone: it was proved, and what does not hold may be this machine's.
+    """
+    smoke: SmokeReport | None = None
+    try:
+        with stages("smoke"):
+            smoke = smoke_test(model, request.workspace)
+        tell(smoke.checks)
+        with stages("measure"):
+            quality = measure_quality(model, request, model.package.recipe)
+        tell(quality.checks)
+        with stages("validate"):
+            validation = validate_model(model, request.workspace)
+        tell((*validation.checks, *validation.parity, *validation.clean_environment))
+    except REFUSALS as refusal:
+        if standing_of(model).published is None:
+            measured: Quality | None = refusal.quality if isinstance(refusal, QualityError) else None
+            mark_refused(model, str(refusal), smoke.speed if smoke else None, measured)
+        raise
+    return Proofs(validation=validation, quality=quality, smoke=smoke)
+
+
+def publish(model: LoggedModel, proofs: Proofs, request: Request, stages: Stages) -> Outcome:
+    """Publish the model unless this very model was; `published` says that the alias moved."""
+    before = standing_of(model)
+    if before.published is not None and before.holder is not None:
+        return published_outcome(before.published, proofs, stages).model_copy(update={"status": "unchanged"})
+    with stages("publish"):
+        version = publish_version(model, proofs, request.asked, False)
+    outcome = published_outcome(version, proofs, stages)
+    has_moved = standing_of(model).holder != before.holder
+    return outcome if has_moved else outcome.model_copy(update={"status": "unchanged"})
+
+
+def tell(checks: Iterable[Check]) -> None:
+    """Say what holds, a line a check."""
+    for check in checks:
+        logger.info("holds: %s: %s", check.name, " ".join(check.found.split())[:160])

@@ -1,0 +1,162 @@
+"""Find: which versions of a registered model are published, and which of them still can be used.
+
+A version is known by its tags: `slmpack.digest` says what it is, `slmpack.published` that the alias was moved to it.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from slmpack.records import Interface, QualityFigures, Record, Speed, Target
+from slmpack.registry import check_alias, check_name, is_absent
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+Told = TypeVar("Told", bound=Record)
+
+ASKED, ASKED_SEPARATOR = "slmpack.asked", ", "
+DIGEST = "slmpack.digest"
+FORCED = "slmpack.forced"
+MODEL_ID = "slmpack.model_id"
+PUBLISHED = "slmpack.published"  # the alias that was moved to the version, when it was for the first time
+SUPERSEDED_BY, HELD_ALIAS = "slmpack.superseded_by", "slmpack.held_alias"
+
+
+class PublishedLookup(Record):
+    """A healthy version that was published before.
+
+    Attributes:
+        alias: the alias that was moved to it then; a rollback may have given it to another version since.
+        recipe: as in the version's tag; None for a target that is not quantised.
+        asked: what ended with this version: the recipe itself or `auto`, each with the policy it was under.
+        speed: as it was measured then; None if a tag is missing.
+    """
+
+    name: str
+    version: int
+    alias: str
+    digest: str
+    model_id: str
+    run_id: str
+    target: Target
+    recipe: str | None
+    size_bytes: int
+    asked: tuple[str, ...]
+    speed: Speed | None
+    quality: QualityFigures | None
+
+
+def alias_of(target: Target, interface: Interface) -> str:
+    """Return the alias of a target: `cpu-int4`, or `cpu-int4-prompt` for the prompt interface."""
+    return str(target) if interface is Interface.CHAT else f"{target}-{interface}"
+
+
+def find_published(name: str, digest: str, alias: str) -> PublishedLookup | None:
+    """Return the newest version of `name` with that digest that was published under `alias` and still is whole.
+
+    Raises:
+        UsageError: MLflow would refuse the name or the alias.
+    """
+    check_name(name)
+    check_alias(alias)
+    if holder_of(name, alias) is None:  # deleted, or gone with the version that had it
+        return None
+    for version in reversed(versions_with(name, DIGEST, digest)):
+        if version.tags.get(PUBLISHED) == alias and _is_whole(version):
+            recipe = version.tags["slmpack.recipe"]
+            return PublishedLookup(
+                name=name,
+                version=int(version.version),
+                alias=alias,
+                digest=digest,
+                model_id=version.tags[MODEL_ID],
+                run_id=version.tags["slmpack.mlflow_run"],
+                target=Target(version.tags["slmpack.target"]),
+                recipe=None if recipe == "none" else recipe,
+                size_bytes=int(version.tags["slmpack.size_bytes"]),
+                asked=asked_of(version),
+                speed=_told(version, Speed),
+                quality=_told(version, QualityFigures),
+            )
+    return None
+
+
+def find_rung(name: str, digests: Sequence[str], alias: str, asked: str) -> PublishedLookup | None:
+    """Return the published version of one of the recipes' digests.
+
+    A single digest is enough by itself. Of several, as `auto` tries them, one counts only if it was what `auto` ended
+    with under the same policy: the user may have published a dearer recipe by name, or loosened the policy since.
+    """
+    found = [lookup for digest in digests if (lookup := find_published(name, digest, alias)) is not None]
+    return next((lookup for lookup in found if len(digests) == 1 or asked in lookup.asked), None)
+
+
+def asked_of(version: "ModelVersion") -> tuple[str, ...]:
+    """Return all that was asked for and ended with the version."""
+    return tuple(version.tags.get(ASKED, "").split(ASKED_SEPARATOR))
+
+
+def _told(version: "ModelVersion", figures: type[Told]) -> Told | None:
+    """Read figures back from the tags of a version; None where one of them is missing."""
+    names = figures.model_fields.keys()
+    values = {name: version.tags[f"slmpack.{name}"] for name in names if f"slmpack.{name}" in version.tags}
+    if len(values) < len(names):
+        return None
+    return figures.model_validate({name: float(value) for name, value in values.items()})
+
+
+def versions_with(name: str, key: str, value: str) -> list["ModelVersion"]:
+    """Return the versions of `name` with that tag, lowest number first."""
+    from mlflow import MlflowClient
+
+    client, token, found = MlflowClient(), None, []
+    while token != "":
+        page = client.search_model_versions(f"name = '{name}' AND tags.`{key}` = '{value}'", page_token=token)
+        found += list(page)
+        token = page.token or ""
+    return sorted(found, key=lambda version: int(version.version))
+
+
+def whole_versions(name: str, key: str, value: str) -> list["ModelVersion"]:
+    return [version for version in versions_with(name, key, value) if _is_whole(version)]
+
+
+def _is_whole(version: "ModelVersion") -> bool:
+    """Tell whether the version's model is still there: it can be found, and its MLmodel can be listed."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    model_id = version.tags.get(MODEL_ID)
+    if model_id is None:  # deleted while MLflow read it: tags come with a query of their own
+        return False
+    try:
+        logged = MlflowClient().get_logged_model(model_id)
+        listed = get_artifact_repository(logged.artifact_location).list_artifacts()
+    except MlflowException as error:
+        if is_absent(error):
+            return False
+        raise
+    return str(logged.status) == "READY" and any(entry.path == "MLmodel" for entry in listed)
+
+
+def holder_of(name: str, alias: str) -> "ModelVersion | None":
+    """Return the version that has the alias now."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return MlflowClient().get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if is_absent(error):
+            return None
+        raise
+
+
+def holder_before(version: "ModelVersion", alias: str) -> "ModelVersion | None":
+    """Return the version that has the alias, or that had it until `version` got it."""
+    holder = holder_of(version.name, alias)
+    if holder is not None and holder.version != version.version:
+        return holder
+    told = versions_with(version.name, SUPERSEDED_BY, str(version.version))
+    return next((other for other in reversed(told) if other.tags.get(HELD_ALIAS) == alias), None)

@@ -1,0 +1,249 @@
+"""The frontier: what each recipe that was tried costs in size and loses in quality, drawn as SVG.
+
+A drawing is the same bytes for the same rungs. Its colours are CSS variables with a light page's values as fallback,
+so it stands alone and also follows the page that it is set in, light or dark.
+"""
+
+import io
+import math
+import re
+import unicodedata
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import AfterValidator
+
+from slmpack.records import Quality, QualityPolicy, Record, Speed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# In points. As wide as a phone's screen takes at a readable size.
+WIDTH, PLOT_HEIGHT, TOP, AXIS_HEIGHT, LINE_HEIGHT = 350.0, 208.0, 14.0, 36.0, 13.0
+PLOT_LEFT, PLOT_RIGHT = 38.0, 228.0
+FONT_POINTS = 9.0
+NAME_CHARACTERS, LINE_CHARACTERS = 18, 72
+LINEAR_UNITS = (
+    6.0  # so many times the loss that is allowed: from there a linear axis would press the good ones together
+)
+FAR_TICKS = (0.5, 0.8, 1, 1.05, 1.1, 1.2, 1.5, 2, 3, 5, 10, 30, 100, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9)
+LARGEST = 1e9
+
+# Matplotlib knows no CSS variable, so it draws with colours that nothing else has.
+INK, MUTED, LINE, CHOSEN, LIMIT = "#010201", "#020301", "#030401", "#040501", "#050601"
+VARIABLES = {
+    INK: "var(--ink, #1c2127)",
+    MUTED: "var(--muted, #5c6670)",
+    LINE: "var(--line, #d5dae0)",
+    CHOSEN: "var(--good, #14703c)",
+    LIMIT: "var(--bad, #a8321f)",
+}
+
+
+def _clean(text: str) -> str:
+    """Replace what no file takes (lone surrogates, control characters) or what turns the reading direction."""
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}" if _is_unfit(character) else character for character in text.replace("\r\n", "\n")
+    )
+
+
+def _is_unfit(character: str) -> bool:
+    if unicodedata.category(character) in {"Cc", "Cs"}:
+        return character not in "\n\t"
+    return character in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufffe\uffff"
+
+
+Text = Annotated[str, AfterValidator(_clean)]  # words from outside, fit for a page
+
+
+class Rung(Record):
+    """One recipe that was tried.
+
+    Attributes:
+        recipe: its name.
+        quality: None where it was not measured.
+        status: `refused` by the policy, or `failed` before it could be measured.
+        reason: why it was not published, else None.
+    """
+
+    recipe: Text
+    size_bytes: int
+    quality: Quality | None
+    speed: Speed | None
+    status: Literal["published", "refused", "failed"]
+    reason: Text | None = None
+
+
+def frontier_svg(rungs: tuple[Rung, ...], policy: QualityPolicy) -> str:
+    """Draw size against perplexity ratio, the policy's limit, and a line of text for each rung without a ratio.
+
+    Returns:
+        An `<svg>` element without an XML header, to be set in a page or saved as it is.
+    """
+    drawn = sorted((rung for rung in rungs if _ratio(rung) is not None), key=lambda rung: _ratio(rung) or 0.0)
+    listed = [rung for rung in rungs if _ratio(rung) is None]
+    below = len(listed) * LINE_HEIGHT
+    height = (TOP + PLOT_HEIGHT + AXIS_HEIGHT if drawn else 0.0) + below
+
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "slmpack", "font.size": FONT_POINTS}
+    with style.context(settings, after_reset=True):  # whatever the user's own matplotlibrc says
+        figure = Figure(figsize=(WIDTH / 72, max(height, LINE_HEIGHT) / 72))
+        if drawn:
+            place = (PLOT_LEFT / WIDTH, (AXIS_HEIGHT + below) / height,
+                     (PLOT_RIGHT - PLOT_LEFT) / WIDTH, PLOT_HEIGHT / height)  # fmt: skip
+            axes = figure.add_axes(place)
+            _draw_axes(axes, drawn, policy)
+            _draw_rungs(axes, drawn)
+        _list_rungs(figure, listed, height)
+        return _svg_of(figure, _in_words(drawn, listed, policy))
+
+
+def _ratio(rung: Rung) -> float | None:
+    """Return the ratio where it can be drawn; that of a model that overflows is not a number or off any scale."""
+    ratio = rung.quality.perplexity_ratio if rung.quality else math.nan
+    return ratio if 0 < ratio < LARGEST else None
+
+
+def _draw_axes(axes: "Axes", drawn: list[Rung], policy: QualityPolicy) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    sizes = [rung.size_bytes / 1e6 for rung in drawn]
+    _scale_ratios(axes, [_ratio(rung) or 1.0 for rung in drawn], policy.max_perplexity_ratio)
+    space = 0.12 * (max(sizes) - min(sizes)) or 0.1 * max(sizes) or 1.0
+    axes.set_xlim(min(sizes) - space, max(sizes) + space)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+    _dress(axes)
+    limit = policy.max_perplexity_ratio
+    axes.axhline(limit, color=LIMIT, linewidth=1, dashes=(4, 3), zorder=1)
+    axes.text(0.012, limit, f"limit {limit:.2f}", transform=axes.get_yaxis_transform(), color=LIMIT,
+              fontsize=FONT_POINTS - 1, va="bottom")  # fmt: skip
+
+
+def _scale_ratios(axes: "Axes", ratios: list[float], limit: float) -> None:
+    """Give the axis room where it matters: linear about the limit, logarithmic beyond it if something is far off."""
+    import numpy as np
+
+    low, high = min(*ratios, 1.0), max(*ratios, limit)
+    unit = max(limit - 1.0, 0.05)
+    if high - 1.0 <= LINEAR_UNITS * unit:
+        margin = 0.08 * (high - low or 0.01)
+        axes.set_ylim(low - margin, high + margin)
+        return
+    axes.set_yscale("function", functions=(lambda ratio: np.arcsinh((np.asarray(ratio) - 1) / unit),
+                                           lambda height: np.sinh(height) * unit + 1))  # fmt: skip
+    heights = np.arcsinh((np.array([low, high]) - 1) / unit)
+    margin = 0.08 * (heights[1] - heights[0])
+    bottom, top = np.sinh(heights + np.array([-margin, margin])) * unit + 1
+    axes.set_ylim(bottom, top)
+    ticks: list[float] = []
+    for tick in FAR_TICKS:
+        apart = np.diff(np.arcsinh((np.array([ticks[-1], tick]) - 1) / unit)) if ticks else np.inf
+        if bottom <= tick <= top and apart > 0.06 * (heights[1] - heights[0]):
+            ticks.append(tick)
+    axes.set_yticks(ticks)
+
+
+def _dress(axes: "Axes") -> None:
+    """Leave what is needed to read the figures off, and nothing else."""
+    axes.set_facecolor("none")
+    axes.set_xlabel("size, MB", color=MUTED)
+    left = -PLOT_LEFT / (PLOT_RIGHT - PLOT_LEFT)
+    axes.set_title("perplexity over the source's", color=MUTED, fontsize=FONT_POINTS, loc="left", x=left, pad=4)
+    axes.tick_params(which="both", colors=MUTED, length=0)
+    axes.grid(color=LINE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    axes.spines["bottom"].set(visible=True, color=LINE)
+
+
+def _draw_rungs(axes: "Axes", drawn: list[Rung]) -> None:
+    """Mark each rung and label it in a column beside the plot, where labels cannot cover each other."""
+    gap = min(0.125, 1.0 / len(drawn))
+    points = [(rung.size_bytes / 1e6, _ratio(rung) or 1.0) for rung in drawn]
+    to_axes = axes.transData + axes.transAxes.inverted()
+    heights = _spread([float(to_axes.transform(point)[1]) for point in points], gap)
+    leader = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 5}
+    for rung, point, height in zip(drawn, points, heights, strict=True):
+        chosen = rung.status == "published"
+        colour = CHOSEN if chosen else INK
+        axes.annotate("", xy=point, xytext=(1.03, height), textcoords="axes fraction", annotation_clip=False,
+                      arrowprops=leader)  # fmt: skip
+        axes.plot(*point, marker="o" if rung.status != "failed" else "x", markersize=9 if chosen else 6,
+                  color=colour, markerfacecolor=colour if chosen else "none", zorder=3, clip_on=False)  # fmt: skip
+        name = _short(rung.recipe, NAME_CHARACTERS) + (", chosen" if chosen else "")
+        _label(axes, height, name, colour, bold=chosen, above=True)
+        _label(axes, height, _speed(rung), MUTED, bold=False, above=False)
+
+
+def _label(axes: "Axes", height: float, text: str, colour: str, *, bold: bool, above: bool) -> None:
+    axes.annotate(text, xy=(1.045, height), xycoords="axes fraction", xytext=(0, 0.5 if above else -1.5),
+                  textcoords="offset points", color=colour, va="bottom" if above else "top", annotation_clip=False,
+                  fontsize=FONT_POINTS if above else FONT_POINTS - 1, fontweight="bold" if bold else "normal",
+                  parse_math=False)  # fmt: skip
+
+
+def _spread(wanted: list[float], gap: float) -> list[float]:
+    """Return heights as near to `wanted` (ascending, 0 to 1) as `gap` between neighbours allows."""
+    placed: list[float] = []
+    for height in wanted:
+        placed.append(max(height, placed[-1] + gap) if placed else max(height, 0.04))
+    ceiling = 0.96
+    for index in reversed(range(len(placed))):
+        placed[index] = min(placed[index], ceiling)
+        ceiling = placed[index] - gap
+    return placed
+
+
+def _list_rungs(figure: "Figure", listed: list[Rung], height: float) -> None:
+    for row, rung in enumerate(reversed(listed)):
+        weight = "bold" if rung.status == "published" else "normal"
+        figure.text(4 / WIDTH, (row * LINE_HEIGHT + 4) / height, _unmeasured(rung), color=MUTED, parse_math=False,
+                    fontsize=FONT_POINTS - 0.5, fontweight=weight)  # fmt: skip
+
+
+def _unmeasured(rung: Rung) -> str:
+    found = "no quality measured" if rung.quality is None else f"perplexity ratio {rung.quality.perplexity_ratio:.3g}"
+    name = _short(rung.recipe, NAME_CHARACTERS)
+    reason = f": {rung.reason}" if rung.reason else ""
+    size = f"{rung.size_bytes / 1e6:,.1f} MB" if rung.size_bytes else "not built"
+    return _short(f"{name}, {size}, {_speed(rung)}: {found}, {rung.status}{reason}", LINE_CHARACTERS)
+
+
+def _speed(rung: Rung) -> str:
+    return f"{rung.speed.decode_tokens_per_second:,.1f} tokens/s" if rung.speed else "not timed"
+
+
+def _short(text: str, limit: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _in_words(drawn: list[Rung], listed: list[Rung], policy: QualityPolicy) -> str:
+    parts = [f"{_short(rung.recipe, NAME_CHARACTERS)} {rung.size_bytes / 1e6:,.1f} MB at {_ratio(rung):.4g}"
+             for rung in drawn]  # fmt: skip
+    parts += [f"{_short(rung.recipe, NAME_CHARACTERS)} not measured" for rung in listed]
+    return f"Size against perplexity ratio, limit {policy.max_perplexity_ratio:.2f}: {'; '.join(parts) or 'no recipe'}"
+
+
+def _svg_of(figure: "Figure", words: str) -> str:
+    from xml.sax.saxutils import quoteattr
+
+    figure.patch.set_alpha(0)
+    file = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # a date would differ, a creator has a link
+    figure.savefig(file, format="svg", metadata=nothing)
+    svg = file.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label={quoteattr(words)} ', 1)
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    return re.sub(r"font-family: [^;\"]*|(?<=px )'DejaVu Sans'[^;\"]*", _sans_serif, svg)
+
+
+def _sans_serif(found: "re.Match[str]") -> str:
+    return "font-family: system-ui, sans-serif" if found[0].startswith("font-family") else "system-ui, sans-serif"

@@ -1,0 +1,191 @@
+"""Measure: how much of its source a logged package keeps, position by position, judged by a policy.
+
+    snapshot --transformers, once-----> log-probabilities -+-> perplexity ratio, KL, top-1 agreement -+
+    logged model --its package, by URI--> logits ----------+                                          +-policy-> report
+                                          greedy answers ---> new loops ------------------------------+
+
+Both models are fed the same token ids, so that a difference is one of weights and arithmetic.
+"""
+
+import codecs
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from slmpack.child import run_in_child
+from slmpack.compare import PackageRun, run_package
+from slmpack.errors import QualityError, UsageError
+from slmpack.records import Check, LoggedModel, Quality, QualityPolicy, QualityReport, Target
+from slmpack.reference import PROMPTS, REFERENCE_FILE, Reference, dtype_of, source_reference
+from slmpack.registry import final_errors
+from slmpack.repetition import count_new_loops
+from slmpack.store import digest_files, log_folder
+
+logger = logging.getLogger(__name__)
+
+CORPUS = Path(__file__).with_name("corpus") / "quality.txt"
+MEASURE_LIMIT_SECONDS = 2 * 3600.0
+READ_BYTES = 1 << 18  # of a text: many times what its first 2,048 tokens need
+MIN_TEXT_BYTES = 400  # below it no tokenizer gives 200 tokens of prose; the exact count comes later
+MIN_WAIVER_LETTERS = 8
+ADVICE = "use a dearer --recipe or --waive-quality REASON"
+
+
+def measure_quality(
+    model: LoggedModel,
+    policy: QualityPolicy,
+    workspace: Path,
+    *,
+    text: Path | None = None,
+    waiver: str | None = None,
+    advice: str = ADVICE,
+) -> QualityReport:
+    """Compare the logged model's package with its source; target `transformers` must be its very bytes.
+
+    Args:
+        text: what to read instead of the built-in corpus: UTF-8, its first 2,048 tokens.
+        waiver: why to publish even below the policy.
+        advice: what to do about a refusal, for the error.
+
+    Raises:
+        QualityError: the package lost more than `policy` allows and there is no waiver (then with its `quality`), its
+            logits are not finite, its bytes are others than those that were built, or its run failed.
+        UsageError: a waiver without a reason, or a text that is too short or not UTF-8.
+    """
+    waiver = None if waiver is None else checked_waiver(waiver)
+    content = read_text(text)
+    with _logged_folder(model, workspace) as folder:
+        same = _check_bytes(model, folder)
+        if model.package.target is Target.TRANSFORMERS:
+            return QualityReport(model=model, quality=None, policy=policy, checks=(same,))
+        reference = source_reference(model.package.snapshot, content, workspace)
+        quality = _measure(model, folder, reference, workspace)
+    read = "the built-in text" if text is None else "a text of the user's"
+    checks = (same, Check(name="text", found=f"{quality.tokens} positions of {read}"))
+    return judge(QualityReport(model=model, quality=quality, policy=policy, checks=checks, waiver=waiver), advice)
+
+
+def checked_waiver(waiver: str) -> str:
+    """Return the reason in one line.
+
+    Raises:
+        UsageError: it is too short to be one.
+    """
+    reason = " ".join(waiver.split())
+    if sum(letter.isalnum() for letter in reason) < MIN_WAIVER_LETTERS:
+        raise UsageError(f"the waiver {reason!r}", f"a reason of at least {MIN_WAIVER_LETTERS} letters",
+                         "say why the loss does not matter here")  # fmt: skip
+    return reason
+
+
+def read_text(path: Path | None) -> str:
+    """Return the text to measure on, the built-in one without a path; cheap, so that a bad one is refused early.
+
+    Raises:
+        UsageError: the file cannot be read, is not UTF-8 text, or is far too short.
+    """
+    path, advice = path or CORPUS, "name another file with --quality-text"
+    try:
+        with path.open("rb") as file:
+            head = file.read(READ_BYTES)
+            text = codecs.getincrementaldecoder("utf-8-sig")().decode(head, final=not file.read(1))
+    except OSError as error:
+        raise UsageError(f"the quality text {path.name}: {error.strerror}", "a file", advice) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"byte {error.start} of {path.name} is not UTF-8", "UTF-8 text", advice) from error
+    if "\0" in text:
+        raise UsageError(f"a NUL byte in {path.name}", "text, not data", advice)
+    if len(text.strip().encode()) < MIN_TEXT_BYTES:
+        raise UsageError(f"{len(text.strip().encode())} bytes of text in {path.name}",
+                         f"at least 200 tokens, so {MIN_TEXT_BYTES} bytes or more", advice)  # fmt: skip
+    return text
+
+
+@contextmanager
+def _logged_folder(model: LoggedModel, workspace: Path) -> Iterator[Path]:
+    """Yield the folder of the package's files in the logged model: in place, or fetched and then removed."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    inside = "model" if model.package.target is Target.TRANSFORMERS else "artifacts/package"
+    scratch = workspace / "scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="measure-", dir=scratch) as fetched:
+        with final_errors(QualityError, f"to read {model.uri}"):
+            repository: Any = get_artifact_repository(model.uri)
+            in_place = isinstance(repository.repo, LocalArtifactRepository)
+            folder = repository.download_artifacts(inside, None if in_place else fetched)
+        yield Path(folder)
+
+
+def _check_bytes(model: LoggedModel, folder: Path) -> Check:
+    """What is measured is what was built; for `transformers`, where the weights are the snapshot's, that is all."""
+    is_source = model.package.target is Target.TRANSFORMERS
+    weights = (".safetensors",) if is_source else ("",)
+    expected = {file.name: file for file in model.package.files if file.name.endswith(weights)}
+    found = {file.name: file for file in digest_files(folder, "measure") if file.name.endswith(weights)}
+    found = found if is_source else {name: file for name, file in found.items() if name in expected}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            what = "is missing" if name not in found else "was added" if name not in expected else "has other bytes"
+            whole = "the snapshot's own weights" if is_source else "the files that were built"
+            raise QualityError(f"{name} in {model.uri} {what}", whole, "log the model again")
+    return Check(name="weights", found=f"sha256 of {len(expected)} files")
+
+
+def _measure(model: LoggedModel, package: Path, reference: Path, workspace: Path) -> Quality:
+    snapshot = model.package.snapshot
+    measured, _ = run_in_child(
+        run_package, PackageRun(package=package, reference=reference),
+        log=log_folder(workspace) / f"measure-{model.model_id}.log", limit_seconds=MEASURE_LIMIT_SECONDS,
+        failure=QualityError, doing="the run of the package",
+    )  # fmt: skip
+    fed = Reference.model_validate_json((reference / REFERENCE_FILE).read_text())
+    return Quality(
+        perplexity=measured.perplexity,
+        source_perplexity=measured.source_perplexity,
+        perplexity_ratio=measured.perplexity / measured.source_perplexity,
+        mean_kl=measured.mean_kl,
+        p99_kl=measured.p99_kl,
+        top1_agreement=measured.top1_agreement,
+        tokens=fed.positions,
+        new_loops=count_new_loops(measured.answers, fed.prompts, snapshot, dtype_of(snapshot), workspace),
+        seconds_per_1000_tokens=1000 * measured.seconds / sum(map(len, fed.windows)),
+    )
+
+
+def judge(measured: QualityReport, advice: str) -> QualityReport:
+    """Hold the figures against the policy; return the report, its waiver kept only where one was needed.
+
+    Raises:
+        QualityError: they are below it and there is no waiver.
+    """
+    quality, policy = measured.quality, measured.policy
+    assert quality is not None
+    ratio, limit = quality.perplexity_ratio, policy.max_perplexity_ratio
+    checks = (
+        Check(name="perplexity ratio", found=f"{ratio:.3f}; at most {_told(limit)}"),
+        Check(name="new loops", found=str(quality.new_loops)),
+    )
+    measured = measured.model_copy(update={"checks": measured.checks + checks})
+    if ratio > limit:
+        digits = 2 if ratio >= limit + 0.01 else 6  # never told as the limit itself
+        found, expected = f"perplexity ratio {ratio:.{digits}f}", f"at most {_told(limit)}"
+    elif quality.new_loops and not policy.allow_new_loops:
+        found = f"{quality.new_loops} of {len(PROMPTS)} greedy answers loops where the source's does not"
+        expected = "none"
+    else:
+        return measured.model_copy(update={"waiver": None})
+    if measured.waiver is None:
+        refusal = QualityError(found, expected, advice)
+        refusal.quality = quality
+        raise refusal
+    logger.warning("%s; %s; waived: %s", found, expected, measured.waiver)
+    return measured
+
+
+def _told(limit: float) -> str:
+    return f"{limit:.2f}" if round(limit, 2) == limit else f"{limit:g}"

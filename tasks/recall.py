@@ -1,0 +1,28 @@
+"""Recall: what a logged model is, from its URI."""
+
+from pathlib import Path
+
+from prefect import task
+
+from slmpack import recall
+from slmpack.recall import Recorded, Standing
+from slmpack.records import LoggedModel
+from tasks.policies import REMOTE
+
+
+@task(task_run_name="find {uri}", **REMOTE)
+def find_logged(uri: str) -> Recorded:
+    """Read what is told of the model; retried, since the tracking server is remote."""
+    return recall.find_logged(uri)
+
+
+@task(task_run_name="recall {uri}", **REMOTE)
+def recall_model(uri: str, workspace: Path) -> LoggedModel:
+    """Bring package and source to this machine and compare every file; retried, since both are remote."""
+    return recall.recall_model(uri, workspace)
+
+
+@task(task_run_name="find the version of {model.uri}", **REMOTE)
+def standing_of(model: LoggedModel) -> Standing:
+    """Look for the model in the registry; retried, since that is remote."""
+    return recall.standing_of(model)

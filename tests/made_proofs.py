@@ -1,0 +1,113 @@
+"""Reports as the proving stages write them, about models that nobody asked: quick, and the same every time."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+from slmpack import progress
+from slmpack.frontier import Rung
+from slmpack.log import log_model
+from slmpack.proof import Proofs
+from slmpack.publish import publish_version
+from slmpack.records import (
+    Check,
+    Interface,
+    LoggedModel,
+    Package,
+    PublishedVersion,
+    Quality,
+    QualityPolicy,
+    QualityReport,
+    SmokeReport,
+    Speed,
+    ValidationReport,
+)
+
+ALIAS = "cpu-int4"
+SPEED = Speed(decode_tokens_per_second=12.5, ttft_ms=34.0, load_seconds=0.5, peak_rss_bytes=123_456_789)
+QUALITY = Quality(
+    perplexity=12.6, source_perplexity=12.0, perplexity_ratio=1.05, mean_kl=0.04, p99_kl=0.4, top1_agreement=0.875,
+    tokens=2047, new_loops=0, seconds_per_1000_tokens=4.0,
+)  # fmt: skip
+RUNGS = (
+    Rung(recipe="small", size_bytes=10**8, quality=QUALITY, speed=SPEED, status="refused", reason="1.20; at most 1.10"),
+    Rung(recipe="balanced", size_bytes=2 * 10**8, quality=QUALITY, speed=SPEED, status="published"),
+)
+
+
+def proofs_of(
+    model: LoggedModel, *, quality: Quality | None = QUALITY, waiver: str | None = None, rungs: tuple[Rung, ...] = ()
+) -> Proofs:
+    checks = (Check(name="one question", found="Paris"),)
+    return Proofs(
+        validation=ValidationReport(model=model, checks=checks),
+        quality=QualityReport(model=model, quality=quality, policy=QualityPolicy(), checks=checks, waiver=waiver),
+        smoke=SmokeReport(model=model, checks=checks, speed=SPEED),
+        rungs=rungs,
+    )
+
+
+def publish(model: LoggedModel, *, asked: str = "", force: bool = False) -> PublishedVersion:
+    return publish_version(model, proofs_of(model), asked=asked, force=force, trace={"prefect_run": "run-1"})
+
+
+def log_variant(package: Package, variant: str, name: str, workspace: Path) -> LoggedModel:
+    """Log the package; a `variant` stands for other content, hence another digest."""
+    changed = package.model_copy(update={"digest": package.digest + variant})
+    return log_model(changed, Interface.CHAT, name, workspace, {})
+
+
+@contextmanager
+def mlflow_store_in(folder: Path) -> Iterator[Path]:
+    """Make MLflow keep everything in `folder`, for all tests of a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
+        yield folder
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+
+
+def registered_name(request: pytest.FixtureRequest) -> str:
+    """Return a registered model's name of the test's own."""
+    return str(request.node.name).replace("[", " ").replace("]", "")
+
+
+def versions_of(name: str) -> list[int]:
+    return sorted(int(version.version) for version in MlflowClient().search_model_versions(f"name = '{name}'"))
+
+
+def holder_of(name: str) -> int:
+    return int(MlflowClient().get_model_version_by_alias(name, ALIAS).version)
+
+
+def flip_a_bit(model: LoggedModel, name: str = "artifacts/package/model.onnx.data") -> None:
+    """Change a file in the artifact store; the package that it is a link to stays as it is."""
+    location = MlflowClient().get_logged_model(model.model_id).artifact_location
+    path = Path(location.removeprefix("file://")) / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()
+    path.write_bytes(content)
+
+
+@contextmanager
+def while_reading_back(act: Callable[[], object]) -> Iterator[None]:
+    """Do something, once, as soon as the next publisher has read its first file back."""
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.progress.stage == "read back":  # type: ignore[attr-defined]
+                progress.logger.removeHandler(self)
+                act()
+
+    listener = Listener()
+    progress.logger.addHandler(listener)
+    try:
+        yield
+    finally:
+        progress.logger.removeHandler(listener)

@@ -1,0 +1,213 @@
+"""The clean environment: a model that needs more than it says is refused, by name."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import psutil
+import pytest
+from mlflow import MlflowClient
+from mlflow_server import running_mlflow_server
+
+from slmpack import consumer, progress
+from slmpack.environment import check_clean_environment, run_to_log
+from slmpack.errors import CheckError
+from slmpack.log import log_model
+from slmpack.records import Interface, LoggedModel, Package
+
+
+@pytest.fixture(scope="module")
+def logged(tiny_package: Package, workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoggedModel]:
+    """A model in a store in sqlite, whose files each test changes and gives back."""
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
+        yield log_model(tiny_package, Interface.CHAT, "tiny", workspace, {})
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+
+
+@contextmanager
+def edited(model: LoggedModel, name: str, change: Callable[[str], str]) -> Iterator[None]:
+    """Change a file of a logged model in its local store for a while."""
+    location = MlflowClient().get_logged_model(model.model_id).artifact_location
+    path = Path(location.removeprefix("file://")) / name
+    before = path.read_text()
+    path.unlink()  # read-only, and maybe another name of a file of the workspace
+    path.write_text(change(before))
+    try:
+        yield
+    finally:
+        path.write_text(before)
+
+
+def left_behind(workspace: Path) -> list[Path]:
+    return list((workspace / "scratch").glob("clean-environment*"))
+
+
+# ---------------------------------------------------------------------------------------------- whole checks
+
+
+@pytest.mark.slow
+def test_a_model_on_a_server_answers_with_nothing_installed_but_its_requirements(
+    tiny_package: Package, workspace: Path, tmp_path: Path
+) -> None:
+    before = mlflow.get_tracking_uri()
+    with running_mlflow_server(tmp_path) as address:
+        mlflow.set_tracking_uri(address)
+        try:
+            model = log_model(tiny_package, Interface.PROMPT, "tiny", workspace, {})
+            cost, answer = check_clean_environment(model, workspace)
+        finally:
+            mlflow.set_tracking_uri(before)
+    packages = int(cost.found.split()[0])
+    assert len(model.requirements) < packages < 80
+    assert answer.found.strip()
+    assert not left_behind(workspace)
+
+
+@pytest.mark.slow
+def test_a_missing_requirement_is_refused_with_the_name_of_its_module(logged: LoggedModel, workspace: Path) -> None:
+    with (
+        edited(logged, "requirements.txt", lambda text: text.replace("onnxruntime-genai==", "idna>=3 # ")),
+        pytest.raises(CheckError, match=r"loading the model failed.*No module named 'onnxruntime_genai'"),
+    ):
+        check_clean_environment(logged, workspace)
+    assert not left_behind(workspace)
+
+
+@pytest.mark.slow
+def test_a_wrapper_that_imports_slmpack_is_refused(logged: LoggedModel, workspace: Path) -> None:
+    with (
+        edited(
+            logged, "chat_model.py", lambda text: text.replace("import hashlib", "import slmpack\nimport hashlib", 1)
+        ),
+        pytest.raises(CheckError, match="No module named 'slmpack'"),
+    ):
+        check_clean_environment(logged, workspace)
+
+
+@pytest.mark.slow
+def test_a_release_that_does_not_exist_is_refused_by_name(logged: LoggedModel, workspace: Path) -> None:
+    with (
+        edited(logged, "requirements.txt", lambda text: text + "\nnumpy-financial==99.99\n"),
+        pytest.raises(CheckError, match=r"numpy-financial==99\.99.*environment-m-.*\.log"),
+    ):
+        check_clean_environment(logged, workspace)
+    assert not left_behind(workspace)
+
+
+class _CtrlC(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_no_environment_and_no_lock(logged: LoggedModel, workspace: Path) -> None:
+    handler = _CtrlC()
+    progress.logger.addHandler(handler)
+    try:
+        for _ in range(2):  # the second would wait for ever if the first kept the lock
+            with pytest.raises(KeyboardInterrupt):
+                check_clean_environment(logged, workspace)
+    finally:
+        progress.logger.removeHandler(handler)
+    assert not left_behind(workspace)
+
+
+@pytest.mark.slow
+def test_an_index_that_cannot_be_reached_is_no_fault_of_the_model(
+    logged: LoggedModel, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pip.conf").write_text("[global]\n")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    for name, value in (
+        ("INDEX_URL", "http://127.0.0.1:9/simple"),
+        ("RETRIES", "0"),
+        ("FIND_LINKS", ""),
+        ("EXTRA_INDEX_URL", ""),
+    ):
+        monkeypatch.setenv(f"PIP_{name}", value)
+    with (
+        edited(logged, "requirements.txt", lambda text: "slmpack-absent==1.0\n"),
+        pytest.raises(ConnectionError, match="could not reach the package index"),
+    ):
+        check_clean_environment(logged, workspace)
+
+
+# ---------------------------------------------------------------------------------------------- the children
+
+
+def test_ctrl_c_kills_the_child(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    # It presses Ctrl-C for us, once it runs, and would stay for an hour.
+    code = "import os, time; print(os.getpid(), flush=True); os.kill(os.getppid(), 2); time.sleep(3600)"
+    with pytest.raises(KeyboardInterrupt):
+        run_to_log([sys.executable, "-c", code], dict(os.environ), tmp_path, log, 60)
+    assert not psutil.pid_exists(int(log.read_text()))
+
+
+def test_a_child_over_its_time_is_killed_and_its_log_is_named(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    code = "import os, time; print(os.getpid(), flush=True); time.sleep(3600)"
+    with pytest.raises(CheckError, match=rf"took longer than 2 s and was stopped.*{log}"):
+        run_to_log([sys.executable, "-c", code], dict(os.environ), tmp_path, log, 2)
+    assert not psutil.pid_exists(int(log.read_text()))
+
+
+def test_the_consumer_ends_with_its_parent(tmp_path: Path) -> None:
+    """Its standard input closes when the parent dies; here it is closed from the start."""
+    request = tmp_path / "request.json"
+    os.mkfifo(request)  # so that it waits for a request that never comes
+    ended = subprocess.run(
+        [sys.executable, "-I", consumer.__file__, str(request)], stdin=subprocess.DEVNULL, timeout=60, check=False
+    )
+    assert ended.returncode == 1
+
+
+ASKS_THE_NETWORK = """
+import socket
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel
+
+
+class Model(PythonModel):
+    def predict(self, context, model_input, params=None):
+        socket.create_connection(("127.0.0.1", 9))
+
+
+set_model(Model())
+"""
+
+
+@pytest.mark.slow
+def test_a_model_that_asks_the_network_for_more_is_refused(tmp_path: Path) -> None:
+    code, model, result = tmp_path / "code.py", tmp_path / "model", tmp_path / "result.json"
+    code.write_text(ASKS_THE_NETWORK)
+    saved: dict[str, Any] = {"python_model": str(code), "pip_requirements": ["mlflow-skinny"]}
+    mlflow.pyfunc.save_model(str(model), input_example={"prompt": "hi"}, **saved)
+    request: dict[str, object] = {"source": str(model), "forbidden": [], "model_config": None, "result": str(result)}
+    told = ask_consumer(request, tmp_path)
+    assert told["kind"] == "NetworkError"
+    assert "socket.getaddrinfo" in told["message"]
+
+
+def test_a_module_that_must_not_be_there_is_refused(tmp_path: Path) -> None:
+    told = consumer.main({"forbidden": ["no_such_module", "slmpack"]})
+    assert (told["step"], told["message"]) == ("looking around", "slmpack can be imported here")
+
+
+def ask_consumer(request: dict[str, object], folder: Path) -> dict[str, str]:
+    """Run the consumer in this environment: what it does there does not depend on the packages."""
+    path = folder / "request.json"
+    path.write_text(json.dumps(request))
+    run_to_log([sys.executable, "-I", consumer.__file__, str(path)], dict(os.environ), folder, folder / "log", 120)
+    told: dict[str, str] = json.loads(Path(str(request["result"])).read_text())
+    return told
