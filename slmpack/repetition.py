@@ -110,7 +110,7 @@ def source_answers(
     key = digest_of(["answers", snapshot.digest, dtype, prompts, ANSWER_TOKENS])
 
     def make(into: Path) -> dict[str, str | int | None]:
-        logger.info("%d answers of the package loop: asking its source the same", len(prompts))
+        logger.info("greedy answers of the package that loop: %d; asking its source the same", len(prompts))
         answers, _ = run_in_child(
             answer_as_source,
             SourceQuestions(snapshot=snapshot.path, dtype=dtype, prompts=prompts),

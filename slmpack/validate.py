@@ -36,7 +36,7 @@ LOADERS = {Target.TRANSFORMERS: "mlflow.transformers"}
 CODE_LOADER = "mlflow.pyfunc.loaders.code_model"
 PICKLE_KEYS = ("python_model", "cloudpickle_version", "pickled_model")
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".joblib", ".dill", ".bin", ".pt", ".pth", ".ckpt")
-TEXT_FILES = ("MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", PROVENANCE)
+TEXT_FILES = ("MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt")
 PIN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!-]*)")
 ADVICE = "log the model again"
 
@@ -104,7 +104,7 @@ def _read(model: LoggedModel, workspace: Path) -> LoggedFiles:
     if missing := sorted(set(TEXT_FILES) - set(names)):
         raise _refusal("files", f"{', '.join(missing)} missing", "the files that MLflow writes with every model")
     with TemporaryDirectory() as folder:
-        paths = {name: fetch(name, folder) for name in TEXT_FILES}
+        paths = {name: fetch(name, folder) for name in (*TEXT_FILES, PROVENANCE) if name in names}
         texts = {name: Path(path).read_text() for name, path in paths.items()}
     metadata = Model.from_dict(yaml.safe_load(texts["MLmodel"]))
     return LoggedFiles(model=model, metadata=metadata, names=names, texts=texts, workspace=workspace)
@@ -195,14 +195,14 @@ def _check_metadata(files: LoggedFiles) -> Check:
 def _check_no_leak(files: LoggedFiles) -> Check:
     """Nothing of this machine: a path in the model would break it elsewhere, and tells what is nobody's business."""
     private = _private_words(files)
-    for name in TEXT_FILES:
-        parsed = files.texts[name].splitlines() if name.endswith(".txt") else yaml.safe_load(files.texts[name])
+    for name, content in files.texts.items():
+        parsed = content.splitlines() if name.endswith(".txt") else yaml.safe_load(content)  # JSON is YAML
         for place, text in _leaves(parsed, name):
             if found := next((word for word in private if word in text), None):
                 raise _refusal("no leak", f"{found} in {place}", "nothing of the machine that built it")
             if re.match(r"(file:|[A-Za-z]:[\\/]|~|/)", text) or re.search(r"@ *file:|(^| )-e ", text):
                 raise _refusal("no leak", f"the path {text[:100]} in {place}", "no absolute path")
-    return Check(name="no leak", found=f"{len(TEXT_FILES)} files")
+    return Check(name="no leak", found=f"{len(files.texts)} files")
 
 
 def _private_words(files: LoggedFiles) -> list[str]:

@@ -21,6 +21,7 @@ from slmpack.recall import find_logged, recall_model, standing_of
 from slmpack.records import Interface, LoggedModel, Package, Snapshot, Target
 from slmpack.resolve import resolve_source
 from slmpack.store import MANIFEST, damage
+from slmpack.validate import validate_model
 
 pytestmark = pytest.mark.slow
 NO_ID = "m-" + "0" * 32
@@ -107,6 +108,14 @@ def test_what_travels_has_no_path_of_the_machine(
             assert str(private) not in text
         assert (told["source"]["text"], told["source"]["location"]) == ("tiny-phi3", None)
         assert PROVENANCE in [file["name"] for file in json.loads((folder / MANIFEST).read_text())["files"]]
+
+
+def test_a_path_in_what_travels_is_refused_before_it_is_published(tiny_package: Package, workspace: Path) -> None:
+    leaky = tiny_package.model_copy(update={"repairs": (f"mended {workspace}/tokenizer.json",)})
+    model = log_model(leaky, Interface.CHAT, "leaky", workspace, {})
+
+    with pytest.raises(CheckError, match=rf"no leak: {workspace} in {PROVENANCE} package repairs"):
+        validate_model(model, workspace)
 
 
 def test_another_workspace_fetches_the_source_again(logged: LoggedModel, linked: Path) -> None:
