@@ -2,8 +2,9 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# A file's tests stay together, since they share what they built.
-PYTEST := $(BIN)/pytest -n 2 --dist loadfile
+# A file's tests stay together, since they share what they built. Two processes with a thread each do not wait for
+# each other; with two threads each they would, at every barrier.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 DEMO_NAME := smollm2-135m-instruct
 
 .PHONY: setup demo test quick lint clean

@@ -25,9 +25,13 @@ def write_tiny_phi3(folder: Path, tokenizer: Path, vocabulary: int = 49152) -> N
 
 def write_tiny_gpt2(folder: Path, tokenizer: Path, vocabulary: int = 49152) -> None:
     """Write a GPT-2 of 2 layers: an architecture that the ONNX Runtime GenAI builder does not know."""
+    import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = GPT2Config(vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=2)
+    config = GPT2Config(
+        vocab_size=vocabulary, n_embd=32, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=2, pad_token_id=2
+    )
+    torch.manual_seed(0)
     GPT2LMHeadModel(config).save_pretrained(folder)  # type: ignore[no-untyped-call]
     copy_tokenizer(tokenizer, folder)
 
