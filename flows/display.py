@@ -16,7 +16,8 @@ class Display:
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)
-        shown: logging.Handler = _Bars(self._console) if self._console.is_terminal else _Lines(self._console)
+        self._bars = _Bars(self._console) if self._console.is_terminal else None
+        shown = self._bars or _Lines(self._console)
         self._handlers = ((progress.logger, shown), (logging.getLogger("slmpack"), _Messages(self._console)))
 
     def __enter__(self) -> "Display":
@@ -28,7 +29,8 @@ class Display:
     def __exit__(self, *_: object) -> None:
         for logger, handler in self._handlers:
             logger.removeHandler(handler)
-            handler.close()
+        if self._bars is not None:
+            self._bars.stop()
 
     def say(self, line: str) -> None:
         """Print one line for a person."""
@@ -63,9 +65,9 @@ class _Bars(logging.Handler):
             self._tasks[label] = self._progress.add_task(label)
         self._progress.update(self._tasks[label], completed=told.done, total=told.total)
 
-    def close(self) -> None:
+    def stop(self) -> None:
+        """Take the bars away. Not `close`: whoever sets up logging anew, as Prefect does, closes every handler."""
         self._progress.stop()
-        super().close()
 
 
 class _Lines(logging.Handler):

@@ -91,6 +91,31 @@ def test_what_a_person_sees_is_progress_and_not_prefect(demo: Demo) -> None:
 
 
 @pytest.mark.slow
+def test_a_terminal_shows_live_bars(tiny_phi3: Path, workspace: Path, tmp_path: Path, prefect_api: str) -> None:
+    """Also once Prefect has set up logging, which closes every handler that it finds."""
+    ours, terminal = os.openpty()
+    with subprocess.Popen(
+        [SLMPACK, "package", str(tiny_phi3), "--workspace", str(workspace)], cwd=tmp_path, stderr=terminal,
+        env=environment(PREFECT_API_URL=prefect_api, TERM="xterm", COLUMNS="120"),
+    ) as process:  # fmt: skip
+        os.close(terminal)
+        shown = b""
+        while block := read_terminal(ours):
+            shown += block
+    os.close(ours)
+    assert process.returncode == 0, shown.decode()
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    assert re.search(r"smoke, answers ━+ 6/6", text), text
+
+
+def read_terminal(ours: int) -> bytes:
+    try:
+        return os.read(ours, 4096)
+    except OSError:  # how Linux says that the other end is closed
+        return b""
+
+
+@pytest.mark.slow
 def test_a_second_run_is_unchanged_and_builds_nothing(demo: Demo, workspace: Path) -> None:
     folder, _ = demo
     again = slmpack(
