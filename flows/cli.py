@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -169,12 +170,17 @@ def _run_flow(parsed: argparse.Namespace, targets: list[Target]) -> list[Outcome
         return outcomes
     from flows.package_model import package_model
 
+    return [_outcome_of(targets[0], lambda: package_model(parsed.source, targets[0], *rest))]
+
+
+def _outcome_of(target: Target, run: Callable[[], Outcome]) -> Outcome:
+    """Run a flow of one target; what it refuses or fails at is its outcome, bad usage is not."""
     try:
-        return [package_model(parsed.source, targets[0], *rest)]
+        return run()
     except UsageError:
         raise
     except SlmpackError as error:
-        return [failed_outcome(targets[0], error)]
+        return failed_outcome(target, error)
 
 
 def _verify(parsed: argparse.Namespace) -> int:
@@ -196,14 +202,8 @@ def _run_verify_flow(parsed: argparse.Namespace, target: Target) -> Outcome:
     from flows.verify_model import verify_model
 
     logging.captureWarnings(True)
-    try:
-        return verify_model(
-            parsed.model_uri, parsed.workspace, QualityPolicy(), parsed.quality_text, parsed.waive_quality
-        )
-    except UsageError:
-        raise
-    except SlmpackError as error:
-        return failed_outcome(target, error)
+    rest = (parsed.workspace, QualityPolicy(), parsed.quality_text, parsed.waive_quality)
+    return _outcome_of(target, lambda: verify_model(parsed.model_uri, *rest))
 
 
 def _line_of(outcome: Outcome) -> str:

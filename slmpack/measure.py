@@ -18,6 +18,7 @@ from typing import Any
 from slmpack.child import run_in_child
 from slmpack.compare import PackageRun, run_package
 from slmpack.errors import QualityError, UsageError
+from slmpack.integrity import artifact_location, is_local
 from slmpack.records import Check, LoggedModel, Quality, QualityPolicy, QualityReport, Target
 from slmpack.reference import PROMPTS, REFERENCE_FILE, Reference, dtype_of, source_reference
 from slmpack.registry import final_errors
@@ -108,16 +109,15 @@ def read_text(path: Path | None) -> str:
 def _logged_folder(model: LoggedModel, workspace: Path) -> Iterator[Path]:
     """Yield the folder of the package's files in the logged model: in place, or fetched and then removed."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
     inside = "model" if model.package.target is Target.TRANSFORMERS else "artifacts/package"
     scratch = workspace / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="measure-", dir=scratch) as fetched:
         with final_errors(QualityError, f"to read {model.uri}"):
-            repository: Any = get_artifact_repository(model.uri)
-            in_place = isinstance(repository.repo, LocalArtifactRepository)
-            folder = repository.download_artifacts(inside, None if in_place else fetched)
+            location = artifact_location(model)
+            repository: Any = get_artifact_repository(location)
+            folder = repository.download_artifacts(inside, None if is_local(location) else fetched)
         yield Path(folder)
 
 

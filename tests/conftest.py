@@ -1,6 +1,6 @@
 """What tests share: one workspace, one real model, one tiny Phi-3, one Prefect server."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,9 +10,11 @@ from slmpack import telemetry
 
 telemetry.switch_off()
 
-from slmpack.build import build_package  # noqa: E402 - telemetry is off before anything else is imported
+from made_proofs import log_variant  # noqa: E402 - telemetry is off before anything else is imported
+
+from slmpack.build import build_package  # noqa: E402
 from slmpack.fetch import fetch_snapshot  # noqa: E402
-from slmpack.records import Package, Recipe, Snapshot, Target  # noqa: E402
+from slmpack.records import LoggedModel, Package, Recipe, Snapshot, Target  # noqa: E402
 from slmpack.resolve import DEFAULT_SOURCE, resolve_source  # noqa: E402
 from slmpack.store import lock  # noqa: E402
 from slmpack.wheel import download_member  # noqa: E402
@@ -75,6 +77,32 @@ def mlflow_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     mlflow.set_tracking_uri(uri)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The same for all tests of a module."""
+    import mlflow
+
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
+        yield folder
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """A registered model's name of the test's own."""
+    return str(request.node.name).replace("[", " ").replace("]", "")
+
+
+@pytest.fixture
+def log_it(store: Path, name: str, tiny_package: Package, workspace: Path) -> "Callable[..., LoggedModel]":
+    """Logs tiny Phi-3's package under that name; a variant stands for other content, hence another digest."""
+    return lambda variant="": log_variant(tiny_package, variant, name, workspace)
 
 
 @pytest.fixture(scope="session")

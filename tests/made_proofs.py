@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import mlflow
-import pytest
 from mlflow import MlflowClient
 
 from slmpack import progress
@@ -60,21 +58,6 @@ def log_variant(package: Package, variant: str, name: str, workspace: Path) -> L
     """Log the package; a `variant` stands for other content, hence another digest."""
     changed = package.model_copy(update={"digest": package.digest + variant})
     return log_model(changed, Interface.CHAT, name, workspace, {})
-
-
-@contextmanager
-def mlflow_store_in(folder: Path) -> Iterator[Path]:
-    """Make MLflow keep everything in `folder`, for all tests of a module."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
-        yield folder
-        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
-
-
-def registered_name(request: pytest.FixtureRequest) -> str:
-    """Return a registered model's name of the test's own."""
-    return str(request.node.name).replace("[", " ").replace("]", "")
 
 
 def versions_of(name: str) -> list[int]:

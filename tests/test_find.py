@@ -1,32 +1,15 @@
 """Finding: what is published of a digest, of several recipes, and under which alias."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
-from made_proofs import ALIAS, QUALITY, SPEED, log_variant, mlflow_store_in, publish, registered_name
+from made_proofs import ALIAS, QUALITY, SPEED, publish
 
 from slmpack.errors import UsageError
 from slmpack.find import PublishedLookup, alias_of, find_published, find_rung
-from slmpack.records import Interface, LoggedModel, Package, QualityFigures, Target
+from slmpack.records import Interface, LoggedModel, QualityFigures, Target
 
 LogIt = Callable[..., LoggedModel]
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with mlflow_store_in(tmp_path_factory.mktemp("store")) as folder:
-        yield folder
-
-
-@pytest.fixture
-def name(request: pytest.FixtureRequest) -> str:
-    return registered_name(request)
-
-
-@pytest.fixture
-def log_it(store: Path, name: str, tiny_package: Package, workspace: Path) -> LogIt:
-    return lambda variant="": log_variant(tiny_package, variant, name, workspace)
 
 
 @pytest.mark.slow

@@ -17,15 +17,7 @@ from slmpack.integrity import read_back
 from slmpack.log import log_model
 from slmpack.records import Interface, LoggedModel, Package, Snapshot, Target
 
-
-@pytest.fixture(scope="module", autouse=True)
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
-        yield folder
-        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+pytestmark = pytest.mark.usefixtures("store")
 
 
 @pytest.fixture(scope="module")

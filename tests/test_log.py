@@ -25,16 +25,6 @@ from slmpack.staging import link_or_copy
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
-        yield folder
-        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
-
-
-@pytest.fixture(scope="module")
 def own_workspace(workspace: Path) -> Iterator[Path]:
     """A workspace that no other run works in, on the file system of the packages."""
     folder = workspace / f"test-log-{uuid.uuid4().hex}"

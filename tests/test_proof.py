@@ -1,7 +1,7 @@
 """The proof of a version: its page is kept with its run, tells the way here, and nothing unlike the build gets one."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -11,11 +11,8 @@ from made_proofs import (
     RUNGS,
     flip_a_bit,
     holder_of,
-    log_variant,
-    mlflow_store_in,
     proofs_of,
     publish,
-    registered_name,
     versions_of,
 )
 from mlflow import MlflowClient
@@ -24,25 +21,9 @@ from mlflow.exceptions import MlflowException
 from slmpack.errors import CheckError
 from slmpack.proof import page_uri
 from slmpack.publish import publish_version
-from slmpack.records import LoggedModel, Package
+from slmpack.records import LoggedModel
 
 LogIt = Callable[..., LoggedModel]
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with mlflow_store_in(tmp_path_factory.mktemp("store")) as folder:
-        yield folder
-
-
-@pytest.fixture
-def name(request: pytest.FixtureRequest) -> str:
-    return registered_name(request)
-
-
-@pytest.fixture
-def log_it(store: Path, name: str, tiny_package: Package, workspace: Path) -> LogIt:
-    return lambda variant="": log_variant(tiny_package, variant, name, workspace)
 
 
 def facts_of(model: LoggedModel) -> dict[str, object]:

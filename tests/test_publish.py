@@ -4,7 +4,7 @@ import logging
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -15,11 +15,8 @@ from made_proofs import (
     SPEED,
     flip_a_bit,
     holder_of,
-    log_variant,
-    mlflow_store_in,
     proofs_of,
     publish,
-    registered_name,
     versions_of,
     while_reading_back,
 )
@@ -40,22 +37,6 @@ from slmpack.smoke import smoke_test
 from slmpack.validate import validate_model
 
 LogIt = Callable[..., LoggedModel]
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with mlflow_store_in(tmp_path_factory.mktemp("store")) as folder:
-        yield folder
-
-
-@pytest.fixture
-def name(request: pytest.FixtureRequest) -> str:
-    return registered_name(request)
-
-
-@pytest.fixture
-def log_it(store: Path, name: str, tiny_package: Package, workspace: Path) -> LogIt:
-    return lambda variant="": log_variant(tiny_package, variant, name, workspace)
 
 
 @pytest.mark.slow
