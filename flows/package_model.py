@@ -2,7 +2,8 @@
 
     resolve -> fetch -> (published already? unchanged) -> build -> log -> smoke -> measure -> validate -> publish
                                                             ^                         |
-                                                            +--- the next recipe <----+ below the quality policy
+                                                            +--- the next recipe <----+ below the quality policy,
+                                                                                        or it cannot be built
 
 The proofs run one after the other: a second model in memory would spoil the speed that the smoke test measures.
 """
@@ -12,13 +13,21 @@ from pathlib import Path
 from prefect import flow
 
 from slmpack.build import package_digest
-from slmpack.errors import PublishError, QualityError, SlmpackError
+from slmpack.errors import PublishError, QualityError, RecipeError, SlmpackError
 from slmpack.find import alias_of
 from slmpack.frontier import Rung
 from slmpack.log import logged_digest
-from slmpack.outcome import Stages, published_outcome, refusal_of, rung_of, unchanged_outcome
+from slmpack.outcome import (
+    Stages,
+    last_refused,
+    published_outcome,
+    refusal_of,
+    rung_of,
+    unbuilt_rung,
+    unchanged_outcome,
+)
 from slmpack.proof import Proofs
-from slmpack.records import Interface, Outcome, QualityPolicy, Recipe, Snapshot, Target
+from slmpack.records import Interface, Outcome, Package, QualityPolicy, Recipe, Snapshot, Target
 from slmpack.request import Request, check_request
 from slmpack.resolve import DEFAULT_SOURCE
 from tasks.build import build_package
@@ -66,7 +75,7 @@ def package_model(
     stages = Stages()
     with stages("resolve"):
         require_registry()
-        resolved = resolve_source(source)
+        resolved = resolve_source(source, request.workspace)
     with stages("fetch"):
         snapshot = fetch_snapshot(resolved, request.workspace)
     name, alias = request.name or resolved.name, alias_of(target, interface)
@@ -84,28 +93,55 @@ def climb(
     """Try the recipes, cheapest first, and publish the first that passes every proof; each stage's time adds up."""
     rungs: tuple[Rung, ...] = ()
     for recipe in request.ladder:
-        with stages("build"):
-            package = build_package(snapshot, target, recipe, request.workspace)
-        with stages("log"):
-            model = log_model(package, interface, name, request.workspace)
         try:
-            with stages("smoke"):
-                smoke = smoke_test(model, request.workspace)
-            with stages("measure"):
-                quality = measure_quality(model, request, recipe)
-            with stages("validate"):
-                validation = validate_model(model, request.workspace)
-            tried = (*rungs, rung_of(package, "published", smoke.speed, quality.quality))
-            proofs = Proofs(validation=validation, quality=quality, smoke=smoke, rungs=tried)
-            with stages("publish"):
-                version = publish_version(model, proofs, request.asked, force)
-            return published_outcome(version, proofs, stages)
-        except QualityError as refusal:
-            mark_refused(model, str(refusal), smoke.speed, refusal.quality)
-            rungs = (*rungs, rung_of(package, "refused", smoke.speed, refusal.quality, str(refusal)))
-        except PublishError:
-            raise  # the registry that refuses is the one to be told
-        except (SlmpackError, KeyboardInterrupt) as refusal:
-            mark_refused(model, str(refusal) or "interrupted")
-            raise
+            with stages("build"):
+                package = build_package(snapshot, target, recipe, request.workspace)
+        except RecipeError as error:
+            if recipe is None or len(request.ladder) == 1:
+                raise
+            rungs = (*rungs, unbuilt_rung(recipe, error))
+            continue
+        ended = prove(package, interface, name, request, stages, force, rungs)
+        if isinstance(ended, Outcome):
+            return ended
+        rungs = (*rungs, ended)
+    refused = last_refused(rungs)
+    if request.waiver is not None and refused is not None and refused is not rungs[-1]:
+        # The waiver was kept for the last recipe, which could not be built: it counts for the last one that was.
+        last = Recipe(refused.recipe)
+        package = build_package(snapshot, target, last, request.workspace)  # at hand from before
+        others = tuple(rung for rung in rungs if rung is not refused)
+        waived = request.model_copy(update={"ladder": (last,)})
+        ended = prove(package, interface, name, waived, stages, force, others)
+        if isinstance(ended, Outcome):
+            return ended
     raise refusal_of(rungs)
+
+
+def prove(
+    package: Package, interface: Interface, name: str, request: Request, stages: Stages, force: bool,
+    rungs: tuple[Rung, ...],
+) -> Outcome | Rung:  # fmt: skip
+    """Log one package, prove it and publish it; return it as a rung if the quality policy refuses it."""
+    with stages("log"):
+        model = log_model(package, interface, name, request.workspace)
+    try:
+        with stages("smoke"):
+            smoke = smoke_test(model, request.workspace)
+        with stages("measure"):
+            quality = measure_quality(model, request, package.recipe)
+        with stages("validate"):
+            validation = validate_model(model, request.workspace)
+        tried = (*rungs, rung_of(package, "published", smoke.speed, quality.quality))
+        proofs = Proofs(validation=validation, quality=quality, smoke=smoke, rungs=tried)
+        with stages("publish"):
+            version = publish_version(model, proofs, request.asked, force)
+        return published_outcome(version, proofs, stages)
+    except QualityError as refusal:
+        mark_refused(model, str(refusal), smoke.speed, refusal.quality)
+        return rung_of(package, "refused", smoke.speed, refusal.quality, str(refusal))
+    except PublishError:
+        raise  # the registry that refuses is the one to be told
+    except (SlmpackError, KeyboardInterrupt) as refusal:
+        mark_refused(model, str(refusal) or "interrupted")
+        raise

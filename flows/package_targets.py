@@ -10,7 +10,7 @@ from prefect.states import Completed, Failed
 from flows.package_model import package_model
 from slmpack.outcome import failed_outcome, summary_of
 from slmpack.records import Interface, Outcome, QualityPolicy, Recipe, Target
-from slmpack.request import check_request
+from slmpack.request import check_request, workspace_of
 from slmpack.resolve import DEFAULT_SOURCE
 from tasks.registry import require_registry
 from tasks.resolve import resolve_source
@@ -49,7 +49,7 @@ def package_targets(
             policy=policy, quality_text=quality_text, waive_quality=waive_quality,
         )  # fmt: skip
     require_registry()
-    resolve_source(source)  # what is wrong with the source is wrong for every target
+    resolve_source(source, workspace_of(workspace))  # what is wrong with the source is wrong for every target
     outcomes: list[Outcome] = []
     for target in targets:
         state = package_model(

@@ -2,24 +2,31 @@
 
     snapshot --builder--> scratch folder --driven through prefill and decode--> packages/<digest>/
 
-The builder runs in a process of its own: it changes logging and the import path of whoever calls it, and gives its
-memory back only by ending.
+The builder runs in a process of its own: it changes logging and the import path of whoever calls it, gives its memory
+back only by ending, and some of its methods are replaced there, so that weights are quantised while they are written
+(see `streaming`). What cannot be streamed takes memory by the model's size, which is asked for before any work.
 """
 
 import contextlib
 import io
 import logging
+import os
 import re
 from pathlib import Path
 
 from slmpack import progress
 from slmpack.child import run_in_child
-from slmpack.errors import BuildError
+from slmpack.errors import BuildError, RecipeError
+from slmpack.finite import require_finite_weights
+from slmpack.limits import limit_seconds
+from slmpack.memory import available_bytes, predicted_stock_peak, require_memory
 from slmpack.records import Package, Recipe, Record, Snapshot, Target, digest_of
 from slmpack.repair import repair_tokenizer
 from slmpack.sliding_window import move_window_into_attention
 from slmpack.store import Manifest, log_folder, require_space, store_folder
+from slmpack.streaming import Streaming, raise_to_int8, stream_weights, unchecked_builder
 from slmpack.targets import BYTES_PER_PARAMETER, RECIPES, BuilderOptions, builder_versions
+from slmpack.weights import read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +37,18 @@ BUILD_STEPS = 3  # counts up when what is done to the builder's output changes, 
 
 
 class BuildRequest(Record):
-    """What the builder's process is asked for; `into` is an empty folder."""
+    """What the builder's process is asked for.
+
+    Attributes:
+        streamed: quantise while writing; else as the stock builder does.
+        into: an empty folder.
+    """
 
     snapshot: Path
     architecture: str
     layers: int
     options: BuilderOptions
+    streamed: bool
     into: Path
 
 
@@ -46,9 +59,17 @@ class DriveRequest(Record):
 
 
 class Built(Record):
-    """What the builder's process did beside building: a sentence for each repair of its output."""
+    """What the builder's process did beside building.
+
+    Attributes:
+        repairs: a sentence for each repair of its output.
+        streamed: whether weights were quantised while they were written.
+        obstacle: why they were not although that was asked for, else None.
+    """
 
     repairs: tuple[str, ...]
+    streamed: bool
+    obstacle: str | None
 
 
 class Done(Record):
@@ -57,7 +78,7 @@ class Done(Record):
 
 def package_digest(snapshot: Snapshot, target: Target, recipe: Recipe | None) -> str:
     """Return the digest of the package that `build_package` would make, without making it."""
-    options = RECIPES[target][recipe].model_dump() if recipe else {}
+    options = RECIPES[target][recipe].model_dump(exclude_defaults=True) if recipe else {}
     return digest_of([snapshot.digest, target, recipe, options, builder_versions(target), BUILD_STEPS])
 
 
@@ -65,7 +86,9 @@ def build_package(snapshot: Snapshot, target: Target, recipe: Recipe | None, wor
     """Build the package of `snapshot` for `target`, or take the whole one that an earlier run left.
 
     Raises:
-        BuildError: no builder knows the architecture, or its process failed, was killed or took too long.
+        RecipeError: the recipe cannot cut the model's rows, or needs more memory than there is.
+        BuildError: no builder knows the architecture, a weight is not finite, or the builder's process failed, was
+            killed or took too long.
         WorkspaceError: the workspace has too little space for the result.
     """
     digest = package_digest(snapshot, target, recipe)
@@ -91,26 +114,24 @@ def _build(snapshot: Snapshot, target: Target, recipe: Recipe, digest: str, work
     """Return the stored folder; its manifest remembers what making it took and what was repaired."""
     log = log_folder(workspace) / f"build-{digest[:12]}.log"
     drive_log = log_folder(workspace) / f"drive-{digest[:12]}.log"
+    options = RECIPES[target][recipe]
 
     def make(into: Path) -> dict[str, str | int | None]:
         logger.info("building %s for %s, recipe %s", snapshot.source.name, target, recipe)
-        request = BuildRequest(
-            snapshot=snapshot.path,
-            architecture=snapshot.architecture,
-            layers=snapshot.layers,
-            options=RECIPES[target][recipe],
-            into=into,
-        )
         built, run = run_in_child(
-            run_builder, request, log=log, limit_seconds=BUILD_LIMIT_SECONDS, failure=BuildError, doing="the build"
-        )
+            run_builder, _request(snapshot, options, into), log=log, failure=BuildError, doing="the build",
+            limit_seconds=limit_seconds(BUILD_LIMIT_SECONDS, snapshot.size_bytes),
+        )  # fmt: skip
+        if built.obstacle:
+            logger.warning("the stock builder quantised, since %s", built.obstacle)
         run_in_child(
-            drive_package, DriveRequest(package=into), log=drive_log, limit_seconds=DRIVE_LIMIT_SECONDS,
-            failure=BuildError, doing="the first run of the package",
+            drive_package, DriveRequest(package=into), log=drive_log, failure=BuildError,
+            limit_seconds=limit_seconds(DRIVE_LIMIT_SECONDS, snapshot.size_bytes), doing="the first run of the package",
         )  # fmt: skip
         return {
             "target": target,
             "recipe": recipe,
+            "quantised_by": "streaming" if built.streamed else "the stock builder",
             "build_peak_bytes": run.peak_private_bytes,
             "repairs": "\n".join(built.repairs),
         }
@@ -118,19 +139,53 @@ def _build(snapshot: Snapshot, target: Target, recipe: Recipe, digest: str, work
     return store_folder(workspace, "packages", digest, make)
 
 
+def _request(snapshot: Snapshot, options: BuilderOptions, into: Path) -> BuildRequest:
+    """Decide whether weights are streamed, and say so if not; then there must be memory for all of them.
+
+    Raises:
+        RecipeError: there is not.
+    """
+    obstacle = unchecked_builder() if options.streams else f"{options.algo_config} looks at whole matrices"
+    if obstacle:
+        logger.warning("the stock builder quantises, which takes more time and memory: %s", obstacle)
+        require_stock_memory(snapshot.path, options)
+    return BuildRequest(
+        snapshot=snapshot.path,
+        architecture=snapshot.architecture,
+        layers=snapshot.layers,
+        options=options,
+        streamed=obstacle is None,
+        into=into,
+    )
+
+
+def require_stock_memory(snapshot: Path, options: BuilderOptions) -> None:
+    """Refuse what the stock builder would be killed for.
+
+    Raises:
+        RecipeError: the machine, or our cgroup, has less memory than it will need.
+    """
+    bits = 8 if options.precision == "int8" else 4
+    needed = predicted_stock_peak(read_weights(snapshot), bits, options.block_size, options.algo_config)
+    require_memory(needed, available_bytes(), f"the stock builder, for {options.algo_config} {options.precision},")
+
+
 def run_builder(request: BuildRequest) -> Built:
     """Run in a child: let the builder write its folder, then mend what it is known to get wrong.
 
     Raises:
-        BuildError: the builder does not know the architecture, or cannot cut its rows into the recipe's blocks.
+        RecipeError: the recipe cannot cut the model's rows into its blocks.
+        BuildError: the builder does not know the architecture, or a weight is not finite.
     """
+    import torch
     from onnxruntime_genai.models.builder import create_model, parse_extra_options
 
     options = request.options
     arguments = (None, str(request.snapshot), str(request.into), options.precision, options.execution_provider)
     cache = str(request.into / ".cache")
     pairs = [f"block_size={options.block_size}", f"algo_config={options.algo_config}", "hf_token=false"]
-    _follow_quantiser(request.layers)
+    torch.set_num_threads(1)  # threads share tensors here, not the arithmetic of one
+    streaming = _prepare(request)
     try:
         with contextlib.redirect_stdout(_BuilderOutput(request.layers)):
             extra = parse_extra_options(*arguments, cache, pairs)
@@ -143,12 +198,29 @@ def run_builder(request: BuildRequest) -> Built:
     except ValueError as error:
         if "cannot reshape array" not in str(error):  # k_quant needs an even number of blocks a row
             raise
-        raise BuildError(
+        raise RecipeError(
             f"rows that {options.algo_config} cannot cut into pairs of blocks of {options.block_size}",
             "an even number of blocks a row", "use --recipe small",
         ) from error  # fmt: skip
     move_window_into_attention(request.into)
-    return Built(repairs=repair_tokenizer(request.into, request.snapshot))
+    repairs = repair_tokenizer(request.into, request.snapshot)
+    return Built(repairs=repairs, streamed=request.streamed and not streaming.obstacle, obstacle=streaming.obstacle)
+
+
+def _prepare(request: BuildRequest) -> Streaming:
+    """Replace the builder's methods; where nothing is streamed, look at the weights beforehand."""
+    from builders import base  # type: ignore[import-not-found] # on the path since the builder was imported
+
+    def before_stock(obstacle: str) -> None:
+        require_stock_memory(request.snapshot, request.options)
+        require_finite_weights(request.snapshot)
+
+    raise_to_int8(base.Model, request.options.int8_nodes)
+    if request.streamed:
+        return stream_weights(base.Model, len(os.sched_getaffinity(0)), before_stock)
+    _follow_quantiser(request.layers)
+    require_finite_weights(request.snapshot)
+    return Streaming()
 
 
 class _BuilderOutput(io.TextIOBase):

@@ -7,15 +7,19 @@ never opens a pickle.
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slmpack.errors import SourceError
 from slmpack.json_file import read_json
 from slmpack.records import Record
 from slmpack.weights import Tensor, is_weights, main_dtype, read_weights
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
+TOKENIZER_SETTINGS = "tokenizer_config.json"
 _SMALL = re.compile(
     r"model\.safetensors\.index\.json|config\.json|generation_config\.json"
     r"|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|vocab\.json|merges\.txt"
@@ -23,6 +27,11 @@ _SMALL = re.compile(
     r"|(LICEN[CS]E|NOTICE)[^/]*|README\.md"
 )
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
+# Where a row is a token: input embeddings and output layers, by the names that decoders in transformers give them.
+_ROW_A_TOKEN = re.compile(
+    r"(?:.*\.)?(?:embed_tokens|wte|embed_in|word_embeddings|tok_embeddings|lm_head|embed_out)\.weight"
+)
+_NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 # Configurations name the same thing differently. Source: `attribute_map` of the classes in transformers.
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
@@ -62,8 +71,9 @@ def inspect_checkpoint(folder: Path) -> CheckpointFacts:
     tensors = read_weights(folder)
     layers, context = _shape(folder / CONFIG, config)
     _check_layers(folder, layers, tensors)
-    _check_tokenizer(folder)
+    tokenizer = _check_tokenizer(folder)
     _check_chat_template(folder)
+    _check_vocabulary(folder, config, tokenizer, tensors)
     return CheckpointFacts(
         architecture=architecture,
         dtype=main_dtype(folder, tensors),
@@ -126,7 +136,7 @@ def _check_layers(folder: Path, layers: int, tensors: dict[str, Tensor]) -> None
         )  # fmt: skip
 
 
-def _check_tokenizer(folder: Path) -> None:
+def _check_tokenizer(folder: Path) -> "Tokenizer":
     from tokenizers import Tokenizer
 
     path = folder / TOKENIZER
@@ -135,9 +145,47 @@ def _check_tokenizer(folder: Path) -> None:
         found = f"{folder} has only a slow tokenizer ({', '.join(slow)})" if slow else f"{folder} has no tokenizer"
         raise SourceError(found, f"{TOKENIZER}, a fast one", "convert it with AutoTokenizer and save_pretrained")
     try:
-        Tokenizer.from_file(str(path))
+        return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises Exception itself
         raise SourceError(f"{path} does not load ({error})", "a fast tokenizer", "fetch or save it again") from error
+
+
+def _check_vocabulary(folder: Path, config: dict[str, Any], tokenizer: "Tokenizer", tensors: dict[str, Tensor]) -> None:
+    """Refuse ids without a row of their own, since runtimes read what lies there; rows without an id are fine."""
+    asked = config.get("vocab_size")  # not that of a nested configuration, whose rows may rightly be more
+    last = max(ids := _producible_ids(folder, tokenizer), default=-1)
+    for name, tensor in tensors.items():
+        rows = tensor.shape[0] if _ROW_A_TOKEN.fullmatch(name) and tensor.shape else None
+        if rows is None:
+            continue
+        if isinstance(asked, int) and rows != asked:
+            raise SourceError(
+                f"{name} in {folder} has {rows:,} rows", f"the {asked:,} of vocab_size in {CONFIG}",
+                "save the model again with the configuration it was trained with",
+            )  # fmt: skip
+        if last >= rows:
+            raise SourceError(
+                f"{name} in {folder} has {rows:,} rows, but its tokenizer makes ids up to {last:,} ({ids[last]!r})",
+                "a row for each id",
+                "take the tokenizer that the model was trained with, or call resize_token_embeddings and train",
+            )
+
+
+def _producible_ids(folder: Path, tokenizer: "Tokenizer") -> dict[int, str]:
+    """Return the ids that a conversation can contain.
+
+    A special token that neither the chat template nor the tokenizer's settings use does not count: Gemma 3 1B has one
+    for images, without a row. Source: issue 37011 of huggingface/transformers.
+    """
+    settings = read_json(folder / TOKENIZER_SETTINGS) if (folder / TOKENIZER_SETTINGS).is_file() else {}
+    used = "\n".join(
+        [*(text for _, text in _chat_templates(folder)), *(str(settings.get(key)) for key in _NAMED_TOKENS)]
+    )
+    ids = {number: token for token, number in tokenizer.get_vocab(with_added_tokens=True).items()}
+    for number, token in tokenizer.get_added_tokens_decoder().items():
+        if token.special and token.content not in used:
+            ids.pop(number, None)
+    return ids
 
 
 def _check_chat_template(folder: Path) -> None:
@@ -166,7 +214,7 @@ def _chat_templates(folder: Path) -> list[tuple[Path, str]]:
     found = [(path, path.read_text(encoding="utf-8")) for path in sorted(folder.glob("additional_chat_templates/*"))]
     if (path := folder / "chat_template.jinja").is_file():
         found.append((path, path.read_text(encoding="utf-8")))
-    for name in ("chat_template.json", "tokenizer_config.json"):
+    for name in ("chat_template.json", TOKENIZER_SETTINGS):
         if (path := folder / name).is_file():
             value = read_json(path).get("chat_template")
             named = value if isinstance(value, list) else [{"template": value}] if value else []

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from slmpack.errors import QualityError
 from slmpack.progress import report
 from slmpack.records import Record
-from slmpack.reference import LOG_PROBABILITIES_FILE, REFERENCE_FILE, ROWS, Reference
+from slmpack.reference import LOG_PROBABILITIES_FILE, REFERENCE_FILE, Reference, rows_at_once
 from slmpack.repetition import Answer, package_answer
 
 if TYPE_CHECKING:
@@ -75,8 +75,9 @@ def _run_windows(model: Any, reference: Reference, source_file: Path) -> Compare
     for window in reference.windows:
         logits = _window_logits(model, window)
         require_vocabulary(reference.vocabulary, source.shape[1], logits.shape[1])
-        for start in range(0, len(window) - 1, ROWS):
-            stop = min(start + ROWS, len(window) - 1)
+        step = rows_at_once(logits.shape[1])
+        for start in range(0, len(window) - 1, step):
+            stop = min(start + step, len(window) - 1)
             following = np.array(window[start + 1 : stop + 1])
             parts.append(compare(source[row : row + stop - start], logits[start:stop], following))
             row += stop - start

@@ -26,6 +26,7 @@ from slmpack.child import kill_tree
 from slmpack.errors import CheckError
 from slmpack.integrity import artifact_location, is_local
 from slmpack.interfaces import check_answer, signature_of
+from slmpack.limits import limit_seconds
 from slmpack.package_index import read_pip_config, settings_for_uv
 from slmpack.progress import report
 from slmpack.records import Check, Interface, LoggedModel, Record, Target
@@ -165,7 +166,10 @@ def _ask(model: LoggedModel, source: str, python: Path, folder: Path, log: Path)
     request.write_text(json.dumps(asked))
     # -B: a store on this machine is read in place, and bytecode in it would later be run unlooked at
     command = [str(python), "-I", "-P", "-B", consumer.__file__, str(request)]
-    code = run_to_log(command, _consumer_environment(folder), folder, log, ASK_LIMIT_SECONDS)
+    code = run_to_log(
+        command, _consumer_environment(folder), folder, log,
+        limit_seconds(ASK_LIMIT_SECONDS, model.package.size_bytes),
+    )  # fmt: skip
     if code:
         how = "was killed by signal 9" if code == -signal.SIGKILL else f"ended with code {code}"
         raise CheckError(f"clean environment: the process that asks the model {how}", "an answer", f"the log is {log}")

@@ -5,6 +5,7 @@
     +-- SourceError         the source does not exist, may not be read, or is not a usable checkpoint
     +-- WorkspaceError      no space, or a file changed after it was stored
     +-- BuildError          the builder refused, was killed or took too long
+    |   +-- RecipeError     this recipe cannot take this model, or not on this machine; another may
     +-- LogError            MLflow would not take the model
     +-- CheckError          the logged model is not what its interface promises
     +-- QualityError        the package lost too much of its source
@@ -39,6 +40,10 @@ class WorkspaceError(SlmpackError):
 
 class BuildError(SlmpackError):
     """The builder refused the model, was killed, or took too long."""
+
+
+class RecipeError(BuildError):
+    """This recipe cannot take this model, or not on this machine; `auto` goes on with the next."""
 
 
 class LogError(SlmpackError):

@@ -21,6 +21,7 @@ from slmpack.errors import SourceError
 from slmpack.gguf_model import GgufConversion, convert_gguf, inspect_gguf
 from slmpack.licence import licence_of
 from slmpack.records import ModelSource, Snapshot, SourceKind, digest_of, digest_of_files
+from slmpack.shapes import require_shapes
 from slmpack.store import Manifest, log_folder, require_space, sha256_of, store_folder
 from slmpack.weights import is_weights
 
@@ -41,7 +42,7 @@ def fetch_snapshot(source: ModelSource, workspace: Path) -> Snapshot:
     def make(into: Path) -> dict[str, str | int | None]:
         logger.info("fetching %s", source.text)
         licence = _fill(source, into, workspace, key)
-        facts = _inspect(into, source)
+        facts = _inspect(into, source, log_folder(workspace) / f"shapes-{key[:12]}.log")
         return facts.model_dump() | {"licence": source.licence or licence or licence_of(into)}
 
     path = store_folder(workspace, "snapshots", key, make)
@@ -66,10 +67,12 @@ def _unfaithful(source: ModelSource, path: Path, manifest: Manifest) -> SourceEr
     return None
 
 
-def _inspect(folder: Path, source: ModelSource) -> CheckpointFacts:
+def _inspect(folder: Path, source: ModelSource, log: Path) -> CheckpointFacts:
     """Inspect the filled folder; a complaint names the source, not a scratch folder that nobody knows."""
     try:
-        return inspect_checkpoint(folder)
+        facts = inspect_checkpoint(folder)
+        require_shapes(folder, log)
+        return facts
     except SourceError as error:
         raise SourceError(str(error).replace(str(folder), source.text)) from error
 

@@ -61,16 +61,18 @@ class Rung(Record):
 
     Attributes:
         recipe: its name.
+        size_bytes: None where it was not built.
         quality: None where it was not measured.
-        status: `refused` by the policy, or `failed` before it could be measured.
+        status: `refused` by the policy, `not built` because it cannot take the model or this machine cannot take it,
+            or `failed` before it could be measured.
         reason: why it was not published, else None.
     """
 
     recipe: Text
-    size_bytes: int
+    size_bytes: int | None
     quality: Quality | None
     speed: Speed | None
-    status: Literal["published", "refused", "failed"]
+    status: Literal["published", "refused", "not built", "failed"]
     reason: Text | None = None
 
 
@@ -107,10 +109,14 @@ def _ratio(rung: Rung) -> float | None:
     return ratio if 0 < ratio < LARGEST else None
 
 
+def _megabytes(rung: Rung) -> float:
+    return (rung.size_bytes or 0) / 1e6
+
+
 def _draw_axes(axes: "Axes", drawn: list[Rung], policy: QualityPolicy) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    sizes = [rung.size_bytes / 1e6 for rung in drawn]
+    sizes = [_megabytes(rung) for rung in drawn]
     _scale_ratios(axes, [_ratio(rung) or 1.0 for rung in drawn], policy.max_perplexity_ratio)
     space = 0.12 * (max(sizes) - min(sizes)) or 0.1 * max(sizes) or 1.0
     axes.set_xlim(min(sizes) - space, max(sizes) + space)
@@ -164,7 +170,7 @@ def _dress(axes: "Axes") -> None:
 def _draw_rungs(axes: "Axes", drawn: list[Rung]) -> None:
     """Mark each rung and label it in a column beside the plot, where labels cannot cover each other."""
     gap = min(0.125, 1.0 / len(drawn))
-    points = [(rung.size_bytes / 1e6, _ratio(rung) or 1.0) for rung in drawn]
+    points = [(_megabytes(rung), _ratio(rung) or 1.0) for rung in drawn]
     to_axes = axes.transData + axes.transAxes.inverted()
     heights = _spread([float(to_axes.transform(point)[1]) for point in points], gap)
     leader = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 5}
@@ -207,10 +213,12 @@ def _list_rungs(figure: "Figure", listed: list[Rung], height: float) -> None:
 
 
 def _unmeasured(rung: Rung) -> str:
-    found = "no quality measured" if rung.quality is None else f"perplexity ratio {rung.quality.perplexity_ratio:.3g}"
     name = _short(rung.recipe, NAME_CHARACTERS)
     reason = f": {rung.reason}" if rung.reason else ""
-    size = f"{rung.size_bytes / 1e6:,.1f} MB" if rung.size_bytes else "not built"
+    if rung.size_bytes is None:
+        return _short(f"{name}, not built{reason}", LINE_CHARACTERS)
+    found = "no quality measured" if rung.quality is None else f"perplexity ratio {rung.quality.perplexity_ratio:.3g}"
+    size = f"{_megabytes(rung):,.1f} MB"
     return _short(f"{name}, {size}, {_speed(rung)}: {found}, {rung.status}{reason}", LINE_CHARACTERS)
 
 
@@ -224,9 +232,10 @@ def _short(text: str, limit: int) -> str:
 
 
 def _in_words(drawn: list[Rung], listed: list[Rung], policy: QualityPolicy) -> str:
-    parts = [f"{_short(rung.recipe, NAME_CHARACTERS)} {rung.size_bytes / 1e6:,.1f} MB at {_ratio(rung):.4g}"
+    parts = [f"{_short(rung.recipe, NAME_CHARACTERS)} {_megabytes(rung):,.1f} MB at {_ratio(rung):.4g}"
              for rung in drawn]  # fmt: skip
-    parts += [f"{_short(rung.recipe, NAME_CHARACTERS)} not measured" for rung in listed]
+    parts += [f"{_short(rung.recipe, NAME_CHARACTERS)} {'not built' if rung.size_bytes is None else 'not measured'}"
+              for rung in listed]  # fmt: skip
     return f"Size against perplexity ratio, limit {policy.max_perplexity_ratio:.2f}: {'; '.join(parts) or 'no recipe'}"
 
 

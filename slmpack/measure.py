@@ -19,6 +19,7 @@ from slmpack.child import run_in_child
 from slmpack.compare import PackageRun, run_package
 from slmpack.errors import QualityError, UsageError
 from slmpack.integrity import artifact_location, is_local
+from slmpack.limits import limit_seconds
 from slmpack.records import Check, LoggedModel, Quality, QualityPolicy, QualityReport, Target
 from slmpack.reference import PROMPTS, REFERENCE_FILE, Reference, dtype_of, source_reference
 from slmpack.registry import final_errors
@@ -140,7 +141,8 @@ def _measure(model: LoggedModel, package: Path, reference: Path, workspace: Path
     snapshot = model.package.snapshot
     measured, _ = run_in_child(
         run_package, PackageRun(package=package, reference=reference),
-        log=log_folder(workspace) / f"measure-{model.model_id}.log", limit_seconds=MEASURE_LIMIT_SECONDS,
+        log=log_folder(workspace) / f"measure-{model.model_id}.log",
+        limit_seconds=limit_seconds(MEASURE_LIMIT_SECONDS, model.package.size_bytes),
         failure=QualityError, doing="the run of the package",
     )  # fmt: skip
     fed = Reference.model_validate_json((reference / REFERENCE_FILE).read_text())

@@ -15,7 +15,7 @@ from slmpack.fetch import fetch_snapshot
 from slmpack.provenance import Provenance, SourceFacts, source_of
 from slmpack.records import ModelSource, SourceKind, digest_of_files
 from slmpack.resolve import model_name, resolve_source
-from slmpack.store import MANIFEST, Manifest, damage, lock
+from slmpack.store import MANIFEST, Manifest, damage_since, lock
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def snapshot_path(uri: str, told: Provenance, workspace: Path) -> Path:
     expected = told.snapshot.digest
     if (path := _stored_snapshot(expected, workspace)) is not None:
         return path
-    source = _source_here(uri, told.source) if told.source.location is None else _pinned(source_of(told))
+    source = _source_here(uri, told.source, workspace) if told.source.location is None else _pinned(source_of(told))
     snapshot = fetch_snapshot(source, workspace)
     if snapshot.digest != expected:
         advice = "it cannot be proved against another source"
@@ -51,7 +51,7 @@ def _stored_snapshot(digest: str, workspace: Path) -> Path | None:
                 is_it = digest_of_files(Manifest.read(folder).files) == digest
             except (OSError, ValueError):
                 continue
-            if is_it and damage(folder) is None:
+            if is_it and damage_since(workspace, "snapshots", folder.name) is None:
                 return folder
     return None
 
@@ -63,7 +63,7 @@ def _pinned(source: ModelSource) -> ModelSource:
     return source.model_copy(update={"text": f"hf://{source.location}@{source.revision}"})
 
 
-def _source_here(uri: str, told: SourceFacts) -> ModelSource:
+def _source_here(uri: str, told: SourceFacts, workspace: Path) -> ModelSource:
     """Find a source that was a path of the machine that packaged it: by its name, in the working folder.
 
     Raises:
@@ -72,7 +72,7 @@ def _source_here(uri: str, told: SourceFacts) -> ModelSource:
     for path in sorted(Path.cwd().iterdir()):
         if model_name(path.name) == told.name:
             try:
-                source = resolve_source(str(path))
+                source = resolve_source(str(path), workspace)
             except SourceError as error:
                 logger.info("%s is not the source: %s", path.name, error)
                 continue

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from slmpack.errors import CheckError, QualityError, SmokeError
+from slmpack.errors import CheckError, QualityError, RecipeError, SmokeError
 from slmpack.find import PublishedLookup
 from slmpack.frontier import Rung
 from slmpack.proof import Proofs
@@ -81,10 +81,10 @@ def unchanged_outcome(found: PublishedLookup, stages: Stages) -> Outcome:
 
 
 def failed_outcome(target: Target, error: BaseException) -> Outcome:
-    """Describe a target of which nothing was published; a refusal by the policy has its last recipe's figures."""
+    """Describe a target of which nothing was published; a refusal by the policy has the last measured figures."""
     status: Status = "refused" if isinstance(error, REFUSALS) else "failed"
     reason = " ".join(str(error).split()) or type(error).__name__
-    last = error.rungs[-1] if isinstance(error, LadderError) else None
+    last = last_refused(error.rungs) if isinstance(error, LadderError) else None
     if last is None:
         return Outcome(status=status, target=target, reason=reason)
     return Outcome(
@@ -104,13 +104,36 @@ class LadderError(QualityError):
     rungs: tuple[Rung, ...] = ()
 
 
-def refusal_of(rungs: tuple[Rung, ...]) -> LadderError:
-    """Return the error of a ladder that was climbed in vain: the last refusal, and how far the others were off."""
+def refusal_of(rungs: tuple[Rung, ...]) -> LadderError | RecipeError:
+    """Return the error of a ladder that was climbed in vain: how the last rung ended, and how far the others came.
+
+    Where no recipe could be built, the policy refused nothing, and the error is the build's.
+    """
     *others, last = rungs
-    told = [f"{rung.recipe}: {(rung.reason or '').partition(';')[0]}" for rung in others]
-    error = LadderError(f"{last.recipe}: {last.reason}", "", f"also tried: {', '.join(told)}" if told else "")
-    error.quality, error.rungs = last.quality, rungs
+    told = [f"{rung.recipe}: {_ending(rung).partition(';')[0]}" for rung in others]
+    parts = f"{last.recipe}: {_ending(last)}", "", f"also tried: {', '.join(told)}" if told else ""
+    refused = last_refused(rungs)
+    if refused is None:
+        return RecipeError(*parts)
+    error = LadderError(*parts)
+    error.quality, error.rungs = refused.quality, rungs
     return error
+
+
+def last_refused(rungs: tuple[Rung, ...]) -> Rung | None:
+    """Return the dearest recipe that was built, and refused by the policy."""
+    return next((rung for rung in reversed(rungs) if rung.status == "refused"), None)
+
+
+def _ending(rung: Rung) -> str:
+    reason = rung.reason or ""
+    return f"not built: {reason}" if rung.status == "not built" else reason
+
+
+def unbuilt_rung(recipe: Recipe, error: RecipeError) -> Rung:
+    """Describe a recipe that cannot take the model, or not on this machine, and say so in the log."""
+    logger.warning("recipe %s is not built: %s", recipe, error)
+    return Rung(recipe=recipe, size_bytes=None, quality=None, speed=None, status="not built", reason=str(error))
 
 
 def rung_of(

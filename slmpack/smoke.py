@@ -10,11 +10,13 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from slmpack.child import run_in_child
 from slmpack.errors import SmokeError
+from slmpack.limits import limit_seconds
 from slmpack.progress import report
 from slmpack.records import Check, Interface, LoggedModel, Record, SmokeReport, Speed, Target
 from slmpack.store import log_folder
@@ -54,11 +56,11 @@ class SmokeAnswers(Record):
     speed: Speed
 
 
-def smoke_test(model: LoggedModel, workspace: Path, *, limit_seconds: float = SMOKE_LIMIT_SECONDS) -> SmokeReport:
+def smoke_test(model: LoggedModel, workspace: Path, *, small_limit_seconds: float = SMOKE_LIMIT_SECONDS) -> SmokeReport:
     """Load `model` by its URI in a new process, ask it, and measure what that costs.
 
     Args:
-        limit_seconds: for all of it; a model that never answers is refused then.
+        small_limit_seconds: for all of it, of a package up to 4 GB; a model that never answers is refused then.
 
     Raises:
         SmokeError: it does not load, or an answer is not one.
@@ -74,8 +76,9 @@ def smoke_test(model: LoggedModel, workspace: Path, *, limit_seconds: float = SM
     )
     log = log_folder(workspace) / f"smoke-{model.digest[:12]}.log"
     answers, _ = run_in_child(
-        ask_model, request, log=log, limit_seconds=limit_seconds, failure=SmokeError, doing="the smoke test"
-    )
+        ask_model, request, log=log, limit_seconds=limit_seconds(small_limit_seconds, model.package.size_bytes),
+        failure=SmokeError, doing="the smoke test",
+    )  # fmt: skip
     return SmokeReport(model=model, checks=answers.checks, speed=answers.speed)
 
 
@@ -113,6 +116,12 @@ class Consumer:
         self._model = model
         self.chats = request.interface is Interface.CHAT
         self.streams = request.streams
+
+    @cached_property
+    def answer(self) -> str:
+        """The answer to `QUESTION`, which others are compared with; asked when it is first wanted."""
+        (answer,) = self.ask(QUESTION)
+        return str(answer["text"])
 
     def ask(self, *chats: list[Message], max_tokens: int = SHORT_TOKENS) -> list[dict[str, Any]]:
         """Return an answer a chat, all asked in one call.
@@ -203,8 +212,7 @@ def _checked(text: object) -> str:
 
 
 def _check_answer(model: Consumer) -> Check:
-    (answer,) = model.ask(QUESTION)
-    return Check(name="one question", found=answer["text"])
+    return Check(name="one question", found=model.answer)
 
 
 def _check_batch(model: Consumer) -> Check:
@@ -226,19 +234,18 @@ def _check_length(model: Consumer) -> Check:
 
 
 def _check_repeatable(model: Consumer) -> Check:
-    (once,), (again,) = model.ask(QUESTION), model.ask(QUESTION)
-    if once["text"] != again["text"]:
-        raise SmokeError(f"greedy answers {once['text']!r} and {again['text']!r}", "the same twice", _ADVICE)
+    (again,) = model.ask(QUESTION)
+    if again["text"] != model.answer:
+        raise SmokeError(f"greedy answers {model.answer!r} and {again['text']!r}", "the same twice", _ADVICE)
     return Check(name="greedy twice", found="the same text")
 
 
 def _check_stream(model: Consumer) -> Check:
     if not model.streams:
         return Check(name="a streamed answer", found="not offered by MLflow's transformers flavour")
-    (whole,) = model.ask(QUESTION)
     pieces = [text for text, _ in model.stream(QUESTION, SHORT_TOKENS)]
-    if "".join(pieces) != whole["text"]:
-        raise SmokeError(f"the streamed answer {''.join(pieces)!r}", f"the whole one, {whole['text']!r}", _ADVICE)
+    if "".join(pieces) != model.answer:
+        raise SmokeError(f"the streamed answer {''.join(pieces)!r}", f"the whole one, {model.answer!r}", _ADVICE)
     return Check(name="a streamed answer", found=f"{len(pieces)} chunks, the same text")
 
 

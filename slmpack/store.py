@@ -1,12 +1,14 @@
 """Content-addressed folders in the workspace.
 
-    <workspace>/snapshots/<key>/   checkpoints          <workspace>/locks/    one flock file a key
-    <workspace>/packages/<key>/    built packages       <workspace>/scratch/  folders not finished yet
-    <workspace>/references/<key>/  sources' own logits  <workspace>/logs/     what child processes wrote
+    <workspace>/snapshots/<key>/   checkpoints           <workspace>/locks/    one flock file a key
+    <workspace>/packages/<key>/    built packages        <workspace>/scratch/  folders not finished yet
+    <workspace>/references/<key>/  sources' own logits   <workspace>/logs/     what child processes wrote
+    <workspace>/parities/<key>/    tokenizers compared   <workspace>/stamps/   what need not be hashed again
 
 A folder is made in `scratch/`, synced, made read-only and renamed into place, so a whole one is never half one.
-Its `manifest.json` has every file's sha256 and what its maker wants to remember. flock is given back by the
-kernel when its holder dies, so a killed run blocks nobody.
+Its `manifest.json` has every file's sha256 and what its maker wants to remember. A folder that is there is compared
+with it before it is used: a file that was hashed before and is untouched since (`stamps`) is not read for that. flock
+is given back by the kernel when its holder dies, so a killed run blocks nobody.
 """
 
 import fcntl
@@ -22,6 +24,7 @@ from pathlib import Path
 from slmpack.errors import WorkspaceError
 from slmpack.progress import report
 from slmpack.records import FileDigest, Record
+from slmpack.stamps import keep_stamps, stamps_of, untouched_since
 
 logger = logging.getLogger(__name__)
 
@@ -57,9 +60,15 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def digest_files(folder: Path, stage: str) -> tuple[FileDigest, ...]:
-    """Digest every file below `folder` but its manifest, sorted by name; links count as what they point to."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+def digest_files(folder: Path, stage: str, leave_out: frozenset[str] = frozenset()) -> tuple[FileDigest, ...]:
+    """Digest every file below `folder` but its manifest, sorted by name; links count as what they point to.
+
+    Args:
+        folder: where the files are.
+        stage: what the progress is told as.
+        leave_out: paths in the folder that are not to be read.
+    """
+    paths = sorted(path for path in _files_of(folder) if path.relative_to(folder).as_posix() not in leave_out)
     total = sum(path.stat().st_size for path in paths)
     done = 0
     digests = []
@@ -72,13 +81,23 @@ def digest_files(folder: Path, stage: str) -> tuple[FileDigest, ...]:
     return tuple(digests)
 
 
-def damage(folder: Path) -> str | None:
-    """Compare a stored folder with its manifest; return the first difference in words, None if there is none."""
+def _files_of(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+
+
+def damage(folder: Path, untouched: frozenset[str] = frozenset()) -> str | None:
+    """Compare a stored folder with its manifest; return the first difference in words, None if there is none.
+
+    Args:
+        folder: the stored folder.
+        untouched: paths in it that are known to have their sha256, and are not read.
+    """
     try:
         expected = {file.name: file for file in Manifest.read(folder).files}
     except (OSError, ValueError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__})"
-    found = {file.name: file for file in digest_files(folder, "verify")}
+    found = {file.name: file for file in digest_files(folder, "verify", untouched)}
+    found |= {name: expected[name] for name in untouched & expected.keys()}
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
             return f"{name} is missing"
@@ -87,6 +106,22 @@ def damage(folder: Path) -> str | None:
         if found[name] != expected[name]:
             return f"{name} was changed"
     return None
+
+
+def damage_since(workspace: Path, kind: str, key: str) -> str | None:
+    """Tell as `damage` does, of a stored folder whose lock the caller holds; untouched files are not read again."""
+    folder, file = workspace / kind / key, _stamps_file(workspace, kind, key)
+    if not (folder / MANIFEST).is_file():
+        return damage(folder)
+    stamps, manifest = stamps_of(folder), sha256_of(folder / MANIFEST)
+    reason = damage(folder, untouched_since(file, stamps, manifest))
+    if reason is None:
+        keep_stamps(file, stamps, manifest)
+    return reason
+
+
+def _stamps_file(workspace: Path, kind: str, key: str) -> Path:
+    return workspace / "stamps" / f"{kind}-{key}.json"
 
 
 @contextmanager
@@ -108,14 +143,14 @@ def store_folder(workspace: Path, kind: str, key: str, make: Callable[[Path], di
 
     Args:
         workspace: where everything of one user lives.
-        kind: `snapshots` or `packages`.
+        kind: one of the folders above.
         key: what the content depends on, as a file name.
         make: fills the empty folder it is given and returns the facts to remember in the manifest.
     """
     place = workspace / kind / key
     with lock(workspace, f"{kind}-{key}"):
         if place.exists():
-            reason = damage(place)
+            reason = damage_since(workspace, kind, key)
             if reason is None:
                 return place
             logger.warning("%s in %s: making it again", reason, place)
@@ -125,10 +160,12 @@ def store_folder(workspace: Path, kind: str, key: str, make: Callable[[Path], di
         scratch.mkdir(parents=True)
         try:
             facts = make(scratch)
+            stamps = stamps_of(scratch)  # of links to files that were there before: what we wrote ourselves changes yet
             _seal(scratch, facts, stage=kind)
             place.parent.mkdir(parents=True, exist_ok=True)
             scratch.rename(place)
             _sync(place.parent)
+            keep_stamps(_stamps_file(workspace, kind, key), stamps, sha256_of(place / MANIFEST))
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return place

@@ -17,12 +17,19 @@ class BuilderOptions(Record):
     Attributes:
         block_size: weights of a row that share one scale.
         algo_config: `default` quantises every MatMul alike; `k_quant_mixed` has the head and sensitive layers in int8.
+        int8_nodes: MatMuls of an int4 graph that are quantised to 8 bits instead, by their names in it.
     """
 
     precision: Literal["int4", "int8"]
-    execution_provider: Literal["cpu"]
+    execution_provider: Literal["cpu", "cuda"]
     algo_config: Literal["default", "k_quant_mixed"]
     block_size: Literal[16, 32, 128]
+    int8_nodes: tuple[str, ...] = ()
+
+    @property
+    def streams(self) -> bool:
+        """Whether weights can be quantised while they are written; k_quant looks at all of a matrix many times."""
+        return self.algo_config == "default"
 
 
 def _cpu(precision: Literal["int4", "int8"], algo: Literal["default", "k_quant_mixed"],

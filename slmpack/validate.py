@@ -19,7 +19,8 @@ from slmpack.child import run_in_child
 from slmpack.environment import check_clean_environment
 from slmpack.errors import CheckError
 from slmpack.interfaces import check_answer, input_example_of, metadata_of, signature_of
-from slmpack.parity import check_parity
+from slmpack.known_parity import known_parity
+from slmpack.limits import limit_seconds
 from slmpack.progress import report
 from slmpack.provenance import PROVENANCE
 from slmpack.records import Check, Interface, LoggedModel, Record, Target, ValidationReport
@@ -87,11 +88,9 @@ def validate_model(model: LoggedModel, workspace: Path) -> ValidationReport:
 
 def _parity_of(model: LoggedModel, workspace: Path) -> tuple[Check, ...]:
     """Compare tokenizer and template with the source's; a checkpoint that is logged as it is has its own."""
-    package = model.package
-    if package.target is Target.TRANSFORMERS:
+    if model.package.target is Target.TRANSFORMERS:
         return ()
-    log = log_folder(workspace) / f"parity-{model.model_id}.log"
-    return check_parity(package.path, package.snapshot.path, log)
+    return known_parity(model.package, workspace)
 
 
 def _read(model: LoggedModel, workspace: Path) -> LoggedFiles:
@@ -260,7 +259,7 @@ def _check_prediction(model: LoggedModel, workspace: Path) -> Check:
         predict_example,
         request,
         log=log_folder(workspace) / f"validate-{model.model_id}.log",
-        limit_seconds=PREDICT_LIMIT_SECONDS,
+        limit_seconds=limit_seconds(PREDICT_LIMIT_SECONDS, model.package.size_bytes),
         failure=CheckError,
         doing="the prediction of the input example",
     )

@@ -1,5 +1,7 @@
 """Resolve: which exact content a source means."""
 
+from pathlib import Path
+
 from prefect import task
 
 from slmpack import resolve
@@ -8,6 +10,6 @@ from tasks.policies import REMOTE
 
 
 @task(task_run_name="resolve {text}", **REMOTE)
-def resolve_source(text: str) -> ModelSource:
+def resolve_source(text: str, workspace: Path) -> ModelSource:
     """Pin the source; retried, since it may be remote."""
-    return resolve.resolve_source(text)
+    return resolve.resolve_source(text, workspace)

@@ -154,6 +154,59 @@ def leave_the_folder(folder: Path) -> None:
     write_index(folder, {"weight": "../outside.safetensors"})
 
 
+def second_shard(edit: Callable[[Path], None]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        split_into_shards(folder)
+        edit(folder / "model-00002-of-00002.safetensors")
+
+    return damage
+
+
+def cut_in_half(path: Path) -> None:
+    replace(path, path.read_bytes()[: path.stat().st_size // 2])
+
+
+def write_pointer(path: Path) -> None:
+    size = path.stat().st_size
+    replace(path, f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize {size}\n".encode())
+
+
+def add_token(content: str, special: bool, **settings: str) -> Callable[[Path], None]:
+    """Add a token after the 49,152 that the tokenizer has, as somebody does who forgets to resize the embedding."""
+
+    def damage(folder: Path) -> None:
+        tokenizer = json.loads((folder / "tokenizer.json").read_text())
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        tokenizer["added_tokens"].append({"id": 49152, "content": content, "special": special} | flags)
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+        edit_json(folder / "tokenizer_config.json", **settings)
+
+    return damage
+
+
+def pad_rows(folder: Path) -> None:
+    """Give the embedding and the head 48 rows more than there are tokens, and say so in the configuration."""
+    edit_rows(folder, 49200)
+    edit_json(folder / "config.json", vocab_size=49200)
+
+
+def cut_rows(folder: Path) -> None:
+    edit_rows(folder, 32064)
+    edit_json(folder / "config.json", vocab_size=32064)
+
+
+def edit_rows(folder: Path, rows: int) -> None:
+    from safetensors.torch import load_file
+    from safetensors.torch import save_file as save_torch
+
+    tensors = load_file(folder / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        whole = tensors[name]
+        tensors[name] = whole.new_zeros(rows, whole.shape[1])
+    (folder / "model.safetensors").unlink()
+    save_torch(tensors, folder / "model.safetensors")
+
+
 BEYOND = {"weight": {"dtype": "F32", "shape": [1024], "data_offsets": [0, 4096]}}
 NOT_ALIGNED = {"weight": {"dtype": "F32", "shape": [1024], "data_offsets": [0, 8]}}
 
@@ -188,6 +241,21 @@ BAD = {
     "an index naming a shard that is not there": (name_a_missing_shard, r"names model-00003-of-00003\.safetensors"),
     "an index naming a tensor that is not there": (name_a_missing_tensor, r"names model\.extra\.weight, which model-"),
     "an index that leaves the folder": (leave_the_folder, r"names \.\./outside\.safetensors"),
+    "a shard that is cut off": (second_shard(cut_in_half), r"model-00002-of-00002\.safetensors is damaged"),
+    "a shard that is empty": (second_shard(lambda path: replace(path, b"")), r"model-00002-.* is damaged"),
+    "a shard that is a Git LFS pointer": (second_shard(write_pointer), r"model-00002-.* is a Git LFS pointer"),
+    "a shard that is not there": (second_shard(Path.unlink), r"names model-00002-of-00002\.safetensors, which is not"),
+    "fewer rows than tokens": (
+        cut_rows,
+        r"(lm_head|model\.embed_tokens)\.weight in .* has 32,064 rows, but its tokenizer makes ids up to 49,151 "
+        r".*; a row for each id; take the tokenizer that",
+    ),
+    "other rows than the config says": (
+        config(vocab_size=32064),
+        r"has 49,152 rows; the 32,064 of vocab_size in config\.json",
+    ),
+    "a token without a row": (add_token("<word>", special=False), r"49,152 rows, but .* ids up to 49,152 \('<word>'\)"),
+    "a padding token without a row": (add_token("<pad>", special=True, pad_token="<pad>"), r"ids up to 49,152"),
     "no tokenizer": (remove("tokenizer.json"), r"has no tokenizer; tokenizer\.json"),
     "a tokenizer that is cut off": (text("tokenizer.json", '{"model": {'), r"tokenizer\.json does not load"),
     "no chat template": (remove("chat_template.jinja"), r"no chat template; one in chat_template\.jinja"),
@@ -204,6 +272,14 @@ def test_refuses(checkpoint: Path, case: str) -> None:
     with pytest.raises(SourceError, match=message) as caught:
         inspect_checkpoint(checkpoint)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [pad_rows, add_token("<image>", special=True)], ids=["rows", "idle special token"])
+def test_takes_rows_without_a_token_and_special_tokens_that_nothing_uses(
+    checkpoint: Path, change: Callable[[Path], None]
+) -> None:
+    change(checkpoint)
+    assert inspect_checkpoint(checkpoint).architecture == "Phi3ForCausalLM"
 
 
 def test_says_so_when_there_is_only_a_slow_tokenizer(checkpoint: Path) -> None:

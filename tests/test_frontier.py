@@ -85,6 +85,16 @@ def test_lists_a_rung_without_a_usable_ratio_below_the_drawing(ratio: float | No
     assert found[line][1] > found["size, MB"][1]
 
 
+def test_says_why_a_rung_was_not_built_and_gives_it_no_figures() -> None:
+    reason = "rows of 3 blocks; an even number; use --recipe small"
+    unbuilt = Rung(recipe="balanced", size_bytes=None, quality=None, speed=None, status="not built", reason=reason)
+    svg = frontier_svg((EIGHT[0], unbuilt, EIGHT[4]), POLICY)
+    (line,) = [text for text in texts(svg) if text.startswith("balanced")]
+    assert line == "balanced, not built: rows of 3 blocks; an even number; use --recipe sma…"
+    assert "balanced not built" in svg
+    assert "balanced, not built" in next(iter(texts(frontier_svg((unbuilt,), POLICY))))
+
+
 def test_draws_nothing_but_lines_of_text_when_no_rung_was_measured() -> None:
     found = texts(frontier_svg((rung("one", 100, None, "failed"), rung("two", 110, None, "failed")), POLICY))
     assert sorted(text.partition(",")[0] for text in found) == ["one", "two"]

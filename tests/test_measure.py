@@ -25,7 +25,7 @@ from slmpack.records import (
     Target,
 )
 from slmpack.reference import LOG_PROBABILITIES_FILE, REFERENCE_FILE, Reference, cut_windows, source_reference
-from slmpack.repetition import Answer, count_new_loops
+from slmpack.repetition import Answer, count_new_loops, source_answers
 from slmpack.store import Manifest, digest_files
 
 PINNED = "10e3f9696ac8d88e6ba6557b7db63e5ce3c11efb5ce7e1b1c9439dd2554a07ae"
@@ -206,11 +206,12 @@ def test_the_reference_is_what_the_source_says_and_is_computed_once(tiny_snapsho
     stored = np.load(folder / LOG_PROBABILITIES_FILE, mmap_mode="r")
     assert stored.shape == (reference.positions, 49152)
     model = AutoModelForCausalLM.from_pretrained(tiny_snapshot.path, dtype=torch.float32)
-    with torch.inference_mode():
-        logits = model(input_ids=torch.tensor([reference.windows[0]])).logits[0, :-1]
-    exact = torch.log_softmax(logits, dim=-1).numpy()
-    # bfloat16 keeps 8 bits of each activation; the result itself is not rounded to them
-    assert np.abs(exact - stored[: len(exact)].astype(np.float32)).max() < 0.05
+    for window, rows in ((reference.windows[0], stored[:511]), (reference.windows[-1], stored[-511:])):
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([window])).logits[0, :-1]
+        steps = np.abs(np.spacing(rows)).astype(np.float32)
+        exact = torch.log_softmax(logits, dim=-1).numpy()
+        assert (np.abs(exact - rows.astype(np.float32)) / steps).max() < 1.01  # of float16, in which they are kept
     (log,) = (tmp_path / "logs").glob("reference-*")
     before = log.stat().st_mtime_ns
     assert source_reference(tiny_snapshot, text, tmp_path) == folder
@@ -243,9 +244,9 @@ def test_eight_bits_keep_what_four_bits_lose(
 
 
 @pytest.mark.slow
-def test_the_source_runs_in_its_own_size_and_a_gibibyte(smollm2: Snapshot, workspace: Path) -> None:
+def test_the_source_runs_without_a_copy_of_its_weights(smollm2: Snapshot, workspace: Path) -> None:
     facts = Manifest.read(source_reference(smollm2, read_text(None), workspace)).facts
-    assert smollm2.parameters < int(facts["peak_private_bytes"] or 0) < smollm2.size_bytes + GIB
+    assert GIB // 4 < int(facts["peak_private_bytes"] or 0) < smollm2.size_bytes + GIB // 2  # torch alone is 0.4
 
 
 def altered(package: Package, folder: Path, change: str) -> Package:
@@ -327,6 +328,9 @@ def test_only_a_loop_that_the_source_does_not_have_is_new(smollm2: Snapshot, wor
     looping, honest = Answer(ids=(5,) * 96, ended=False), Answer(ids=(5, 6), ended=True)
     assert count_new_loops([looping, looping], prompts, smollm2, "float32", workspace) == 1
     assert count_new_loops([honest, honest], prompts, smollm2, "float32", workspace) == 0
+    answer, loop = source_answers(tuple(prompts), smollm2, "float32", workspace)  # of one batch, one prompt far shorter
+    assert (answer.ended, loop.ended) == (True, False)
+    assert "Paris" in tokenizer.decode(answer.ids)
 
 
 @pytest.mark.slow

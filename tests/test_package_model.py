@@ -3,15 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
-from checkpoints import write_mute_phi3, write_tiny_gpt2
+from checkpoints import copy_tokenizer, write_mute_phi3, write_tiny_gpt2
 from mlflow import MlflowClient
 from prefect.client.orchestration import get_client
 
 from flows.package_model import package_model
 from flows.package_targets import package_targets
-from slmpack.errors import SmokeError, SourceError
-from slmpack.records import Interface, Outcome, Snapshot, Target
+from slmpack.errors import RecipeError, SmokeError, SourceError
+from slmpack.records import Interface, Outcome, QualityPolicy, Recipe, Snapshot, Target
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_api")]
 
@@ -64,6 +65,59 @@ def test_a_failed_target_does_not_stop_the_others_and_fails_the_run(
     assert str(state.message).startswith("1 of 2 published; cpu-int4: architecture GPT2LMHeadModel")
     outcomes: list[Outcome] = state.result(raise_on_failure=False)
     assert [outcome.status for outcome in outcomes] == ["failed", "published"]
+
+
+def write_narrow_phi3(folder: Path, tokenizer: Path, hidden_size: int) -> None:
+    """Write a Phi-3 whose rows k_quant cannot cut into pairs of blocks: 96 weights are 3 blocks of 32, 6 of 16."""
+    import torch
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    config = Phi3Config(
+        vocab_size=49152, hidden_size=hidden_size, intermediate_size=256, num_hidden_layers=1,
+        num_attention_heads=hidden_size // 16, num_key_value_heads=hidden_size // 16, max_position_embeddings=2048,
+        original_max_position_embeddings=2048, bos_token_id=1, eos_token_id=2, pad_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model: Any = Phi3ForCausalLM(config)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        model.lm_head.weight *= 30  # sure of itself, so that quantising costs it something
+    model.to(torch.bfloat16).save_pretrained(folder)
+    copy_tokenizer(tokenizer, folder)
+
+
+def page_of(outcome: Outcome) -> str:
+    assert outcome.name is not None
+    run = MlflowClient().get_model_version(outcome.name, str(outcome.version)).tags["slmpack.mlflow_run"]
+    return str(mlflow.artifacts.load_text(f"runs:/{run}/proof/version.html"))
+
+
+def test_a_recipe_that_cannot_take_the_model_is_left_out_and_the_page_says_so(
+    smollm2: Snapshot, mlflow_store: Path, workspace: Path, tmp_path: Path
+) -> None:
+    write_narrow_phi3(tmp_path / "narrow", smollm2.path, hidden_size=96)
+    strict = QualityPolicy(max_perplexity_ratio=1.0)
+    outcome = package_model(
+        str(tmp_path / "narrow"), workspace=workspace, policy=strict, waive_quality="random weights, for a test"
+    )
+    assert (outcome.status, outcome.recipe) == ("published", Recipe.ACCURATE)
+    page = page_of(outcome)
+    assert "rows that k_quant_mixed cannot cut into pairs of blocks of 32" in page
+    assert ">not built<" in page
+    assert ">refused<" in page
+    with pytest.raises(RecipeError, match="an even number of blocks a row"):
+        package_model(str(tmp_path / "narrow"), recipe=Recipe.BALANCED, workspace=workspace)
+
+
+def test_a_waiver_counts_for_the_last_recipe_that_could_be_built(
+    smollm2: Snapshot, mlflow_store: Path, workspace: Path, tmp_path: Path
+) -> None:
+    write_narrow_phi3(tmp_path / "narrower", smollm2.path, hidden_size=80)  # 5 blocks of 16, 2.5 of 32
+    strict = QualityPolicy(max_perplexity_ratio=1.0)
+    outcome = package_model(
+        str(tmp_path / "narrower"), workspace=workspace, policy=strict, waive_quality="random weights, for a test"
+    )
+    assert (outcome.status, outcome.recipe) == ("published", Recipe.SMALL)
+    assert page_of(outcome).count(">not built<") == 2
 
 
 def test_our_own_errors_are_not_retried(mlflow_store: Path, workspace: Path) -> None:

@@ -21,11 +21,14 @@ from small_tokenizers import (
     write_source,
 )
 
+from slmpack.build import build_package
 from slmpack.end_of_turn import end_ids_of
 from slmpack.errors import CheckError
 from slmpack.json_file import write_json
+from slmpack.known_parity import known_parity
 from slmpack.parity import ParityRequest, check_parity, parity_of
-from slmpack.records import Package
+from slmpack.records import Package, Recipe, Target
+from slmpack.store import digest_files
 from slmpack.tokenizer_pair import read_tokenizer
 
 NAMES = [
@@ -88,6 +91,30 @@ def test_a_decoder_that_the_runtime_takes_for_sentencepiece_is_refused(
     edit(package / "tokenizer.json", lambda rules: rules.update(decoder=HYBRID_DECODER))
     with pytest.raises(CheckError, match=r"^vocabulary: '.*' gives the id -1 in the runtime; 0 to 49151; use --target"):
         check_parity(package, smollm2_package.snapshot.path, tmp_path / "log")
+
+
+@pytest.mark.slow
+def test_a_second_target_of_a_snapshot_is_not_compared_again_and_a_changed_tokenizer_is(
+    tiny_package: Package, workspace: Path, tmp_path: Path
+) -> None:
+    checks = known_parity(tiny_package, tmp_path)
+    assert [check.name for check in checks] == NAMES
+    (log,) = (tmp_path / "logs").iterdir()
+    written = log.stat().st_mtime_ns
+    eight = build_package(tiny_package.snapshot, Target.CPU_INT8, Recipe.SMALL, workspace)
+    assert eight.digest != tiny_package.digest
+    assert known_parity(eight, tmp_path) == checks
+    assert [each.stat().st_mtime_ns for each in (tmp_path / "logs").iterdir()] == [written]
+
+    folder = tmp_path / "changed"
+    folder.mkdir()
+    drop_a_merge(small_files_of(tiny_package, folder))
+    changed = tiny_package.model_copy(update={"path": folder, "files": digest_files(folder, "test")})
+    for _ in range(2):  # a difference is not kept
+        with pytest.raises(CheckError, match=r"^tokenizer file: merge 0"):
+            known_parity(changed, tmp_path)
+    assert len(list((tmp_path / "logs").iterdir())) == 2
+    assert len(list((tmp_path / "parities").iterdir())) == 1
 
 
 def drop_a_merge(package: Path) -> None:

@@ -128,7 +128,7 @@ def test_a_model_that_never_answers_is_stopped_and_refused(
         "class Honest(Model):\n    pass\n\n\nclass Model(Honest):\n    def answer(self, row):\n        while True: pass"
     )
     with pytest.raises(SmokeError, match="the smoke test took longer than 15 s and was stopped"):
-        smoke_test(logged(tiny_package, mlflow_store, broken), workspace, limit_seconds=15)
+        smoke_test(logged(tiny_package, mlflow_store, broken), workspace, small_limit_seconds=15)
 
 
 @pytest.mark.slow

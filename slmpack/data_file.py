@@ -1,0 +1,166 @@
+"""Data file: `model.onnx.data`, written by some threads, each a few rows of some weight at a time.
+
+    checkpoint --rows--> float32 --codes and scales--> their places in model.onnx.data
+
+Where every tensor begins is known before the first one is made, so the threads need not wait for each other: each
+takes the next job, reads its rows, and writes what it made of them. A job's rows are few enough to stay in a core's
+cache. Threads share tensors and not the arithmetic of one: a barrier after every operation is what makes OpenMP
+several times slower when a neighbour takes a core.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from slmpack.finite import require_finite
+from slmpack.mapped import Rows
+from slmpack.progress import report
+from slmpack.quantise import Bits, quantise_rows
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import torch
+    from torch import Tensor
+
+JOB_WEIGHTS = 1 << 19  # in float32 2 MB: a core's cache
+READ_AHEAD_WEIGHTS = 1 << 28  # of bfloat16 512 MB: a second of a slow disk
+
+
+class Entry(Protocol):
+    """What fills one or two tensors of the file from the rows of a matrix.
+
+    Attributes:
+        parts: matrices `[N_i, K]`, one below the other.
+    """
+
+    @property
+    def parts(self) -> tuple[Rows, ...]: ...
+
+    def pieces(self, rows: "Tensor", to: int) -> Iterator[tuple[int, "Tensor"]]:
+        """Yield what `rows`, which are row `to` and following of the whole, become: an offset and what goes there."""
+        ...
+
+
+@dataclass(frozen=True)
+class QuantisedEntry:
+    """A weight in blocks of `bits`; `dtype` is what it is cast to before, and what its scales are."""
+
+    parts: tuple[Rows, ...]
+    bits: Bits
+    block_size: int
+    dtype: "torch.dtype"
+    codes_offset: int
+    scales_offset: int
+
+    def pieces(self, rows: "Tensor", to: int) -> Iterator[tuple[int, "Tensor"]]:
+        quantised = quantise_rows(rows.to(self.dtype, copy=True), self.bits, self.block_size)
+        yield self.codes_offset + to * quantised.codes[0].nbytes, quantised.codes
+        yield self.scales_offset + to * quantised.scales[0].nbytes, quantised.scales
+
+
+@dataclass(frozen=True)
+class FloatEntry:
+    """A matrix cast to `dtype` and nothing else."""
+
+    parts: tuple[Rows, ...]
+    dtype: "torch.dtype"
+    offset: int
+
+    def pieces(self, rows: "Tensor", to: int) -> Iterator[tuple[int, "Tensor"]]:
+        cast = rows.to(self.dtype)
+        yield self.offset + to * cast[0].nbytes, cast
+
+
+@dataclass(frozen=True)
+class Job:
+    """Rows `start` to `stop` of one part of an entry, which are row `to` and following of the whole."""
+
+    entry: Entry
+    rows: Rows
+    start: int
+    stop: int
+    to: int
+
+    def run(self, file: int) -> int:
+        """Make and write the rows; return how many weights they had.
+
+        Raises:
+            BuildError: one of them is not finite.
+        """
+        for offset, tensor in self.entry.pieces(self.rows.read(self.start, self.stop), self.to):
+            require_finite(tensor, self.rows.name)  # a block with a NaN or an infinity has it for a scale
+            write_at(file, tensor, offset)
+        return (self.stop - self.start) * self.rows.columns
+
+
+def write_at(file: int, tensor: "Tensor", offset: int) -> None:
+    """Write the bytes of a tensor to a place in an open file."""
+    import torch
+
+    data = tensor.contiguous().view(torch.uint8).numpy().data.cast("B")
+    while data:
+        written = os.pwrite(file, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def write_data(
+    path: Path,
+    size_bytes: int,
+    entries: Sequence[Entry],
+    small: "Sequence[tuple[int, ir.TensorProtocol]]",
+    threads: int,
+) -> None:
+    """Write the whole file.
+
+    Args:
+        path: made or overwritten.
+        size_bytes: of the whole file, which entries and small tensors fill.
+        small: offsets and tensors that are written as they are.
+        threads: how many jobs are worked on at once.
+
+    Raises:
+        BuildError: a weight that is not finite.
+    """
+    total = sum(rows.count * rows.columns for entry in entries for rows in entry.parts)
+    with path.open("wb") as file, ThreadPoolExecutor(threads, thread_name_prefix="quantise") as pool:
+        file.truncate(size_bytes)
+        for offset, tensor in small:
+            _write_small(file.fileno(), tensor, offset)
+        done, jobs = 0, _jobs(entries)
+        running = {pool.submit(job.run, file.fileno()) for job in islice(jobs, 2 * threads)}
+        while running:
+            ended, running = wait(running, return_when=FIRST_COMPLETED)
+            before, done = done, done + sum(future.result() for future in ended)
+            running |= {pool.submit(job.run, file.fileno()) for job in islice(jobs, len(ended))}
+            if not running or done * 100 // total > before * 100 // total:
+                report("build", done, total, "weights quantised")
+
+
+def _write_small(file: int, tensor: "ir.TensorProtocol", offset: int) -> None:
+    import torch
+
+    if tensor.dtype.is_floating_point():
+        require_finite(torch.from_numpy(tensor.numpy().astype("float32")), tensor.name or "a tensor")
+    os.pwrite(file, tensor.tobytes(), offset)
+
+
+def _jobs(entries: Sequence[Entry]) -> Iterator[Job]:
+    """Cut the entries into jobs, the kernel told early enough what will be read."""
+    ahead = iter([(rows, rows.count * rows.columns) for entry in entries for rows in entry.parts])
+    asked = given = 0
+    for entry in entries:
+        to = 0
+        for rows in entry.parts:
+            while asked < given + READ_AHEAD_WEIGHTS and (following := next(ahead, None)):
+                following[0].read_ahead()
+                asked += following[1]
+            step = max(1, JOB_WEIGHTS // rows.columns)
+            for start in range(0, rows.count, step):
+                stop = min(start + step, rows.count)
+                yield Job(entry, rows, start, stop, to + start)
+            given += rows.count * rows.columns
+            to += rows.count

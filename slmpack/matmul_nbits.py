@@ -1,0 +1,149 @@
+"""MatMulNBits: every MatMul of the builder's graph that reads a weight becomes one that reads codes and scales.
+
+As ONNX Runtime's quantiser does it: the same nodes, the same names, the same order of tensors. The new tensors have
+shapes and no content: they are made when the data file is written.
+
+Source: onnxruntime/quantization/matmul_nbits_quantizer.py, `DefaultWeightOnlyQuantizer.quantize_matmul`;
+onnxruntime_genai/models/builders/base.py, `Model.to_nbits` and `make_tied_quantized_embedding_input_names`.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from slmpack.errors import BuildError
+from slmpack.quantise import Bits, blocks_a_row
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from torch import Tensor
+
+MATRIX = "slmpack.matrix"  # in the meta of an ONNX value: the tensor or `TransposedMatrix` that it is made of
+# Values are `onnx_ir.Value`; as Any, since the library lets every value lack a name, a type and a shape.
+HEAD = "/lm_head/MatMul"
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The weight `[N, K]` of a MatMul, in parts one below the other that are never joined.
+
+    The builder asks for `weight.shape` and `weight.T`, and for no number in it.
+    """
+
+    parts: "tuple[Tensor, ...]"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return sum(part.shape[0] for part in self.parts), self.parts[0].shape[1]
+
+    @property
+    def T(self) -> "TransposedMatrix":  # noqa: N802 - torch's name, which the builder asks for
+        return TransposedMatrix(self)
+
+
+@dataclass(frozen=True)
+class TransposedMatrix:
+    """The same, `[K, N]`, as ONNX has it."""
+
+    of: Matrix
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, columns = self.of.shape
+        return columns, rows
+
+    def joined(self, name: str, dtype: "ir.DataType") -> "ir.LazyTensor":
+        """Return it as one tensor, made when it is asked for: the stock builder's way."""
+        import onnx_ir as ir
+        import torch
+        from onnx_ir.tensor_adapters import TorchTensor, to_torch_dtype
+
+        def join() -> TorchTensor:
+            return TorchTensor(torch.cat(self.of.parts).T.to(to_torch_dtype(dtype)), name=name)
+
+        return ir.LazyTensor(join, dtype=dtype, shape=ir.Shape(self.shape), name=name)
+
+
+@dataclass(frozen=True)
+class QuantisedWeight:
+    """The tensors that took a weight's place, `codes` uint8 `[N, blocks, bytes]` and `scales` `[N, blocks]`."""
+
+    codes: Any
+    scales: Any
+    parts: "tuple[Tensor, ...]"
+    bits: Bits
+
+
+def obstacle_in(model: Any) -> str | None:
+    """Return why the graph of a builder's model has no streaming form, None if it has."""
+    for node in model.model.graph:
+        weight = _weight_of(model, node)
+        if weight is None:
+            continue
+        if node.op_type == "Gather" and model.quant_attrs["bits"] == 4:
+            return f"{node.name} is quantised too"
+        if node.op_type == "MatMul" and (len(weight.shape) != 2 or weight.shape[0] % 2 or MATRIX not in weight.meta):
+            return f"{weight.name} {list(weight.shape)} is not a matrix with rows of an even length"
+    return None
+
+
+def replace_matmuls(model: Any) -> list[QuantisedWeight]:
+    """Replace the MatMuls of a builder's model; drop the initializers that nothing reads any more.
+
+    The stock builder goes over the graph once for each width: that of most weights first.
+    """
+    graph, body = model.model.graph, model.quant_attrs["bits"]
+    others = {name: config["bits"] for name, config in model.int4_customized_weight_config.items()}
+    nodes = [node for node in graph if node.op_type == "MatMul" and _weight_of(model, node)]
+    if unknown := sorted(others.keys() - {node.name for node in nodes}):
+        raise BuildError(f"{unknown[0]} is to have {others[unknown[0]]} bits", "a MatMul of this model",
+                         f"name one such as {nodes[0].name}")  # fmt: skip
+    quantised = []
+    for width in dict.fromkeys([body, *others.values()]):
+        quantised += [_replace(model, node, width) for node in nodes if others.get(node.name, body) == width]
+    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
+        graph.initializers.pop(name)
+    return quantised
+
+
+def _weight_of(model: Any, node: "ir.Node") -> Any:
+    """Return the constant that a MatMul or a Gather reads if it is to be quantised, else None."""
+    attributes = model.quant_attrs
+    if node.name in attributes["nodes_to_exclude"] or node.op_type not in attributes["op_types_to_quantize"]:
+        return None
+    value = node.inputs[{"MatMul": 1, "Gather": 0}[node.op_type]]
+    return value if value is not None and value.const_value is not None else None
+
+
+def _replace(model: Any, node: "ir.Node", bits: Bits) -> QuantisedWeight:
+    import onnx_ir as ir
+
+    weight: Any = node.inputs[1]
+    columns, rows = weight.shape
+    block_size, level = model.quant_attrs["matmul_block_size"], model.quant_attrs["accuracy_level"]
+    blocks = blocks_a_row(columns, block_size)
+    codes_name, scales_name = _names(model, node, weight.name, bits)
+    codes = model.make_value(codes_name, ir.DataType.UINT8, [rows, blocks, block_size * bits // 8])
+    scales = model.make_value(scales_name, weight.dtype, [rows, blocks])
+    for value in (codes, scales):
+        model.model.graph.initializers[value.name] = value
+    node.op_type, node.domain, node.name = "MatMulNBits", "com.microsoft", f"{node.name}_Q{bits}"
+    node.resize_inputs(3)
+    node.replace_input_with(1, codes)
+    node.replace_input_with(2, scales)
+    attributes = {"K": columns, "N": rows, "accuracy_level": level, "bits": bits, "block_size": block_size}
+    for name, number in attributes.items():
+        if name != "accuracy_level" or level:  # as the stock quantiser: most providers do not know it
+            node.attributes[name] = ir.AttrInt64(name, number)
+    return QuantisedWeight(codes, scales, _parts(weight.meta[MATRIX]), bits)
+
+
+def _names(model: Any, node: "ir.Node", weight: str, bits: Bits) -> tuple[str, str]:
+    """Return the names of codes and scales; a head that is the embedding too has those that the embedding reads."""
+    if node.name == HEAD and model.tied_quantized_embeddings:
+        _, codes, scales, _ = model.make_tied_quantized_embedding_input_names()
+        return codes, scales
+    return f"{weight}_Q{bits}", f"{weight}_scales"
+
+
+def _parts(matrix: "Tensor | TransposedMatrix") -> "tuple[Tensor, ...]":
+    return matrix.of.parts if isinstance(matrix, TransposedMatrix) else (matrix.T,)

@@ -1,0 +1,168 @@
+"""Streaming: the builder's own package, its weights quantised while they are written and never all in memory.
+
+The stock builder puts every weight as float32 into one ONNX message and quantises that: 19 GB for 3.8 billion
+parameters. Here the builder makes the graph, for which it reads no weight; its MatMuls then become MatMulNBits; and
+the weights are quantised as `model.onnx.data` is written:
+
+    builder --graph--> matmul_nbits.replace_matmuls --places in the file--> data_file.write_data --> model.onnx.data
+       |                                                                         ^                  model.onnx
+       +--the matrix behind every initializer------------------------------------+
+
+The result is the stock builder's, to the byte. `CHECKED` is the builder of which that is known: some of its methods
+are replaced here. What has no streaming form goes the stock builder's way, and the log says so.
+
+Source: onnxruntime_genai/models/builders/base.py, `Model.make_initializer`, `make_packed_matmul_float_class` and
+`save_model`.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from slmpack.data_file import Entry, FloatEntry, QuantisedEntry, write_data
+from slmpack.mapped import Maps
+from slmpack.matmul_nbits import HEAD, MATRIX, Matrix, QuantisedWeight, TransposedMatrix, obstacle_in, replace_matmuls
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+CHECKED = {"onnxruntime-genai": "0.18.0", "onnxruntime": "1.31.1", "onnx-ir": "1.1.0"}
+
+
+def unchecked_builder(checked_versions: Mapping[str, str] = CHECKED) -> str | None:
+    """Name the first package that is not the version that streaming was checked against; None if all are."""
+    for name, checked in checked_versions.items():
+        if (found := version(name)) != checked:
+            return f"{name} {found} is not {checked}, against which streaming was checked"
+    return None
+
+
+class Streaming:
+    """What became of it: `obstacle` is why the stock builder quantised all the same, None if it did not."""
+
+    obstacle: str | None = None
+
+
+def stream_weights(model_class: Any, threads: int, before_stock: Callable[[str], None]) -> Streaming:
+    """Make every model of the builder's class `model_class` stream; for a process that builds one and ends.
+
+    Args:
+        model_class: `builders.base.Model`.
+        threads: how many pieces of weights are worked on at once.
+        before_stock: called with the obstacle before the stock builder quantises.
+    """
+    import torch
+
+    streaming = Streaming()
+    stock_initializer, stock_save = model_class.make_initializer, model_class.save_model
+
+    def make_initializer(self: Any, tensor: Any, /, name: str, *, to: Any = None, raw: bool = False) -> None:
+        if isinstance(tensor, TransposedMatrix):
+            value = self.make_value(name, to, tensor.shape)
+            value.const_value = tensor.joined(name, to)
+            self.model.graph.register_initializer(value)
+        else:
+            stock_initializer(self, tensor, name, to=to, raw=raw)
+        if isinstance(tensor, (torch.Tensor, TransposedMatrix)) and len(tensor.shape) == 2 and not raw:
+            self.values[name].meta[MATRIX] = tensor
+
+    def make_packed_matmul_float_class(self: Any, q: Any, k: Any, v: Any, **_: Any) -> Any:
+        return SimpleNamespace(weight=Matrix((q.weight, k.weight, v.weight)))
+
+    def save_model(self: Any, out_dir: str) -> None:
+        streaming.obstacle = obstacle_in(self)
+        if streaming.obstacle:
+            before_stock(streaming.obstacle)
+            stock_save(self, out_dir)
+        else:
+            _save(self, Path(out_dir), threads)
+
+    model_class.make_initializer = make_initializer
+    model_class.make_packed_matmul_float_class = make_packed_matmul_float_class
+    model_class.save_model = save_model
+    # The builder splits q, k, v and gate, up into Linears of its own, whose random weights it throws away.
+    torch.nn.Linear.reset_parameters = lambda self: None  # type: ignore[method-assign]
+    return streaming
+
+
+def raise_to_int8(model_class: Any, nodes: Sequence[str]) -> None:
+    """Make every model of the builder's class quantise some MatMuls to 8 bits, streamed or not.
+
+    The stock builder, not streamed, writes a tied head in 8 bits under names that its embedding does not read.
+    """
+    stock_init = model_class.make_quant_init
+
+    def make_quant_init(self: Any, config: Any) -> None:
+        stock_init(self, config)
+        self.int4_customized_weight_config |= {node: {"bits": 8} for node in nodes}
+        if HEAD in nodes:
+            self.matmul_mixed_precision["last_matmul"] = "int8"  # which the embedding asks for the head's width
+
+    model_class.make_quant_init = make_quant_init
+
+
+def _save(model: Any, out_dir: Path, threads: int) -> None:
+    """Write `model.onnx` and `model.onnx.data` of a builder's model whose graph is made and not yet quantised."""
+    import onnx_ir as ir
+    import torch
+
+    graph, data = model.model.graph, f"{model.filename}.data"
+    weights = replace_matmuls(model)
+    made = {value for weight in weights for value in (weight.codes, weight.scales)}
+    given = {value: value.const_value for value in graph.initializers.values() if value not in made}
+    size_bytes = _lay_out(graph, out_dir, data)
+    floats = [value for value in given if isinstance(value.meta.get(MATRIX), torch.Tensor)]
+    with Maps() as maps:
+        entries = [_float_entry(value, maps) for value in floats]
+        entries += [_quantised_entry(weight, model.quant_attrs["matmul_block_size"], maps) for weight in weights]
+        small = [(_offset(value), tensor) for value, tensor in given.items() if value not in floats]
+        write_data(out_dir / data, size_bytes, entries, small, threads)
+    saved = ir.from_proto(ir.to_proto(model.model))  # the stock builder's, too, comes back from ONNX's own form
+    saved.graph.sort()
+    model.stamp_build_metadata(saved)
+    ir.save(saved, out_dir / model.filename)
+    with suppress(OSError):  # the builder's cache, which it removes here if it is empty
+        Path(model.cache_dir).rmdir()
+
+
+def _lay_out(graph: "ir.Graph", folder: Path, data: str) -> int:
+    """Give every initializer its place in the data file, one after the other; return the file's size in bytes."""
+    import onnx_ir as ir
+
+    end = 0
+    value: Any
+    for name, value in graph.initializers.items():
+        size = math.prod(value.shape) * value.dtype.bitwidth // 8
+        value.const_value = ir.ExternalTensor(
+            data, end, size, value.dtype, shape=value.shape, name=name, base_dir=folder
+        )  # fmt: skip
+        end += size
+    return end
+
+
+def _offset(value: Any) -> int:
+    return int(value.const_value.offset)
+
+
+def _float_entry(value: Any, maps: Maps) -> Entry:
+    from onnx_ir.tensor_adapters import to_torch_dtype
+
+    matrix = value.meta[MATRIX]
+    return FloatEntry((maps.rows_of(matrix, value.name),), to_torch_dtype(value.dtype), _offset(value))
+
+
+def _quantised_entry(weight: QuantisedWeight, block_size: int, maps: Maps) -> Entry:
+    from onnx_ir.tensor_adapters import to_torch_dtype
+
+    return QuantisedEntry(
+        parts=tuple(maps.rows_of(part, weight.codes.name) for part in weight.parts),
+        bits=weight.bits,
+        block_size=block_size,
+        dtype=to_torch_dtype(weight.scales.dtype),
+        codes_offset=_offset(weight.codes),
+        scales_offset=_offset(weight.scales),
+    )

@@ -1,0 +1,69 @@
+"""The builder's folders of several checkpoints, stock and streamed, all made in one process of its own."""
+
+import contextlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+from slmpack.records import Record
+from slmpack.streaming import raise_to_int8, stream_weights
+
+METHODS = ("make_quant_init", "make_initializer", "make_packed_matmul_float_class", "save_model")
+
+
+class Case(Record):
+    """One folder to make."""
+
+    checkpoint: Path
+    into: Path
+    precision: str
+    execution_provider: str
+    block_size: int
+    int8_nodes: tuple[str, ...] = ()
+    streamed: bool
+
+
+class Cases(Record):
+    cases: tuple[Case, ...]
+
+
+class Ended(Record):
+    """Why the stock builder took each of them over, "" where it did not."""
+
+    obstacles: tuple[str, ...]
+
+
+def build_all(cases: Cases) -> Ended:
+    """Run in a child."""
+    import torch
+
+    torch.set_num_threads(1)
+    return Ended(obstacles=tuple(_build(case) or "" for case in cases.cases))
+
+
+def _build(case: Case) -> str | None:
+    from onnxruntime_genai.models.builder import create_model, parse_extra_options
+
+    where = (None, str(case.checkpoint), str(case.into), case.precision, case.execution_provider, f"{case.into}.cache")
+    options = [f"block_size={case.block_size}", "algo_config=default", "hf_token=false"]
+    with _methods_put_back() as model_class, contextlib.redirect_stdout(io.StringIO()):
+        raise_to_int8(model_class, case.int8_nodes)
+        streaming = stream_weights(model_class, 2, lambda _: None) if case.streamed else None
+        create_model(*where, **parse_extra_options(*where, options))
+    return streaming.obstacle if streaming else None
+
+
+@contextlib.contextmanager
+def _methods_put_back() -> Iterator[type]:
+    """Give the builder's class, and undo what a case replaces in it: in the product one process builds one package."""
+    import torch
+    from builders import base  # type: ignore[import-not-found]
+
+    stock = {name: getattr(base.Model, name) for name in METHODS}
+    reset_parameters = torch.nn.Linear.reset_parameters
+    try:
+        yield base.Model
+    finally:
+        torch.nn.Linear.reset_parameters = reset_parameters  # type: ignore[method-assign]
+        for name, method in stock.items():
+            setattr(base.Model, name, method)

@@ -1,0 +1,68 @@
+"""Resume: a run that was killed leaves what was complete, and nothing half-written that counts as whole."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from command_line import SLMPACK, environment, objects, slmpack, versions
+
+from slmpack.store import damage
+
+pytestmark = pytest.mark.slow
+
+LIMIT_SECONDS = 180.0
+
+
+def wait_for(folder: Path, pattern: str, process: "subprocess.Popen[bytes]") -> Path:
+    """Return the first file that appears under that name while the process runs."""
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        if found := next(iter(folder.glob(pattern)), None):
+            return found
+        time.sleep(0.01)
+    raise AssertionError(f"no {pattern} in {folder}")
+
+
+def is_ours(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return "slmpack.child" in process.cmdline()
+    return False
+
+
+def test_the_run_after_a_kill_in_the_middle_of_writing_weights_goes_on_and_publishes(
+    tiny_phi3: Path, tmp_path: Path
+) -> None:
+    workspace = tmp_path / "workspace"
+    command = ["package", str(tiny_phi3), "--recipe", "small", "--json", "--workspace", str(workspace)]
+    command += ["--waive-quality", "random weights have no quality"]
+    process = subprocess.Popen(
+        [SLMPACK, *command], cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    half_written = wait_for(workspace, "scratch/packages-*/model.onnx.data", process)
+    children = [each for each in psutil.Process(process.pid).children(recursive=True) if is_ours(each)]
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # Prefect's own server
+    assert children and not alive
+    assert not (workspace / "packages").exists()
+    assert versions(tmp_path) == []
+    (snapshot,) = (workspace / "snapshots").iterdir()
+    fetched_at = snapshot.stat().st_mtime_ns
+
+    done = slmpack(*command, cwd=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    (outcome,) = objects(done)
+    assert (outcome["status"], outcome["version"]) == ("published", 1)
+    assert snapshot.stat().st_mtime_ns == fetched_at
+    (package,) = (workspace / "packages").iterdir()
+    assert damage(package) is None
+    assert not half_written.exists()
