@@ -34,12 +34,12 @@ from slmpack.fetch import fetch_snapshot
 from slmpack.memory import predicted_stock_peak
 from slmpack.progress import logger as progress_logger
 from slmpack.quantise import quantise_rows
-from slmpack.records import Target
+from slmpack.records import Recipe, Target
 from slmpack.resolve import DEFAULT_SOURCE, resolve_source
 from slmpack.targets import RECIPES
 from slmpack.weights import read_weights
 
-OPTIONS = next(iter(RECIPES[Target.CPU_INT4].values()))  # small: the builder's own int4, block 32
+OPTIONS = RECIPES[Target.CPU_INT4][Recipe.STOCK_SMALL]  # the builder's own int4, block 32
 THREADS = len(os.sched_getaffinity(0))
 BLOCK_BYTES = 1 << 24
 
@@ -163,7 +163,7 @@ def tell(text: str) -> None:
 
 def compare(checkpoint: Path, layers: int, scratch: Path, repeats: int) -> None:
     """Print table 1."""
-    tell(f"\n1. Phi-3's shape, {layers} layers, cpu-int4, recipe small: stock and streaming in turn\n")
+    tell(f"\n1. Phi-3's shape, {layers} layers, cpu-int4, recipe stock-small: stock and streaming in turn\n")
     tell("| build | wall s | private GB | of stock: wall | of stock: memory |\n|---|---|---|---|---|")
     walls, memories = [], []
     for _ in range(repeats):

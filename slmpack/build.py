@@ -15,6 +15,7 @@ import re
 from pathlib import Path
 
 from slmpack import progress
+from slmpack.calibrate import CALIBRATION, calibrate, read_energy
 from slmpack.child import run_in_child
 from slmpack.errors import BuildError, RecipeError
 from slmpack.finite import require_finite_weights
@@ -41,6 +42,7 @@ class BuildRequest(Record):
 
     Attributes:
         streamed: quantise while writing; else as the stock builder does.
+        calibration: what `calibrate` stored, for weighted scales, else None.
         into: an empty folder.
     """
 
@@ -49,6 +51,7 @@ class BuildRequest(Record):
     layers: int
     options: BuilderOptions
     streamed: bool
+    calibration: Path | None = None
     into: Path
 
 
@@ -78,8 +81,11 @@ class Done(Record):
 
 def package_digest(snapshot: Snapshot, target: Target, recipe: Recipe | None) -> str:
     """Return the digest of the package that `build_package` would make, without making it."""
-    options = RECIPES[target][recipe].model_dump(exclude_defaults=True) if recipe else {}
-    return digest_of([snapshot.digest, target, recipe, options, builder_versions(target), BUILD_STEPS])
+    options = RECIPES[target][recipe] if recipe else None
+    told = options.model_dump(exclude_defaults=True) if options else {}
+    if options and options.weighted:
+        told["calibration"] = CALIBRATION
+    return digest_of([snapshot.digest, target, recipe, told, builder_versions(target), BUILD_STEPS])
 
 
 def build_package(snapshot: Snapshot, target: Target, recipe: Recipe | None, workspace: Path) -> Package:
@@ -118,12 +124,14 @@ def _build(snapshot: Snapshot, target: Target, recipe: Recipe, digest: str, work
 
     def make(into: Path) -> dict[str, str | int | None]:
         logger.info("building %s for %s, recipe %s", snapshot.source.name, target, recipe)
+        request = _request(snapshot, options, workspace, into)
         built, run = run_in_child(
-            run_builder, _request(snapshot, options, into), log=log, failure=BuildError, doing="the build",
+            run_builder, request, log=log, failure=BuildError, doing="the build",
             limit_seconds=limit_seconds(BUILD_LIMIT_SECONDS, snapshot.size_bytes),
         )  # fmt: skip
-        if built.obstacle:
-            logger.warning("the stock builder quantised, since %s", built.obstacle)
+        remarks = (
+            () if built.streamed or not options.streams else (_taken_over(built.obstacle or obstacle_of(options)),)
+        )
         run_in_child(
             drive_package, DriveRequest(package=into), log=drive_log, failure=BuildError,
             limit_seconds=limit_seconds(DRIVE_LIMIT_SECONDS, snapshot.size_bytes), doing="the first run of the package",
@@ -133,28 +141,43 @@ def _build(snapshot: Snapshot, target: Target, recipe: Recipe, digest: str, work
             "recipe": recipe,
             "quantised_by": "streaming" if built.streamed else "the stock builder",
             "build_peak_bytes": run.peak_private_bytes,
-            "repairs": "\n".join(built.repairs),
+            "repairs": "\n".join((*built.repairs, *remarks)),
         }
 
     return store_folder(workspace, "packages", digest, make)
 
 
-def _request(snapshot: Snapshot, options: BuilderOptions, into: Path) -> BuildRequest:
+def obstacle_of(options: BuilderOptions) -> str | None:
+    """Return why the stock builder must quantise, None if weights can be streamed."""
+    return unchecked_builder() if options.streams else f"{options.algo_config} looks at whole matrices"
+
+
+def _taken_over(obstacle: str | None) -> str:
+    """Return the sentence for the page, having warned with it."""
+    remark = f"the stock builder quantised, by the blocks' extremes, since {obstacle}"
+    logger.warning("%s", remark)
+    return remark
+
+
+def _request(snapshot: Snapshot, options: BuilderOptions, workspace: Path, into: Path) -> BuildRequest:
     """Decide whether weights are streamed, and say so if not; then there must be memory for all of them.
 
     Raises:
         RecipeError: there is not.
+        BuildError: the calibration failed.
     """
-    obstacle = unchecked_builder() if options.streams else f"{options.algo_config} looks at whole matrices"
+    obstacle = obstacle_of(options)
     if obstacle:
         logger.warning("the stock builder quantises, which takes more time and memory: %s", obstacle)
         require_stock_memory(snapshot.path, options)
+    weighted = options.weighted and obstacle is None
     return BuildRequest(
         snapshot=snapshot.path,
         architecture=snapshot.architecture,
         layers=snapshot.layers,
         options=options,
         streamed=obstacle is None,
+        calibration=calibrate(snapshot, None, workspace) if weighted else None,
         into=into,
     )
 
@@ -184,6 +207,8 @@ def run_builder(request: BuildRequest) -> Built:
     arguments = (None, str(request.snapshot), str(request.into), options.precision, options.execution_provider)
     cache = str(request.into / ".cache")
     pairs = [f"block_size={options.block_size}", f"algo_config={options.algo_config}", "hf_token=false"]
+    if options.int8:
+        pairs.append("matmul_mixed_precision=" + ",".join(f"{group}:int8" for group in options.int8))
     torch.set_num_threads(1)  # threads share tensors here, not the arithmetic of one
     streaming = _prepare(request)
     try:
@@ -204,6 +229,12 @@ def run_builder(request: BuildRequest) -> Built:
         ) from error  # fmt: skip
     move_window_into_attention(request.into)
     repairs = repair_tokenizer(request.into, request.snapshot)
+    if request.calibration and not streaming.obstacle and not streaming.searched:
+        # Tensors that were converted while they were loaded have no name in a file.
+        repairs = (
+            *repairs,
+            "no scale was searched, since the calibration names none of the weights as the builder has them",
+        )
     return Built(repairs=repairs, streamed=request.streamed and not streaming.obstacle, obstacle=streaming.obstacle)
 
 
@@ -217,7 +248,8 @@ def _prepare(request: BuildRequest) -> Streaming:
 
     raise_to_int8(base.Model, request.options.int8_nodes)
     if request.streamed:
-        return stream_weights(base.Model, len(os.sched_getaffinity(0)), before_stock)
+        energies = read_energy(request.calibration) if request.calibration else None
+        return stream_weights(base.Model, len(os.sched_getaffinity(0)), before_stock, energies)
     _follow_quantiser(request.layers)
     require_finite_weights(request.snapshot)
     return Streaming()

@@ -20,6 +20,7 @@ from slmpack.finite import require_finite
 from slmpack.mapped import Rows
 from slmpack.progress import report
 from slmpack.quantise import Bits, quantise_rows
+from slmpack.scale_search import search_rows
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -47,7 +48,12 @@ class Entry(Protocol):
 
 @dataclass(frozen=True)
 class QuantisedEntry:
-    """A weight in blocks of `bits`; `dtype` is what it is cast to before, and what its scales are."""
+    """A weight in blocks of `bits`.
+
+    Attributes:
+        dtype: what it is cast to before, and what its scales are.
+        energy: float32 `[K]`, how much the error of each column counts; None: as the stock builder has it.
+    """
 
     parts: tuple[Rows, ...]
     bits: Bits
@@ -55,9 +61,14 @@ class QuantisedEntry:
     dtype: "torch.dtype"
     codes_offset: int
     scales_offset: int
+    energy: "Tensor | None" = None
 
     def pieces(self, rows: "Tensor", to: int) -> Iterator[tuple[int, "Tensor"]]:
-        quantised = quantise_rows(rows.to(self.dtype, copy=True), self.bits, self.block_size)
+        weights = rows.to(self.dtype, copy=True)
+        if self.energy is None:
+            quantised = quantise_rows(weights, self.bits, self.block_size)
+        else:
+            quantised = search_rows(weights, self.energy, self.bits, self.block_size)
         yield self.codes_offset + to * quantised.codes[0].nbytes, quantised.codes
         yield self.scales_offset + to * quantised.scales[0].nbytes, quantised.scales
 

@@ -94,7 +94,8 @@ def replace_matmuls(model: Any) -> list[QuantisedWeight]:
     graph, body = model.model.graph, model.quant_attrs["bits"]
     others = {name: config["bits"] for name, config in model.int4_customized_weight_config.items()}
     nodes = [node for node in graph if node.op_type == "MatMul" and _weight_of(model, node)]
-    if unknown := sorted(others.keys() - {node.name for node in nodes}):
+    # The builder's own placements name both q, k, v and what they are packed into.
+    if unknown := sorted(set(getattr(model, "named_nodes", ())) - {node.name for node in nodes}):
         raise BuildError(f"{unknown[0]} is to have {others[unknown[0]]} bits", "a MatMul of this model",
                          f"name one such as {nodes[0].name}")  # fmt: skip
     quantised = []

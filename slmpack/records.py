@@ -28,12 +28,17 @@ class Target(StrEnum):
 
 
 class Recipe(StrEnum):
-    """How weights are quantised, from cheap to dear; `auto` is the cheapest that passes the quality policy."""
+    """How weights are quantised, from cheap to dear; `auto` is the cheapest of ours that passes the quality policy.
+
+    Those that begin with `stock` are the builder's own, for comparison; `auto` does not try them.
+    """
 
     AUTO = "auto"
     SMALL = "small"
     BALANCED = "balanced"
     ACCURATE = "accurate"
+    STOCK_SMALL = "stock-small"
+    STOCK_MIXED = "stock-mixed"
 
 
 class Interface(StrEnum):

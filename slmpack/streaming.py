@@ -18,6 +18,7 @@ Source: onnxruntime_genai/models/builders/base.py, `Model.make_initializer`, `ma
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +30,7 @@ from slmpack.matmul_nbits import HEAD, MATRIX, Matrix, QuantisedWeight, Transpos
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    from torch import Tensor
 
 CHECKED = {"onnxruntime-genai": "0.18.0", "onnxruntime": "1.31.1", "onnx-ir": "1.1.0"}
 
@@ -41,19 +43,29 @@ def unchecked_builder(checked_versions: Mapping[str, str] = CHECKED) -> str | No
     return None
 
 
+@dataclass
 class Streaming:
-    """What became of it: `obstacle` is why the stock builder quantised all the same, None if it did not."""
+    """What became of it.
+
+    Attributes:
+        obstacle: why the stock builder quantised all the same, None if it did not.
+        searched: how many weights had their scales searched.
+    """
 
     obstacle: str | None = None
+    searched: int = 0
 
 
-def stream_weights(model_class: Any, threads: int, before_stock: Callable[[str], None]) -> Streaming:
+def stream_weights(
+    model_class: Any, threads: int, before_stock: Callable[[str], None], energies: "Mapping[str, Tensor] | None" = None
+) -> Streaming:
     """Make every model of the builder's class `model_class` stream; for a process that builds one and ends.
 
     Args:
         model_class: `builders.base.Model`.
         threads: how many pieces of weights are worked on at once.
         before_stock: called with the obstacle before the stock builder quantises.
+        energies: float32 `[K]` by the checkpoint's name of a weight `[N, K]`: its 4-bit scales are searched by it.
     """
     import torch
 
@@ -79,7 +91,7 @@ def stream_weights(model_class: Any, threads: int, before_stock: Callable[[str],
             before_stock(streaming.obstacle)
             stock_save(self, out_dir)
         else:
-            _save(self, Path(out_dir), threads)
+            streaming.searched = _save(self, Path(out_dir), threads, energies or {})
 
     model_class.make_initializer = make_initializer
     model_class.make_packed_matmul_float_class = make_packed_matmul_float_class
@@ -99,14 +111,19 @@ def raise_to_int8(model_class: Any, nodes: Sequence[str]) -> None:
     def make_quant_init(self: Any, config: Any) -> None:
         stock_init(self, config)
         self.int4_customized_weight_config |= {node: {"bits": 8} for node in nodes}
+        self.named_nodes = nodes
         if HEAD in nodes:
             self.matmul_mixed_precision["last_matmul"] = "int8"  # which the embedding asks for the head's width
 
     model_class.make_quant_init = make_quant_init
 
 
-def _save(model: Any, out_dir: Path, threads: int) -> None:
-    """Write `model.onnx` and `model.onnx.data` of a builder's model whose graph is made and not yet quantised."""
+def _save(model: Any, out_dir: Path, threads: int, energies: "Mapping[str, Tensor]") -> int:
+    """Write `model.onnx` and `model.onnx.data` of a builder's model whose graph is made and not yet quantised.
+
+    Returns:
+        How many weights had an energy to search their scales by.
+    """
     import onnx_ir as ir
     import torch
 
@@ -117,8 +134,9 @@ def _save(model: Any, out_dir: Path, threads: int) -> None:
     size_bytes = _lay_out(graph, out_dir, data)
     floats = [value for value in given if isinstance(value.meta.get(MATRIX), torch.Tensor)]
     with Maps() as maps:
-        entries = [_float_entry(value, maps) for value in floats]
-        entries += [_quantised_entry(weight, model.quant_attrs["matmul_block_size"], maps) for weight in weights]
+        block_size = model.quant_attrs["matmul_block_size"]
+        quantised = [_quantised_entry(weight, block_size, maps, energies) for weight in weights]
+        entries: list[Entry] = [*(_float_entry(value, maps) for value in floats), *quantised]
         small = [(_offset(value), tensor) for value, tensor in given.items() if value not in floats]
         write_data(out_dir / data, size_bytes, entries, small, threads)
     saved = ir.from_proto(ir.to_proto(model.model))  # the stock builder's, too, comes back from ONNX's own form
@@ -127,6 +145,7 @@ def _save(model: Any, out_dir: Path, threads: int) -> None:
     ir.save(saved, out_dir / model.filename)
     with suppress(OSError):  # the builder's cache, which it removes here if it is empty
         Path(model.cache_dir).rmdir()
+    return sum(entry.energy is not None for entry in quantised)
 
 
 def _lay_out(graph: "ir.Graph", folder: Path, data: str) -> int:
@@ -155,14 +174,18 @@ def _float_entry(value: Any, maps: Maps) -> Entry:
     return FloatEntry((maps.rows_of(matrix, value.name),), to_torch_dtype(value.dtype), _offset(value))
 
 
-def _quantised_entry(weight: QuantisedWeight, block_size: int, maps: Maps) -> Entry:
+def _quantised_entry(
+    weight: QuantisedWeight, block_size: int, maps: Maps, energies: "Mapping[str, Tensor]"
+) -> QuantisedEntry:
     from onnx_ir.tensor_adapters import to_torch_dtype
 
+    parts = tuple(maps.rows_of(part, weight.codes.name) for part in weight.parts)
     return QuantisedEntry(
-        parts=tuple(maps.rows_of(part, weight.codes.name) for part in weight.parts),
+        parts=parts,
         bits=weight.bits,
         block_size=block_size,
         dtype=to_torch_dtype(weight.scales.dtype),
         codes_offset=_offset(weight.codes),
         scales_offset=_offset(weight.scales),
+        energy=energies.get(parts[0].name) if energies and weight.bits == 4 else None,  # parts share their input
     )

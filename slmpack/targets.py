@@ -10,21 +10,32 @@ from typing import Literal
 from slmpack.errors import UsageError
 from slmpack.records import Recipe, Record, Target
 
+Precision = Literal["int4", "int8"]
+Algorithm = Literal["default", "k_quant_mixed"]
+BlockSize = Literal[16, 32, 128]
+Placement = Literal["last_matmul", "mixed_layers"]
+
 
 class BuilderOptions(Record):
-    """The builder's arguments, all of them.
+    """What is asked of the builder and of the streaming quantiser in it.
 
     Attributes:
         block_size: weights of a row that share one scale.
-        algo_config: `default` quantises every MatMul alike; `k_quant_mixed` has the head and sensitive layers in int8.
-        int8_nodes: MatMuls of an int4 graph that are quantised to 8 bits instead, by their names in it.
+        algo_config: `default` rounds by the block's extreme; `k_quant_mixed` searches whole matrices, and has the head
+            and sensitive layers in int8.
+        int8: MatMuls of an int4 graph that have 8 bits all the same, in the builder's terms: the head, or the
+            attention's inputs and the MLP's outputs of the first, the last and every third layer between.
+        int8_nodes: more of them, by their names in the graph.
+        weighted: search the 4-bit scales by the activations' energy (see `scale_search`).
     """
 
-    precision: Literal["int4", "int8"]
+    precision: Precision
     execution_provider: Literal["cpu", "cuda"]
-    algo_config: Literal["default", "k_quant_mixed"]
-    block_size: Literal[16, 32, 128]
+    algo_config: Algorithm
+    block_size: BlockSize
+    int8: tuple[Placement, ...] = ()
     int8_nodes: tuple[str, ...] = ()
+    weighted: bool = False
 
     @property
     def streams(self) -> bool:
@@ -32,24 +43,36 @@ class BuilderOptions(Record):
         return self.algo_config == "default"
 
 
-def _cpu(precision: Literal["int4", "int8"], algo: Literal["default", "k_quant_mixed"],
-         block_size: Literal[16, 32, 128]) -> BuilderOptions:  # fmt: skip
-    return BuilderOptions(precision=precision, execution_provider="cpu", algo_config=algo, block_size=block_size)
+def _cpu_int4(*int8: Placement) -> BuilderOptions:
+    return BuilderOptions(
+        precision="int4", execution_provider="cpu", algo_config="default", block_size=32, int8=int8, weighted=True
+    )
 
 
-# Cheapest first.
+def _stock_int4(algorithm: Algorithm) -> BuilderOptions:
+    return BuilderOptions(precision="int4", execution_provider="cpu", algo_config=algorithm, block_size=32)
+
+
+def _cpu_int8(block_size: BlockSize) -> BuilderOptions:
+    return BuilderOptions(precision="int8", execution_provider="cpu", algo_config="default", block_size=block_size)
+
+
+# Cheapest first; the stock builder's own at the end.
 RECIPES: dict[Target, dict[Recipe, BuilderOptions]] = {
     Target.CPU_INT4: {
-        Recipe.SMALL: _cpu("int4", "default", 32),
-        Recipe.BALANCED: _cpu("int4", "k_quant_mixed", 32),
-        Recipe.ACCURATE: _cpu("int4", "k_quant_mixed", 16),
+        Recipe.SMALL: _cpu_int4(),
+        Recipe.BALANCED: _cpu_int4("last_matmul"),
+        Recipe.ACCURATE: _cpu_int4("last_matmul", "mixed_layers"),
+        Recipe.STOCK_SMALL: _stock_int4("default"),
+        Recipe.STOCK_MIXED: _stock_int4("k_quant_mixed"),
     },
     Target.CPU_INT8: {
-        Recipe.SMALL: _cpu("int8", "default", 128),
-        Recipe.ACCURATE: _cpu("int8", "default", 32),
+        Recipe.SMALL: _cpu_int8(128),
+        Recipe.ACCURATE: _cpu_int8(32),
     },
     Target.TRANSFORMERS: {},
 }
+STOCK = (Recipe.STOCK_SMALL, Recipe.STOCK_MIXED)
 
 # What the bytes of a build depend on.
 BUILDERS: dict[Target, tuple[str, ...]] = {
@@ -68,14 +91,14 @@ def builder_versions(target: Target) -> dict[str, str]:
 
 
 def ladder_for(target: Target, recipe: Recipe) -> tuple[Recipe | None, ...]:
-    """Return the recipes to try, cheapest first: the one asked for, or with `auto` all that the target has.
+    """Return the recipes to try, cheapest first: the one asked for, or with `auto` all of ours that the target has.
 
     Raises:
         UsageError: the target has no such recipe.
     """
     offered = RECIPES[target]
     if recipe is Recipe.AUTO:
-        return tuple(offered) or (None,)
+        return tuple(each for each in offered if each not in STOCK) or (None,)
     if recipe not in offered:
         names = ", ".join((Recipe.AUTO, *offered)) if offered else "auto only, since it is not quantised"
         raise UsageError(f"recipe {recipe} for target {target}", f"its recipes are: {names}", "leave --recipe out")

@@ -151,6 +151,6 @@ def test_the_prediction_is_near_what_was_measured_and_never_below(
 
 @pytest.mark.slow
 def test_a_stock_build_stays_below_its_prediction(tiny_snapshot: Snapshot, workspace: Path) -> None:
-    package = build_package(tiny_snapshot, Target.CPU_INT4, Recipe.BALANCED, workspace)
+    package = build_package(tiny_snapshot, Target.CPU_INT4, Recipe.STOCK_MIXED, workspace)
     predicted = predicted_stock_peak(read_weights(tiny_snapshot.path), 4, 32, "k_quant_mixed")
     assert 0.5 * predicted < package.build_peak_bytes <= predicted + tiny_snapshot.size_bytes

@@ -7,12 +7,17 @@ import mlflow
 import pytest
 from checkpoints import copy_tokenizer, write_mute_phi3, write_tiny_gpt2
 from mlflow import MlflowClient
+from prefect import flow
 from prefect.client.orchestration import get_client
 
-from flows.package_model import package_model
+from flows.package_model import climb, package_model
 from flows.package_targets import package_targets
 from slmpack.errors import RecipeError, SmokeError, SourceError
+from slmpack.fetch import fetch_snapshot
+from slmpack.outcome import Stages
 from slmpack.records import Interface, Outcome, QualityPolicy, Recipe, Snapshot, Target
+from slmpack.request import check_request
+from slmpack.resolve import resolve_source
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_api")]
 
@@ -68,7 +73,7 @@ def test_a_failed_target_does_not_stop_the_others_and_fails_the_run(
 
 
 def write_narrow_phi3(folder: Path, tokenizer: Path, hidden_size: int) -> None:
-    """Write a Phi-3 whose rows k_quant cannot cut into pairs of blocks: 96 weights are 3 blocks of 32, 6 of 16."""
+    """Write a Phi-3 whose rows k_quant cannot cut into pairs of blocks: 96 weights are 3 blocks of 32, 80 are 2.5."""
     import torch
     from transformers import Phi3Config, Phi3ForCausalLM
 
@@ -91,33 +96,53 @@ def page_of(outcome: Outcome) -> str:
     return str(mlflow.artifacts.load_text(f"runs:/{run}/proof/version.html"))
 
 
+@flow
+def climb_these(source: str, ladder: tuple[Recipe, ...], workspace: Path) -> Outcome:
+    """Try recipes of the test's own choice, the stock builder's among them, which `auto` leaves out."""
+    asked = check_request(
+        Target.CPU_INT4, Recipe.AUTO, Interface.CHAT, None, workspace,
+        policy=QualityPolicy(max_perplexity_ratio=1.0), quality_text=None, waive_quality="random weights, for a test",
+    )  # fmt: skip
+    request = asked.model_copy(update={"ladder": ladder})
+    snapshot = fetch_snapshot(resolve_source(source), workspace)
+    return climb(snapshot, Target.CPU_INT4, Interface.CHAT, Path(source).name, request, Stages(), force=False)
+
+
 def test_a_recipe_that_cannot_take_the_model_is_left_out_and_the_page_says_so(
     smollm2: Snapshot, mlflow_store: Path, workspace: Path, tmp_path: Path
 ) -> None:
     write_narrow_phi3(tmp_path / "narrow", smollm2.path, hidden_size=96)
-    strict = QualityPolicy(max_perplexity_ratio=1.0)
-    outcome = package_model(
-        str(tmp_path / "narrow"), workspace=workspace, policy=strict, waive_quality="random weights, for a test"
-    )
-    assert (outcome.status, outcome.recipe) == ("published", Recipe.ACCURATE)
+    ladder = (Recipe.STOCK_SMALL, Recipe.STOCK_MIXED, Recipe.SMALL)
+    outcome = climb_these(str(tmp_path / "narrow"), ladder, workspace)
+    assert (outcome.status, outcome.recipe) == ("published", Recipe.SMALL)
     page = page_of(outcome)
     assert "rows that k_quant_mixed cannot cut into pairs of blocks of 32" in page
     assert ">not built<" in page
     assert ">refused<" in page
     with pytest.raises(RecipeError, match="an even number of blocks a row"):
-        package_model(str(tmp_path / "narrow"), recipe=Recipe.BALANCED, workspace=workspace)
+        package_model(str(tmp_path / "narrow"), recipe=Recipe.STOCK_MIXED, workspace=workspace)
 
 
 def test_a_waiver_counts_for_the_last_recipe_that_could_be_built(
     smollm2: Snapshot, mlflow_store: Path, workspace: Path, tmp_path: Path
 ) -> None:
-    write_narrow_phi3(tmp_path / "narrower", smollm2.path, hidden_size=80)  # 5 blocks of 16, 2.5 of 32
-    strict = QualityPolicy(max_perplexity_ratio=1.0)
-    outcome = package_model(
-        str(tmp_path / "narrower"), workspace=workspace, policy=strict, waive_quality="random weights, for a test"
-    )
+    write_narrow_phi3(tmp_path / "narrower", smollm2.path, hidden_size=80)
+    outcome = climb_these(str(tmp_path / "narrower"), (Recipe.SMALL, Recipe.STOCK_MIXED), workspace)
     assert (outcome.status, outcome.recipe) == ("published", Recipe.SMALL)
-    assert page_of(outcome).count(">not built<") == 2
+    assert page_of(outcome).count(">not built<") == 1
+
+
+def test_auto_keeps_the_figures_of_every_recipe_that_it_tried(mlflow_store: Path, workspace: Path) -> None:
+    outcome = package_model(workspace=workspace, policy=QualityPolicy(max_perplexity_ratio=1.06))
+    assert (outcome.status, outcome.recipe) == ("published", Recipe.BALANCED)
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name("slmpack")
+    assert experiment is not None
+    runs = {run.data.params["recipe"]: run for run in client.search_runs([experiment.experiment_id])}
+    assert {recipe: run.info.status for recipe, run in runs.items()} == {"small": "FAILED", "balanced": "FINISHED"}
+    ratios = [runs[recipe].data.metrics["perplexity_ratio"] for recipe in ("small", "balanced")]
+    assert ratios == sorted(ratios, reverse=True)
+    assert all(run.data.metrics["decode_tokens_per_second"] > 0 for run in runs.values())
 
 
 def test_our_own_errors_are_not_retried(mlflow_store: Path, workspace: Path) -> None:
