@@ -26,7 +26,8 @@ from memory import AnonymousMemory
 from phi3_shape import write_phi3_shape
 from whole_run import tell_whole_run
 
-from slmpack.build import BUILD_LIMIT_SECONDS, BuildRequest, run_builder
+from slmpack.build import BUILD_LIMIT_SECONDS
+from slmpack.builder import BuildRequest, run_builder
 from slmpack.child import run_in_child
 from slmpack.data_file import JOB_WEIGHTS
 from slmpack.errors import BuildError

@@ -2,32 +2,22 @@
 
     snapshot --builder--> scratch folder --driven through prefill and decode--> packages/<digest>/
 
-The builder runs in a process of its own: it changes logging and the import path of whoever calls it, gives its memory
-back only by ending, and some of its methods are replaced there, so that weights are quantised while they are written
-(see `streaming`). What cannot be streamed takes memory by the model's size, which is asked for before any work.
+The builder runs in a process of its own (see `builder`). Weights are quantised while they are written; what cannot be
+streamed takes memory by the model's size, which is asked for before any work.
 """
 
-import contextlib
-import io
 import logging
-import os
-import re
 from pathlib import Path
 
-from slmpack import progress
-from slmpack.calibrate import CALIBRATION, calibrate, read_energy
+from slmpack.builder import BuildRequest, require_stock_memory, run_builder
+from slmpack.calibrate import CALIBRATION, calibrate
 from slmpack.child import run_in_child
-from slmpack.errors import BuildError, RecipeError
-from slmpack.finite import require_finite_weights
+from slmpack.errors import BuildError
 from slmpack.limits import limit_seconds
-from slmpack.memory import available_bytes, predicted_stock_peak, require_memory
 from slmpack.records import Package, Recipe, Record, Snapshot, Target, digest_of
-from slmpack.repair import repair_tokenizer
-from slmpack.sliding_window import move_window_into_attention
 from slmpack.store import Manifest, log_folder, require_space, store_folder
-from slmpack.streaming import Streaming, raise_to_int8, stream_weights, unchecked_builder
+from slmpack.streaming import unchecked_builder
 from slmpack.targets import BYTES_PER_PARAMETER, RECIPES, BuilderOptions, builder_versions
-from slmpack.weights import read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -37,42 +27,10 @@ DECODE_STEPS = 4
 BUILD_STEPS = 3  # counts up when what is done to the builder's output changes, so that packages are built again
 
 
-class BuildRequest(Record):
-    """What the builder's process is asked for.
-
-    Attributes:
-        streamed: quantise while writing; else as the stock builder does.
-        calibration: what `calibrate` stored, for weighted scales, else None.
-        into: an empty folder.
-    """
-
-    snapshot: Path
-    architecture: str
-    layers: int
-    options: BuilderOptions
-    streamed: bool
-    calibration: Path | None = None
-    into: Path
-
-
 class DriveRequest(Record):
     """The package folder to run a few tokens through; its ids must stay below the model's vocabulary."""
 
     package: Path
-
-
-class Built(Record):
-    """What the builder's process did beside building.
-
-    Attributes:
-        repairs: a sentence for each repair of its output.
-        streamed: whether weights were quantised while they were written.
-        obstacle: why they were not although that was asked for, else None.
-    """
-
-    repairs: tuple[str, ...]
-    streamed: bool
-    obstacle: str | None
 
 
 class Done(Record):
@@ -124,14 +82,14 @@ def _build(snapshot: Snapshot, target: Target, recipe: Recipe, digest: str, work
 
     def make(into: Path) -> dict[str, str | int | None]:
         logger.info("building %s for %s, recipe %s", snapshot.source.name, target, recipe)
-        request = _request(snapshot, options, workspace, into)
+        obstacle = obstacle_of(options)
+        request = _request(snapshot, options, obstacle, workspace, into)
         built, run = run_in_child(
             run_builder, request, log=log, failure=BuildError, doing="the build",
             limit_seconds=limit_seconds(BUILD_LIMIT_SECONDS, snapshot.size_bytes),
         )  # fmt: skip
-        remarks = (
-            () if built.streamed or not options.streams else (_taken_over(built.obstacle or obstacle_of(options)),)
-        )
+        obstacle = obstacle or built.obstacle
+        remarks = (_taken_over(obstacle),) if obstacle and options.streams else ()
         run_in_child(
             drive_package, DriveRequest(package=into), log=drive_log, failure=BuildError,
             limit_seconds=limit_seconds(DRIVE_LIMIT_SECONDS, snapshot.size_bytes), doing="the first run of the package",
@@ -152,21 +110,22 @@ def obstacle_of(options: BuilderOptions) -> str | None:
     return unchecked_builder() if options.streams else f"{options.algo_config} looks at whole matrices"
 
 
-def _taken_over(obstacle: str | None) -> str:
+def _taken_over(obstacle: str) -> str:
     """Return the sentence for the page, having warned with it."""
     remark = f"the stock builder quantised, by the blocks' extremes, since {obstacle}"
     logger.warning("%s", remark)
     return remark
 
 
-def _request(snapshot: Snapshot, options: BuilderOptions, workspace: Path, into: Path) -> BuildRequest:
-    """Decide whether weights are streamed, and say so if not; then there must be memory for all of them.
+def _request(
+    snapshot: Snapshot, options: BuilderOptions, obstacle: str | None, workspace: Path, into: Path
+) -> BuildRequest:
+    """Say so if weights are not streamed; then there must be memory for all of them.
 
     Raises:
         RecipeError: there is not.
         BuildError: the calibration failed.
     """
-    obstacle = obstacle_of(options)
     if obstacle:
         logger.warning("the stock builder quantises, which takes more time and memory: %s", obstacle)
         require_stock_memory(snapshot.path, options)
@@ -180,108 +139,6 @@ def _request(snapshot: Snapshot, options: BuilderOptions, workspace: Path, into:
         calibration=calibrate(snapshot, None, workspace) if weighted else None,
         into=into,
     )
-
-
-def require_stock_memory(snapshot: Path, options: BuilderOptions) -> None:
-    """Refuse what the stock builder would be killed for.
-
-    Raises:
-        RecipeError: the machine, or our cgroup, has less memory than it will need.
-    """
-    bits = 8 if options.precision == "int8" else 4
-    needed = predicted_stock_peak(read_weights(snapshot), bits, options.block_size, options.algo_config)
-    require_memory(needed, available_bytes(), f"the stock builder, for {options.algo_config} {options.precision},")
-
-
-def run_builder(request: BuildRequest) -> Built:
-    """Run in a child: let the builder write its folder, then mend what it is known to get wrong.
-
-    Raises:
-        RecipeError: the recipe cannot cut the model's rows into its blocks.
-        BuildError: the builder does not know the architecture, or a weight is not finite.
-    """
-    import torch
-    from onnxruntime_genai.models.builder import create_model, parse_extra_options
-
-    options = request.options
-    arguments = (None, str(request.snapshot), str(request.into), options.precision, options.execution_provider)
-    cache = str(request.into / ".cache")
-    pairs = [f"block_size={options.block_size}", f"algo_config={options.algo_config}", "hf_token=false"]
-    if options.int8:
-        pairs.append("matmul_mixed_precision=" + ",".join(f"{group}:int8" for group in options.int8))
-    torch.set_num_threads(1)  # threads share tensors here, not the arithmetic of one
-    streaming = _prepare(request)
-    try:
-        with contextlib.redirect_stdout(_BuilderOutput(request.layers)):
-            extra = parse_extra_options(*arguments, cache, pairs)
-            create_model(*arguments, cache, **extra)
-    except NotImplementedError as error:
-        raise BuildError(
-            f"architecture {request.architecture}", "one that the ONNX Runtime GenAI builder knows",
-            "use --target transformers",
-        ) from error  # fmt: skip
-    except ValueError as error:
-        if "cannot reshape array" not in str(error):  # k_quant needs an even number of blocks a row
-            raise
-        raise RecipeError(
-            f"rows that {options.algo_config} cannot cut into pairs of blocks of {options.block_size}",
-            "an even number of blocks a row", "use --recipe small",
-        ) from error  # fmt: skip
-    move_window_into_attention(request.into)
-    repairs = repair_tokenizer(request.into, request.snapshot)
-    if request.calibration and not streaming.obstacle and not streaming.searched:
-        # Tensors that were converted while they were loaded have no name in a file.
-        repairs = (
-            *repairs,
-            "no scale was searched, since the calibration names none of the weights as the builder has them",
-        )
-    return Built(repairs=repairs, streamed=request.streamed and not streaming.obstacle, obstacle=streaming.obstacle)
-
-
-def _prepare(request: BuildRequest) -> Streaming:
-    """Replace the builder's methods; where nothing is streamed, look at the weights beforehand."""
-    from builders import base  # type: ignore[import-not-found] # on the path since the builder was imported
-
-    def before_stock(obstacle: str) -> None:
-        require_stock_memory(request.snapshot, request.options)
-        require_finite_weights(request.snapshot)
-
-    raise_to_int8(base.Model, request.options.int8_nodes)
-    if request.streamed:
-        energies = read_energy(request.calibration) if request.calibration else None
-        return stream_weights(base.Model, len(os.sched_getaffinity(0)), before_stock, energies)
-    _follow_quantiser(request.layers)
-    require_finite_weights(request.snapshot)
-    return Streaming()
-
-
-class _BuilderOutput(io.TextIOBase):
-    """Passes what the builder prints on to the log, and reports the layers that it names."""
-
-    def __init__(self, layers: int) -> None:
-        import sys
-
-        self._log = sys.stdout
-        self._layers = layers
-
-    def write(self, text: str) -> int:
-        if match := re.match(r"Reading layer (\d+)", text):
-            progress.report("build", int(match[1]) + 1, self._layers, "layers read")
-        return self._log.write(text)
-
-    def flush(self) -> None:
-        self._log.flush()
-
-
-def _follow_quantiser(layers: int) -> None:
-    """Report the layer that ONNX Runtime's quantiser logs about."""
-
-    class Follow(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if match := re.search(r"complete quantization of /model/layers\.(\d+)/", record.getMessage()):
-                progress.report("build", int(match[1]) + 1, layers, "layers quantised")
-
-    logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").addHandler(Follow())
 
 
 def drive_package(request: DriveRequest) -> Done:

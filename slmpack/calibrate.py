@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slmpack.child import run_in_child
-from slmpack.errors import BuildError, QualityError, UsageError
+from slmpack.errors import BuildError, QualityError
 from slmpack.finite import require_finite_weights
 from slmpack.limits import limit_seconds
 from slmpack.mapped import Maps
 from slmpack.parity_corpus import CODE, PROSE, SCRIPTS
 from slmpack.progress import report
 from slmpack.records import Record, Snapshot, digest_of
-from slmpack.reference import cut_windows, dtype_of, prefix_of
+from slmpack.reference import TEXT_FILE, cut_windows, dtype_of, first_ids, prefix_of
 from slmpack.source_model import load_source, logits_of, vocabulary_of
 from slmpack.store import log_folder, store_folder
 
@@ -39,11 +39,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LAYOUT = 1  # of the folder; another number makes every calibration again
-TEXT_FILE, ENERGY_FILE = "text.txt", "energy.safetensors"
+ENERGY_FILE = "energy.safetensors"
 CALIBRATION_LIMIT_SECONDS = 3600.0
 BUILT_IN_TEXT = "\n".join((*PROSE, *CODE, *SCRIPTS))
 TOKENS = 512  # of a text; of the built-in one half, and as many random ids
-MIN_TOKENS = 200
 WINDOW_TOKENS = 256
 MILLION = 10**6
 # What a calibration without a text of the user's depends on beside the snapshot.
@@ -155,10 +154,7 @@ def _windows(request: CalibrationText, vocabulary: int) -> list[tuple[int, ...]]
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(request.snapshot, local_files_only=True)
-    text = (request.into / TEXT_FILE).read_text(encoding="utf-8")
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"][: request.text_tokens]
-    if len(ids) < MIN_TOKENS:
-        raise UsageError(f"a calibration text of {len(ids)} tokens", f"at least {MIN_TOKENS}", "give a longer text")
+    ids = first_ids(tokenizer, request.into / TEXT_FILE, request.text_tokens, "calibration")
     prefix = prefix_of(tokenizer)
     size = min(WINDOW_TOKENS, len(prefix) + len(ids), request.context_length)
     generator = torch.Generator().manual_seed(0)

@@ -131,10 +131,7 @@ def run_source(request: SourceText) -> Reference:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(request.snapshot, local_files_only=True)
-    text = (request.into / TEXT_FILE).read_text(encoding="utf-8")
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"][:MAX_TOKENS]
-    if len(ids) < MIN_TOKENS:
-        raise UsageError(f"a quality text of {len(ids)} tokens", f"at least {MIN_TOKENS}", "give a longer text")
+    ids = first_ids(tokenizer, request.into / TEXT_FILE, MAX_TOKENS, "quality")
     model = load_source(request.snapshot, request.dtype)
     vocabulary = vocabulary_of(model)
     size = min(WINDOW_TOKENS, WINDOW_BYTES // (4 * vocabulary), request.context_length)
@@ -149,6 +146,18 @@ def run_source(request: SourceText) -> Reference:
         write_header(file, (reference.positions, vocabulary))
         _write_all(model, reference, file)
     return reference
+
+
+def first_ids(tokenizer: Any, text: Path, most: int, what_for: str) -> list[int]:
+    """Return the token ids of a text file, at most `most`.
+
+    Raises:
+        UsageError: they are fewer than 200.
+    """
+    ids: list[int] = tokenizer(text.read_text(encoding="utf-8"), add_special_tokens=False)["input_ids"][:most]
+    if len(ids) < MIN_TOKENS:
+        raise UsageError(f"a {what_for} text of {len(ids)} tokens", f"at least {MIN_TOKENS}", "give a longer text")
+    return ids
 
 
 def cut_windows(ids: list[int], size: int, prefix: list[int]) -> Iterator[tuple[int, ...]]:

@@ -57,14 +57,14 @@ class Streaming:
 
 
 def stream_weights(
-    model_class: Any, threads: int, before_stock: Callable[[str], None], energies: "Mapping[str, Tensor] | None" = None
+    model_class: Any, threads: int, before_stock: Callable[[], None], energies: "Mapping[str, Tensor] | None" = None
 ) -> Streaming:
     """Make every model of the builder's class `model_class` stream; for a process that builds one and ends.
 
     Args:
         model_class: `builders.base.Model`.
         threads: how many pieces of weights are worked on at once.
-        before_stock: called with the obstacle before the stock builder quantises.
+        before_stock: called before the stock builder quantises all the same.
         energies: float32 `[K]` by the checkpoint's name of a weight `[N, K]`: its 4-bit scales are searched by it.
     """
     import torch
@@ -88,7 +88,7 @@ def stream_weights(
     def save_model(self: Any, out_dir: str) -> None:
         streaming.obstacle = obstacle_in(self)
         if streaming.obstacle:
-            before_stock(streaming.obstacle)
+            before_stock()
             stock_save(self, out_dir)
         else:
             streaming.searched = _save(self, Path(out_dir), threads, energies or {})

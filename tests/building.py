@@ -48,7 +48,7 @@ def _build(case: Case) -> str | None:
     options = [f"block_size={case.block_size}", "algo_config=default", "hf_token=false"]
     with _methods_put_back() as model_class, contextlib.redirect_stdout(io.StringIO()):
         raise_to_int8(model_class, case.int8_nodes)
-        streaming = stream_weights(model_class, 2, lambda _: None) if case.streamed else None
+        streaming = stream_weights(model_class, 2, lambda: None) if case.streamed else None
         create_model(*where, **parse_extra_options(*where, options))
     return streaming.obstacle if streaming else None
 

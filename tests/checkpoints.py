@@ -4,6 +4,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+# Enough for any family: 2 layers, and heads as small as ONNX Runtime takes them.
+SMALL: dict[str, Any] = {
+    "vocab_size": 100, "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64, "pad_token_id": 0,
+}  # fmt: skip
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
@@ -58,3 +63,17 @@ def write_mute_phi3(folder: Path, tokenizer: Path, vocabulary: int = 49152, end_
             weights.fill_(1.0 if "embed" in name or "norm" in name else 0.0)
         model.lm_head.weight[end_of_turn] = 1.0
     model.to(torch.bfloat16).save_pretrained(folder)
+
+
+def write_random(folder: Path, name: str, config: dict[str, Any]) -> Any:
+    """Write a random checkpoint of family `name` in bfloat16; return its model in float32, of the same weights."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    own_config = getattr(transformers, f"{name}Config")(**config)
+    model: Any = transformers.AutoModelForCausalLM.from_config(own_config)  # type: ignore[no-untyped-call]
+    for weights in model.parameters():  # biases and norms would be zeros and ones
+        torch.nn.init.normal_(weights, std=0.3)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

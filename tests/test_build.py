@@ -12,7 +12,7 @@ import torch
 from checkpoints import write_tiny_gpt2
 from transformers import AutoModelForCausalLM
 
-from slmpack import build
+from slmpack import builder
 from slmpack.build import DriveRequest, build_package, drive_package, package_digest
 from slmpack.child import run_in_child
 from slmpack.errors import BuildError, UsageError, WorkspaceError
@@ -101,7 +101,7 @@ def test_a_killed_builder_is_an_error_that_names_its_log(tiny_snapshot: Snapshot
 
 def kill_first_builder() -> None:
     """Kill our first child that runs the builder."""
-    wanted = f"{build.run_builder.__module__}:{build.run_builder.__qualname__}"
+    wanted = f"{builder.run_builder.__module__}:{builder.run_builder.__qualname__}"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         for child in psutil.Process().children():

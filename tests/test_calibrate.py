@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import copy_tokenizer, write_mute_phi3
+from checkpoints import SMALL, copy_tokenizer, write_mute_phi3, write_random
 
 from slmpack.calibrate import (
     ENERGY_FILE,
-    TEXT_FILE,
     CalibrationText,
     calibrate,
     measure_energy,
@@ -19,6 +18,7 @@ from slmpack.calibrate import (
 from slmpack.errors import BuildError, UsageError
 from slmpack.fetch import fetch_snapshot
 from slmpack.records import Snapshot
+from slmpack.reference import TEXT_FILE
 from slmpack.resolve import resolve_source
 from slmpack.source_model import load_source
 from slmpack.store import Manifest
@@ -26,30 +26,12 @@ from slmpack.store import Manifest
 pytestmark = pytest.mark.slow
 
 WINDOWS = ((1, 5, 9, 7, 3, 88, 2), (4, 6, 8, 11, 12, 13, 14))
-SMALL: dict[str, Any] = {
-    "vocab_size": 100, "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64, "pad_token_id": 0,
-}  # fmt: skip
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "a tied head": ("Gemma2", {}),
     "fused projections": ("Phi3", {"original_max_position_embeddings": 64}),
     "biases, a head of its own": ("Qwen2", {}),
     "experts in one tensor": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
 }
-
-
-def written(folder: Path, name: str, config: dict[str, Any]) -> Any:
-    """Write a random checkpoint in bfloat16; return its model in float32, with the same weights."""
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    own_config = getattr(transformers, f"{name}Config")(**config)
-    model: Any = transformers.AutoModelForCausalLM.from_config(own_config)  # type: ignore[no-untyped-call]
-    for weights in model.parameters():
-        torch.nn.init.normal_(weights, std=0.3)
-    model.to(torch.bfloat16).save_pretrained(folder)
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
 def plain_energy(model: Any, windows: Sequence[Sequence[int]]) -> dict[str, Any]:
@@ -74,7 +56,7 @@ def test_energies_are_those_of_the_whole_model_in_float32(what: str, tmp_path: P
     from safetensors import safe_open
 
     name, more = ARCHITECTURES[what]
-    expected = plain_energy(written(tmp_path, name, SMALL | more), WINDOWS)
+    expected = plain_energy(write_random(tmp_path, name, SMALL | more), WINDOWS)
     with safe_open(str(tmp_path / "model.safetensors"), framework="pt") as file:
         shapes = {tensor: file.get_slice(tensor).get_shape() for tensor in file.keys()}  # noqa: SIM118 - not a dict
     if "lm_head.weight" not in shapes:
@@ -90,7 +72,7 @@ def test_energies_are_those_of_the_whole_model_in_float32(what: str, tmp_path: P
 def test_projections_of_one_input_have_its_energy(tmp_path: Path) -> None:
     import torch
 
-    written(tmp_path, "Qwen2", SMALL)
+    write_random(tmp_path, "Qwen2", SMALL)
     found = measure_energy(load_source(tmp_path, "bfloat16"), WINDOWS)
     q, k, v, o = (found[f"model.layers.1.self_attn.{name}_proj.weight"] for name in "qkvo")
     assert torch.equal(q, k)

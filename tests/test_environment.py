@@ -48,6 +48,12 @@ def edited(model: LoggedModel, name: str, change: Callable[[str], str]) -> Itera
         path.write_text(before)
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace that no test beside us makes an environment in."""
+    return tmp_path_factory.mktemp("workspace")
+
+
 def left_behind(workspace: Path) -> list[Path]:
     return list((workspace / "scratch").glob("clean-environment*"))
 
@@ -57,51 +63,51 @@ def left_behind(workspace: Path) -> list[Path]:
 
 @pytest.mark.slow
 def test_a_model_on_a_server_answers_with_nothing_installed_but_its_requirements(
-    tiny_package: Package, workspace: Path, tmp_path: Path
+    tiny_package: Package, place: Path, tmp_path: Path
 ) -> None:
     before = mlflow.get_tracking_uri()
     with running_mlflow_server(tmp_path) as address:
         mlflow.set_tracking_uri(address)
         try:
-            model = log_model(tiny_package, Interface.PROMPT, "tiny", workspace, {})
-            cost, answer = check_clean_environment(model, workspace)
+            model = log_model(tiny_package, Interface.PROMPT, "tiny", place, {})
+            cost, answer = check_clean_environment(model, place)
         finally:
             mlflow.set_tracking_uri(before)
     packages = int(cost.found.split()[0])
     assert len(model.requirements) < packages < 80
     assert answer.found.strip()
-    assert not left_behind(workspace)
+    assert not left_behind(place)
 
 
 @pytest.mark.slow
-def test_a_missing_requirement_is_refused_with_the_name_of_its_module(logged: LoggedModel, workspace: Path) -> None:
+def test_a_missing_requirement_is_refused_with_the_name_of_its_module(logged: LoggedModel, place: Path) -> None:
     with (
         edited(logged, "requirements.txt", lambda text: text.replace("onnxruntime-genai==", "idna>=3 # ")),
         pytest.raises(CheckError, match=r"loading the model failed.*No module named 'onnxruntime_genai'"),
     ):
-        check_clean_environment(logged, workspace)
-    assert not left_behind(workspace)
+        check_clean_environment(logged, place)
+    assert not left_behind(place)
 
 
 @pytest.mark.slow
-def test_a_wrapper_that_imports_slmpack_is_refused(logged: LoggedModel, workspace: Path) -> None:
+def test_a_wrapper_that_imports_slmpack_is_refused(logged: LoggedModel, place: Path) -> None:
     with (
         edited(
             logged, "chat_model.py", lambda text: text.replace("import hashlib", "import slmpack\nimport hashlib", 1)
         ),
         pytest.raises(CheckError, match="No module named 'slmpack'"),
     ):
-        check_clean_environment(logged, workspace)
+        check_clean_environment(logged, place)
 
 
 @pytest.mark.slow
-def test_a_release_that_does_not_exist_is_refused_by_name(logged: LoggedModel, workspace: Path) -> None:
+def test_a_release_that_does_not_exist_is_refused_by_name(logged: LoggedModel, place: Path) -> None:
     with (
         edited(logged, "requirements.txt", lambda text: text + "\nnumpy-financial==99.99\n"),
         pytest.raises(CheckError, match=r"numpy-financial==99\.99.*environment-m-.*\.log"),
     ):
-        check_clean_environment(logged, workspace)
-    assert not left_behind(workspace)
+        check_clean_environment(logged, place)
+    assert not left_behind(place)
 
 
 class _CtrlC(logging.Handler):
@@ -110,21 +116,21 @@ class _CtrlC(logging.Handler):
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_no_environment_and_no_lock(logged: LoggedModel, workspace: Path) -> None:
+def test_ctrl_c_leaves_no_environment_and_no_lock(logged: LoggedModel, place: Path) -> None:
     handler = _CtrlC()
     progress.logger.addHandler(handler)
     try:
         for _ in range(2):  # the second would wait for ever if the first kept the lock
             with pytest.raises(KeyboardInterrupt):
-                check_clean_environment(logged, workspace)
+                check_clean_environment(logged, place)
     finally:
         progress.logger.removeHandler(handler)
-    assert not left_behind(workspace)
+    assert not left_behind(place)
 
 
 @pytest.mark.slow
 def test_an_index_that_cannot_be_reached_is_no_fault_of_the_model(
-    logged: LoggedModel, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    logged: LoggedModel, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "pip.conf").write_text("[global]\n")
     monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
@@ -139,7 +145,7 @@ def test_an_index_that_cannot_be_reached_is_no_fault_of_the_model(
         edited(logged, "requirements.txt", lambda text: "slmpack-absent==1.0\n"),
         pytest.raises(ConnectionError, match="could not reach the package index"),
     ):
-        check_clean_environment(logged, workspace)
+        check_clean_environment(logged, place)
 
 
 # ---------------------------------------------------------------------------------------------- the children

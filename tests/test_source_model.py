@@ -4,16 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoints import SMALL, write_random
 
 from slmpack.errors import QualityError
 from slmpack.source_model import load_source, logits_of, vocabulary_of
 
 WINDOWS = ((1, 5, 9, 7, 3, 88, 2), (4, 6, 8), (11, 12, 13, 14, 99))
 # The square root of 64, by which Gemma scales, is the same number in any precision.
-SMALL: dict[str, Any] = {
-    "vocab_size": 100, "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64, "pad_token_id": 0,
-}  # fmt: skip
 # What is special about each: where a run module by module could go wrong.
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "tied, scaled embeddings and capped logits": ("Gemma2", {}),
@@ -22,20 +19,6 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "experts in one tensor": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "a window shorter than the text": ("Mistral", {"sliding_window": 3}),
 }
-
-
-def written(folder: Path, name: str, config: dict[str, Any]) -> Any:
-    """Write a random checkpoint in bfloat16; return its model in float32, with the same weights."""
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    own_config = getattr(transformers, f"{name}Config")(**config)
-    model: Any = transformers.AutoModelForCausalLM.from_config(own_config)  # type: ignore[no-untyped-call]
-    for weights in model.parameters():  # biases and norms would be zeros and ones
-        torch.nn.init.normal_(weights, std=0.3)
-    model.to(torch.bfloat16).save_pretrained(folder)
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
 def compare(plain: Any, folder: Path, dtype: str) -> None:
@@ -58,7 +41,7 @@ def compare(plain: Any, folder: Path, dtype: str) -> None:
 @pytest.mark.parametrize("what", ARCHITECTURES)
 def test_the_logits_are_those_of_the_same_weights_in_float32(what: str, tmp_path: Path) -> None:
     name, more = ARCHITECTURES[what]
-    compare(written(tmp_path, name, SMALL | more), tmp_path, "bfloat16")
+    compare(write_random(tmp_path, name, SMALL | more), tmp_path, "bfloat16")
 
 
 @pytest.mark.slow
@@ -67,7 +50,9 @@ def test_other_precisions_are_taken_as_they_are(dtype: str, tmp_path: Path) -> N
     import torch
     import transformers
 
-    plain = written(tmp_path, "GPT2", {"vocab_size": 100, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64})
+    plain = write_random(
+        tmp_path, "GPT2", {"vocab_size": 100, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    )
     plain.to(getattr(torch, dtype)).save_pretrained(tmp_path)
     same = transformers.GPT2LMHeadModel.from_pretrained(tmp_path, dtype=torch.float32)
     compare(same, tmp_path, dtype)

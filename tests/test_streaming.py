@@ -13,7 +13,7 @@ from checkpoints import copy_tokenizer
 from safetensors.torch import load_file, save_file
 
 from slmpack import streaming
-from slmpack.build import BuildRequest, Built, run_builder
+from slmpack.builder import BuildRequest, Built, run_builder
 from slmpack.child import ChildRun, run_in_child
 from slmpack.errors import BuildError
 from slmpack.records import Snapshot
