@@ -108,6 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     package.add_argument("--interface", type=_interface, default=Interface.CHAT, metavar="I", help=", ".join(Interface))
     package.add_argument("--force", action="store_true", help="work even if the same is published already")
     _add_proof_options(package)
+    package.add_argument(
+        "--calibration-text", type=Path, metavar="FILE", help="UTF-8 text to choose the weights' codes by"
+    )
     package.set_defaults(run=_package)
     verify = commands.add_parser("verify", help="prove a logged model again on this machine, then publish it")
     verify.add_argument(
@@ -135,6 +138,7 @@ def _package(parsed: argparse.Namespace) -> int:
         check_request(
             target, parsed.recipe, parsed.interface, parsed.name, parsed.workspace,
             policy=QualityPolicy(), quality_text=parsed.quality_text, waive_quality=parsed.waive_quality,
+            calibration_text=parsed.calibration_text,
         )  # fmt: skip
     with Display() as display:
         outcomes = _run_flow(parsed, targets)
@@ -158,7 +162,7 @@ def _run_flow(parsed: argparse.Namespace, targets: list[Target]) -> list[Outcome
     logging.captureWarnings(True)
     rest = (
         parsed.recipe, parsed.interface, parsed.name, parsed.force, parsed.workspace,
-        QualityPolicy(), parsed.quality_text, parsed.waive_quality,
+        QualityPolicy(), parsed.quality_text, parsed.waive_quality, parsed.calibration_text,
     )  # fmt: skip
     if len(targets) > 1:
         from flows.package_targets import package_targets

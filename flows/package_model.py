@@ -53,6 +53,7 @@ def package_model(
     policy: QualityPolicy = QualityPolicy(),  # noqa: B008 - frozen
     quality_text: Path | None = None,
     waive_quality: str | None = None,
+    calibration_text: Path | None = None,
 ) -> Outcome:
     """Package `source` for `target` and publish it, unless the same is published already.
 
@@ -67,10 +68,11 @@ def package_model(
         policy: what the package may lose of its source.
         quality_text: a UTF-8 file to measure the quality on; the built-in text if empty.
         waive_quality: the reason for publishing even below the policy.
+        calibration_text: a UTF-8 file of the kind of text the model is for; built-in text and random tokens if empty.
     """
     request = check_request(
         target, recipe, interface, name, workspace,
-        policy=policy, quality_text=quality_text, waive_quality=waive_quality,
+        policy=policy, quality_text=quality_text, waive_quality=waive_quality, calibration_text=calibration_text,
     )  # fmt: skip
     stages = Stages()
     with stages("resolve"):
@@ -79,7 +81,8 @@ def package_model(
     with stages("fetch"):
         snapshot = fetch_snapshot(resolved, request.workspace)
     name, alias = request.name or resolved.name, alias_of(target, interface)
-    digests = [logged_digest(package_digest(snapshot, target, rung), interface, target) for rung in request.ladder]
+    packages = [package_digest(snapshot, target, rung, request.calibration_text) for rung in request.ladder]
+    digests = [logged_digest(digest, interface, target) for digest in packages]
     with stages("find"):
         found = None if force else find_rung(name, digests, alias, request.asked)
     if found is not None:
@@ -95,7 +98,7 @@ def climb(
     for recipe in request.ladder:
         try:
             with stages("build"):
-                package = build_package(snapshot, target, recipe, request.workspace)
+                package = build_package(snapshot, target, recipe, request.workspace, request.calibration_text)
         except RecipeError as error:
             if recipe is None or len(request.ladder) == 1:
                 raise
@@ -109,7 +112,9 @@ def climb(
     if request.waiver is not None and refused is not None and refused is not rungs[-1]:
         # The waiver was kept for the last recipe, which could not be built: it counts for the last one that was.
         last = Recipe(refused.recipe)
-        package = build_package(snapshot, target, last, request.workspace)  # at hand from before
+        package = build_package(  # at hand from before
+            snapshot, target, last, request.workspace, request.calibration_text
+        )
         others = tuple(rung for rung in rungs if rung is not refused)
         waived = request.model_copy(update={"ladder": (last,)})
         ended = prove(package, interface, name, waived, stages, force, others)

@@ -28,6 +28,7 @@ def package_targets(
     policy: QualityPolicy = QualityPolicy(),  # noqa: B008 - frozen
     quality_text: Path | None = None,
     waive_quality: str | None = None,
+    calibration_text: Path | None = None,
 ) -> State[Any]:
     """Package `source` for every target; Failed, with how many were published, unless all were.
 
@@ -42,11 +43,13 @@ def package_targets(
         policy: what a package may lose of its source.
         quality_text: a UTF-8 file to measure the quality on; the built-in text if empty.
         waive_quality: the reason for publishing even below the policy.
+        calibration_text: a UTF-8 file of the kind of text the model is for; built-in text and random tokens if empty.
     """
     for target in targets:
         check_request(
             target, recipe, interface, name, workspace,
             policy=policy, quality_text=quality_text, waive_quality=waive_quality,
+            calibration_text=calibration_text,
         )  # fmt: skip
     require_registry()
     resolve_source(source, workspace_of(workspace))  # what is wrong with the source is wrong for every target
@@ -54,7 +57,7 @@ def package_targets(
     for target in targets:
         state = package_model(
             source, target, recipe, interface, name, force, workspace, policy, quality_text, waive_quality,
-            return_state=True,
+            calibration_text, return_state=True,
         )  # fmt: skip
         result = state.result(raise_on_failure=False)
         outcomes.append(result if isinstance(result, Outcome) else failed_outcome(target, result))

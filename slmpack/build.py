@@ -9,11 +9,13 @@ streamed takes memory by the model's size, which is asked for before any work.
 import logging
 from pathlib import Path
 
-from slmpack.builder import BuildRequest, require_stock_memory, run_builder
-from slmpack.calibrate import CALIBRATION, calibrate
+from slmpack.builder import BuildRequest, Built, require_stock_memory, run_builder
 from slmpack.child import run_in_child
+from slmpack.dequantise import kept_form, kept_sentence
 from slmpack.errors import BuildError
+from slmpack.kept_blocks import kept_sentences, kept_types
 from slmpack.limits import limit_seconds
+from slmpack.preparation import Prepared, is_kept, preparation_digest, prepare
 from slmpack.records import Package, Recipe, Record, Snapshot, Target, digest_of
 from slmpack.store import Manifest, log_folder, require_space, store_folder
 from slmpack.streaming import unchecked_builder
@@ -24,7 +26,7 @@ logger = logging.getLogger(__name__)
 BUILD_LIMIT_SECONDS = 2 * 3600.0
 DRIVE_LIMIT_SECONDS = 600.0
 DECODE_STEPS = 4
-BUILD_STEPS = 3  # counts up when what is done to the builder's output changes, so that packages are built again
+BUILD_STEPS = 4  # counts up when what is done to the builder's output changes, so that packages are built again
 
 
 class DriveRequest(Record):
@@ -37,17 +39,26 @@ class Done(Record):
     """Nothing to tell but that it ended well."""
 
 
-def package_digest(snapshot: Snapshot, target: Target, recipe: Recipe | None) -> str:
+def package_digest(
+    snapshot: Snapshot, target: Target, recipe: Recipe | None, calibration_text: str | None = None
+) -> str:
     """Return the digest of the package that `build_package` would make, without making it."""
     options = RECIPES[target][recipe] if recipe else None
     told = options.model_dump(exclude_defaults=True) if options else {}
     if options and options.weighted:
-        told["calibration"] = CALIBRATION
+        told["preparation"] = preparation_digest(options, calibration_text)
+    if options and is_kept(snapshot, options):
+        told["kept"] = True
     return digest_of([snapshot.digest, target, recipe, told, builder_versions(target), BUILD_STEPS])
 
 
-def build_package(snapshot: Snapshot, target: Target, recipe: Recipe | None, workspace: Path) -> Package:
+def build_package(
+    snapshot: Snapshot, target: Target, recipe: Recipe | None, workspace: Path, calibration_text: str | None = None
+) -> Package:
     """Build the package of `snapshot` for `target`, or take the whole one that an earlier run left.
+
+    Args:
+        calibration_text: what the source reads before its weights are quantised; None: what is built in.
 
     Raises:
         RecipeError: the recipe cannot cut the model's rows, or needs more memory than there is.
@@ -55,11 +66,11 @@ def build_package(snapshot: Snapshot, target: Target, recipe: Recipe | None, wor
             killed or took too long.
         WorkspaceError: the workspace has too little space for the result.
     """
-    digest = package_digest(snapshot, target, recipe)
+    digest = package_digest(snapshot, target, recipe, calibration_text)
     path = snapshot.path
     if recipe is not None:
         require_space(workspace, int(snapshot.parameters * BYTES_PER_PARAMETER[target]), f"a {target} package")
-        path = _build(snapshot, target, recipe, digest, workspace)
+        path = _build(snapshot, target, recipe, digest, workspace, calibration_text)
     manifest = Manifest.read(path)
     return Package(
         snapshot=snapshot,
@@ -70,11 +81,18 @@ def build_package(snapshot: Snapshot, target: Target, recipe: Recipe | None, wor
         versions=builder_versions(target),
         digest=digest,
         build_peak_bytes=int(manifest.facts.get("build_peak_bytes") or 0),
-        repairs=tuple(str(manifest.facts.get("repairs") or "").splitlines()),
+        repairs=_lines(manifest, "repairs"),
+        quantisation=_lines(manifest, "quantisation"),
     )
 
 
-def _build(snapshot: Snapshot, target: Target, recipe: Recipe, digest: str, workspace: Path) -> Path:
+def _lines(manifest: Manifest, fact: str) -> tuple[str, ...]:
+    return tuple(str(manifest.facts.get(fact) or "").splitlines())
+
+
+def _build(
+    snapshot: Snapshot, target: Target, recipe: Recipe, digest: str, workspace: Path, calibration_text: str | None
+) -> Path:
     """Return the stored folder; its manifest remembers what making it took and what was repaired."""
     log = log_folder(workspace) / f"build-{digest[:12]}.log"
     drive_log = log_folder(workspace) / f"drive-{digest[:12]}.log"
@@ -83,7 +101,16 @@ def _build(snapshot: Snapshot, target: Target, recipe: Recipe, digest: str, work
     def make(into: Path) -> dict[str, str | int | None]:
         logger.info("building %s for %s, recipe %s", snapshot.source.name, target, recipe)
         obstacle = obstacle_of(options)
-        request = _request(snapshot, options, obstacle, workspace, into)
+        if obstacle:
+            logger.warning("the stock builder quantises, which takes more time and memory: %s", obstacle)
+            require_stock_memory(snapshot.path, options)
+            prepared = Prepared()
+        else:
+            prepared = prepare(snapshot, options, calibration_text, workspace)
+        request = BuildRequest(
+            snapshot=prepared.checkpoint or snapshot.path, architecture=snapshot.architecture, layers=snapshot.layers,
+            options=options, streamed=obstacle is None, prepared=prepared, into=into,
+        )  # fmt: skip
         built, run = run_in_child(
             run_builder, request, log=log, failure=BuildError, doing="the build",
             limit_seconds=limit_seconds(BUILD_LIMIT_SECONDS, snapshot.size_bytes),
@@ -99,10 +126,21 @@ def _build(snapshot: Snapshot, target: Target, recipe: Recipe, digest: str, work
             "recipe": recipe,
             "quantised_by": "streaming" if built.streamed else "the stock builder",
             "build_peak_bytes": run.peak_private_bytes,
-            "repairs": "\n".join((*built.repairs, *remarks)),
+            "repairs": "\n".join(built.repairs),
+            "quantisation": "\n".join(
+                (*prepared.told, *built.quantisation, *remarks, *_told_kept(snapshot, prepared, built))
+            ),
         }
 
     return store_folder(workspace, "packages", digest, make)
+
+
+def _told_kept(snapshot: Snapshot, prepared: Prepared, built: Built) -> tuple[str, ...]:
+    """Return what became of weights that were quantised before."""
+    form = kept_form(snapshot.path)
+    if form is not None:
+        return (kept_sentence(form, prepared.checkpoint is not None),)
+    return kept_sentences(kept_types(snapshot.path), built.kept)
 
 
 def obstacle_of(options: BuilderOptions) -> str | None:
@@ -115,30 +153,6 @@ def _taken_over(obstacle: str) -> str:
     remark = f"the stock builder quantised, by the blocks' extremes, since {obstacle}"
     logger.warning("%s", remark)
     return remark
-
-
-def _request(
-    snapshot: Snapshot, options: BuilderOptions, obstacle: str | None, workspace: Path, into: Path
-) -> BuildRequest:
-    """Say so if weights are not streamed; then there must be memory for all of them.
-
-    Raises:
-        RecipeError: there is not.
-        BuildError: the calibration failed.
-    """
-    if obstacle:
-        logger.warning("the stock builder quantises, which takes more time and memory: %s", obstacle)
-        require_stock_memory(snapshot.path, options)
-    weighted = options.weighted and obstacle is None
-    return BuildRequest(
-        snapshot=snapshot.path,
-        architecture=snapshot.architecture,
-        layers=snapshot.layers,
-        options=options,
-        streamed=obstacle is None,
-        calibration=calibrate(snapshot, None, workspace) if weighted else None,
-        into=into,
-    )
 
 
 def drive_package(request: DriveRequest) -> Done:

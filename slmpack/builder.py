@@ -12,10 +12,10 @@ import re
 from pathlib import Path
 
 from slmpack import progress
-from slmpack.calibrate import read_energy
 from slmpack.errors import BuildError, RecipeError
 from slmpack.finite import require_finite_weights
 from slmpack.memory import available_bytes, predicted_stock_peak, require_memory
+from slmpack.preparation import Prepared, plan_of
 from slmpack.records import Record
 from slmpack.repair import repair_tokenizer
 from slmpack.sliding_window import move_window_into_attention
@@ -29,7 +29,7 @@ class BuildRequest(Record):
 
     Attributes:
         streamed: quantise while writing; else as the stock builder does.
-        calibration: what `calibrate` stored, for weighted scales, else None.
+        prepared: what was found out about the model for that.
         into: an empty folder.
     """
 
@@ -38,7 +38,7 @@ class BuildRequest(Record):
     layers: int
     options: BuilderOptions
     streamed: bool
-    calibration: Path | None = None
+    prepared: Prepared = Prepared()
     into: Path
 
 
@@ -47,11 +47,15 @@ class Built(Record):
 
     Attributes:
         repairs: a sentence for each repair of its output.
+        quantisation: a sentence for each thing that went otherwise than prepared.
+        kept: the checkpoint's tensors that lost nothing, since they were whole multiples already.
         streamed: whether weights were quantised while they were written.
         obstacle: why they were not although that was asked for, else None.
     """
 
     repairs: tuple[str, ...]
+    quantisation: tuple[str, ...]
+    kept: tuple[str, ...]
     streamed: bool
     obstacle: str | None
 
@@ -98,10 +102,25 @@ def run_builder(request: BuildRequest) -> Built:
         ) from error  # fmt: skip
     move_window_into_attention(request.into)
     repairs = repair_tokenizer(request.into, request.snapshot)
-    if request.calibration and not streaming.obstacle and not streaming.searched:
+    return Built(
+        repairs=repairs,
+        quantisation=_told(request, streaming),
+        kept=streaming.kept,
+        streamed=request.streamed and not streaming.obstacle,
+        obstacle=streaming.obstacle,
+    )
+
+
+def _told(request: BuildRequest, streaming: Streaming) -> tuple[str, ...]:
+    if not request.streamed or streaming.obstacle:
+        return ()
+    told = []
+    if request.prepared.calibration and not streaming.searched:
         # Tensors that were converted while they were loaded have no name in a file.
-        repairs += ("no scale was searched, since the calibration names none of the weights as the builder has them",)
-    return Built(repairs=repairs, streamed=request.streamed and not streaming.obstacle, obstacle=streaming.obstacle)
+        told.append("no scale was searched, since the calibration names none of the weights as the builder has them")
+    if streaming.unfolded:
+        told.append(f"channels were not folded, since {streaming.unfolded}")
+    return tuple(told)
 
 
 def _pairs(options: BuilderOptions) -> list[str]:
@@ -124,8 +143,8 @@ def _prepare(request: BuildRequest) -> Streaming:
     raise_to_int8(base.Model, request.options.int8_nodes)
     if request.streamed:
         torch.set_num_threads(1)  # threads share tensors there, not the arithmetic of one
-        energies = read_energy(request.calibration) if request.calibration else None
-        return stream_weights(base.Model, len(os.sched_getaffinity(0)), before_stock, energies)
+        plan = plan_of(request.prepared, request.options)
+        return stream_weights(base.Model, len(os.sched_getaffinity(0)), before_stock, plan)
     _follow_quantiser(request.layers)
     require_finite_weights(request.snapshot)
     return Streaming()

@@ -49,8 +49,8 @@ MILLION = 10**6
 CALIBRATION = digest_of([LAYOUT, BUILT_IN_TEXT, TOKENS, WINDOW_TOKENS])
 
 
-class CalibrationText(Record):
-    """What the source's process is to read.
+class Reading(Record):
+    """What the source's process is to read, on windows of one length.
 
     Attributes:
         text_tokens: of `into`'s `text.txt`, at most.
@@ -95,7 +95,7 @@ def calibrate(snapshot: Snapshot, text: str | None, workspace: Path) -> Path:
     def make(into: Path) -> dict[str, str | int | None]:
         logger.info("calibrating %s on %d tokens", snapshot.source.name, TOKENS)
         (into / TEXT_FILE).write_text(read, encoding="utf-8", newline="")
-        request = CalibrationText(
+        request = Reading(
             snapshot=snapshot.path, dtype=dtype_of(snapshot), context_length=snapshot.context_length,
             text_tokens=text_tokens, random_tokens=random_tokens, into=into,
         )  # fmt: skip
@@ -124,7 +124,7 @@ def read_energy(folder: Path) -> "dict[str, Tensor]":
     return load_file(folder / ENERGY_FILE)
 
 
-def run_calibration(request: CalibrationText) -> Calibrated:
+def run_calibration(request: Reading) -> Calibrated:
     """Run in a child: tokenise, run the source, write the energies.
 
     Raises:
@@ -134,7 +134,7 @@ def run_calibration(request: CalibrationText) -> Calibrated:
     from safetensors.torch import save_file
 
     model = load_source(request.snapshot, request.dtype)
-    windows = _windows(request, vocabulary_of(model))
+    windows = windows_of(request, vocabulary_of(model))
     try:
         energy = measure_energy(model, windows)
     except BuildError:
@@ -148,7 +148,7 @@ def run_calibration(request: CalibrationText) -> Calibrated:
     return Calibrated(tokens=sum(map(len, windows)), silent=silent)
 
 
-def _windows(request: CalibrationText, vocabulary: int) -> list[tuple[int, ...]]:
+def windows_of(request: Reading, vocabulary: int) -> list[tuple[int, ...]]:
     """Return windows of one length: in a padded one the padding's activations would count."""
     import torch
     from transformers import AutoTokenizer
@@ -177,7 +177,7 @@ def measure_energy(model: Any, windows: Sequence[Sequence[int]]) -> "dict[str, T
     Raises:
         BuildError: an activation that is not finite, or an architecture without a decoder apart from its head.
     """
-    head, names = model.get_output_embeddings(), _tensor_names(model)
+    head, names = model.get_output_embeddings(), matrix_names(model)
     sums: dict[str, Tensor] = {}
     counts: Counter[str] = Counter()
 
@@ -196,11 +196,11 @@ def measure_energy(model: Any, windows: Sequence[Sequence[int]]) -> "dict[str, T
     for module in names.keys() - {head}:
         module.register_forward_pre_hook(lambda module, inputs: add(module, inputs[0]))
     model.base_model.register_forward_hook(after_decoder)
-    _run(model, windows)
+    run_source(model, windows)
     return {name: squares / counts[name] for name, squares in sums.items()}
 
 
-def _tensor_names(model: Any) -> "dict[Module, str]":
+def matrix_names(model: Any) -> "dict[Module, str]":
     """Return what the checkpoint calls the weight of every Linear, and of the head; as the quantiser will find it."""
     import torch
 
@@ -221,7 +221,13 @@ def _squares(inputs: "Tensor") -> "Tensor":
     return norms.square()
 
 
-def _run(model: Any, windows: Sequence[Sequence[int]]) -> None:
+def run_source(model: Any, windows: Sequence[Sequence[int]]) -> None:
+    """Let `model`, from `load_source`, read the windows; what it says is not looked at.
+
+    Raises:
+        BuildError: an architecture without a decoder apart from its head.
+    """
+
     def told(done: int, total: int) -> None:
         report("build", done // MILLION, max(total // MILLION, 1), "million weights calibrated")
 

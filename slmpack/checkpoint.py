@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from slmpack.errors import SourceError
 from slmpack.json_file import read_json
+from slmpack.quantised_checkpoint import plain_tensors, quantised_form
 from slmpack.records import Record
 from slmpack.weights import Tensor, is_weights, main_dtype, read_weights
 
@@ -59,7 +60,7 @@ def relevant_files(folder: Path) -> dict[str, Path]:
 
 
 def inspect_checkpoint(folder: Path) -> CheckpointFacts:
-    """Look at a checkpoint in Hugging Face's layout and return what it is.
+    """Look at a checkpoint in Hugging Face's layout and return what it is; of a quantised one, once it is plain.
 
     Raises:
         SourceError: it cannot be used; the message names the file.
@@ -67,8 +68,11 @@ def inspect_checkpoint(folder: Path) -> CheckpointFacts:
     if not (folder / CONFIG).is_file() and (folder / "adapter_config.json").is_file():
         raise SourceError(f"{folder} is an adapter", "a whole model", "merge it into its base model and save that")
     config = read_json(folder / CONFIG)
+    form = quantised_form(folder / CONFIG, config)
     architecture = _architecture(folder / CONFIG, config)
     tensors = read_weights(folder)
+    if form is not None:
+        tensors = plain_tensors(folder, form, tensors)
     layers, context = _shape(folder / CONFIG, config)
     _check_layers(folder, layers, tensors)
     tokenizer = _check_tokenizer(folder)
@@ -88,11 +92,6 @@ def _architecture(path: Path, config: dict[str, Any]) -> str:
     import transformers
     from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES  # CONFIG_MAPPING itself imports torch
 
-    if config.get("quantization_config"):
-        raise SourceError(
-            f"{path} says that its weights are already quantised (quantization_config)", "float weights",
-            "name the model that it was made from: quantised checkpoints are not supported yet",
-        )  # fmt: skip
     named = config.get("architectures")
     if not (isinstance(named, list) and named and isinstance(named[0], str)):
         raise SourceError(f"{path} names no architectures", 'such as ["Phi3ForCausalLM"]', "save the model again")

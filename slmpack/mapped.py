@@ -28,6 +28,13 @@ class Place(NamedTuple):
     offset: int
 
 
+class Named(NamedTuple):
+    """A tensor of a safetensors file: its name, and where in the file its first byte is."""
+
+    name: str
+    offset: int
+
+
 class _Map(NamedTuple):
     start: int
     end: int
@@ -73,17 +80,20 @@ class Maps:
 
 
 class Rows:
-    """A matrix `[N, K]`, read some rows at a time, from any number of threads."""
+    """A matrix `[N, K]`, read some rows at a time, from any number of threads.
+
+    Attributes:
+        name: what the checkpoint calls the tensor that these rows are of.
+        first: which row of that tensor is the first one here.
+    """
 
     def __init__(self, tensor: "Tensor", name: str, place: Place | None = None, file: int | None = None) -> None:
         self.count, self.columns = tensor.shape
         self.place = place
-        self._tensor, self._name, self._file = tensor, name, file
-
-    @property
-    def name(self) -> str:
-        """What the checkpoint calls the tensor that these rows are of."""
-        return self._name if self.place is None else tensor_at(self.place) or self._name
+        self._tensor, self._file = tensor, file
+        named = tensor_at(place) if place else None
+        self.name = named.name if named else name
+        self.first = (place.offset - named.offset) // (self.columns * tensor.itemsize) if place and named else 0
 
     def read_ahead(self) -> None:
         """Let the kernel fetch all of it from the disk meanwhile."""
@@ -107,8 +117,8 @@ class Rows:
         return rows
 
 
-def tensor_at(place: Place) -> str | None:
-    """Return the name of the tensor that a safetensors file has at a place; None for another kind of file."""
+def tensor_at(place: Place) -> Named | None:
+    """Return the tensor that a safetensors file has at a place; None for another kind of file."""
     with Path(place.path).open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         try:
@@ -118,7 +128,7 @@ def tensor_at(place: Place) -> str | None:
     for name, tensor in header.items():
         begin, end = tensor.get("data_offsets", (0, 0))
         if begin <= place.offset - 8 - length < end:
-            return str(name)
+            return Named(str(name), begin + 8 + length)
     return None
 
 

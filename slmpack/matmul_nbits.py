@@ -1,12 +1,14 @@
 """MatMulNBits: every MatMul of the builder's graph that reads a weight becomes one that reads codes and scales.
 
-As ONNX Runtime's quantiser does it: the same nodes, the same names, the same order of tensors. The new tensors have
-shapes and no content: they are made when the data file is written.
+As ONNX Runtime's quantiser does it: the same nodes, the same names, the same order of tensors; zero points, which it
+would write for other recipes, come after codes and scales. The new tensors have shapes and no content: they are made
+when the data file is written.
 
 Source: onnxruntime/quantization/matmul_nbits_quantizer.py, `DefaultWeightOnlyQuantizer.quantize_matmul`;
 onnxruntime_genai/models/builders/base.py, `Model.to_nbits` and `make_tied_quantized_embedding_input_names`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MATRIX = "slmpack.matrix"  # in the meta of an ONNX value: the tensor or `TransposedMatrix` that it is made of
+FormOf = Callable[["tuple[Tensor, ...]", Bits], "Form"]
 # Values are `onnx_ir.Value`; as Any, since the library lets every value lack a name, a type and a shape.
 HEAD = "/lm_head/MatMul"
 
@@ -64,11 +67,27 @@ class TransposedMatrix:
 
 
 @dataclass(frozen=True)
-class QuantisedWeight:
-    """The tensors that took a weight's place, `codes` uint8 `[N, blocks, bytes]` and `scales` `[N, blocks]`."""
+class Form:
+    """What becomes of a weight: its width, and whether its blocks have zero points of their own."""
 
+    bits: Bits
+    zeros: bool = False
+
+
+@dataclass(frozen=True)
+class QuantisedWeight:
+    """The tensors that took a weight's place, and the node that reads them.
+
+    Attributes:
+        codes: uint8 `[N, blocks, bytes]`.
+        scales: `[N, blocks]`.
+        zeros: uint8 `[N, ceil(blocks / 2)]`, None where 8 is zero everywhere.
+    """
+
+    node: Any
     codes: Any
     scales: Any
+    zeros: Any
     parts: "tuple[Tensor, ...]"
     bits: Bits
 
@@ -86,10 +105,16 @@ def obstacle_in(model: Any) -> str | None:
     return None
 
 
-def replace_matmuls(model: Any) -> list[QuantisedWeight]:
+def replace_matmuls(model: Any, form_of: "FormOf | None" = None) -> list[QuantisedWeight]:
     """Replace the MatMuls of a builder's model; drop the initializers that nothing reads any more.
 
     The stock builder goes over the graph once for each width: that of most weights first.
+
+    Args:
+        form_of: given a weight's parts and the width that the builder gives it, its form; None: of that width.
+
+    Raises:
+        BuildError: a node is to have another width, and the model has no such MatMul.
     """
     graph, body = model.model.graph, model.quant_attrs["bits"]
     others = {name: config["bits"] for name, config in model.int4_customized_weight_config.items()}
@@ -98,9 +123,13 @@ def replace_matmuls(model: Any) -> list[QuantisedWeight]:
     if unknown := sorted(set(getattr(model, "named_nodes", ())) - {node.name for node in nodes}):
         raise BuildError(f"{unknown[0]} is to have {others[unknown[0]]} bits", "a MatMul of this model",
                          f"name one such as {nodes[0].name}")  # fmt: skip
+    forms = {}
+    for node in nodes:
+        width = others.get(node.name, body)
+        forms[node] = form_of(_parts_of(node), width) if form_of else Form(width)
     quantised = []
-    for width in dict.fromkeys([body, *others.values()]):
-        quantised += [_replace(model, node, width) for node in nodes if others.get(node.name, body) == width]
+    for bits in dict.fromkeys([body, *(form.bits for form in forms.values())]):
+        quantised += [_replace(model, node, form) for node, form in forms.items() if form.bits == bits]
     for name in [name for name, value in graph.initializers.items() if not value.uses()]:
         graph.initializers.pop(name)
     return quantised
@@ -115,27 +144,41 @@ def _weight_of(model: Any, node: "ir.Node") -> Any:
     return value if value is not None and value.const_value is not None else None
 
 
-def _replace(model: Any, node: "ir.Node", bits: Bits) -> QuantisedWeight:
+def _replace(model: Any, node: "ir.Node", form: Form) -> QuantisedWeight:
     import onnx_ir as ir
 
     weight: Any = node.inputs[1]
     columns, rows = weight.shape
     block_size, level = model.quant_attrs["matmul_block_size"], model.quant_attrs["accuracy_level"]
-    blocks = blocks_a_row(columns, block_size)
-    codes_name, scales_name = _names(model, node, weight.name, bits)
-    codes = model.make_value(codes_name, ir.DataType.UINT8, [rows, blocks, block_size * bits // 8])
+    blocks, parts = blocks_a_row(columns, block_size), _parts_of(node)
+    codes_name, scales_name = _names(model, node, weight.name, form.bits)
+    codes = model.make_value(codes_name, ir.DataType.UINT8, [rows, blocks, block_size * form.bits // 8])
     scales = model.make_value(scales_name, weight.dtype, [rows, blocks])
-    for value in (codes, scales):
+    made = [codes, scales]
+    if form.zeros:
+        made.append(model.make_value(f"{weight.name}_zero_points", ir.DataType.UINT8, [rows, -(-blocks // 2)]))
+    old_name = node.name
+    node.op_type, node.domain, node.name = "MatMulNBits", "com.microsoft", f"{old_name}_Q{form.bits}"
+    node.resize_inputs(1 + len(made))
+    for place, value in enumerate(made, start=1):
         model.model.graph.initializers[value.name] = value
-    node.op_type, node.domain, node.name = "MatMulNBits", "com.microsoft", f"{node.name}_Q{bits}"
-    node.resize_inputs(3)
-    node.replace_input_with(1, codes)
-    node.replace_input_with(2, scales)
-    attributes = {"K": columns, "N": rows, "accuracy_level": level, "bits": bits, "block_size": block_size}
+        node.replace_input_with(place, value)
+    attributes = {"K": columns, "N": rows, "accuracy_level": level, "bits": form.bits, "block_size": block_size}
     for name, number in attributes.items():
         if name != "accuracy_level" or level:  # as the stock quantiser: most providers do not know it
             node.attributes[name] = ir.AttrInt64(name, number)
-    return QuantisedWeight(codes, scales, _parts(weight.meta[MATRIX]), bits)
+    zeros = made[2] if form.zeros else None
+    if zeros is not None and old_name == HEAD:
+        _give_embedding(scales, zeros)
+    return QuantisedWeight(node, codes, scales, zeros, parts, form.bits)
+
+
+def _give_embedding(scales: Any, zeros: Any) -> None:
+    """Let an embedding that reads the head's codes and scales read its zero points too."""
+    for reader, _ in list(scales.uses()):
+        if reader.op_type == "GatherBlockQuantized":
+            reader.resize_inputs(4)
+            reader.replace_input_with(3, zeros)
 
 
 def _names(model: Any, node: "ir.Node", weight: str, bits: Bits) -> tuple[str, str]:
@@ -146,5 +189,8 @@ def _names(model: Any, node: "ir.Node", weight: str, bits: Bits) -> tuple[str, s
     return f"{weight}_Q{bits}", f"{weight}_scales"
 
 
-def _parts(matrix: "Tensor | TransposedMatrix") -> "tuple[Tensor, ...]":
+def _parts_of(node: "ir.Node") -> "tuple[Tensor, ...]":
+    """Return the matrices whose rows, one below the other, a MatMul's weight is made of."""
+    weight: Any = node.inputs[1]
+    matrix = weight.meta[MATRIX]
     return matrix.of.parts if isinstance(matrix, TransposedMatrix) else (matrix.T,)

@@ -83,19 +83,22 @@ def checked_waiver(waiver: str) -> str:
     return reason
 
 
-def read_text(path: Path | None) -> str:
+def read_text(path: Path | None, option: str = "--quality-text") -> str:
     """Return the text to measure on, the built-in one without a path; cheap, so that a bad one is refused early.
+
+    Args:
+        option: what the user named the file with.
 
     Raises:
         UsageError: the file cannot be read, is not UTF-8 text, or is far too short.
     """
-    path, advice = path or CORPUS, "name another file with --quality-text"
+    path, advice = path or CORPUS, f"name another file with {option}"
     try:
         with path.open("rb") as file:
             head = file.read(READ_BYTES)
             text = codecs.getincrementaldecoder("utf-8-sig")().decode(head, final=not file.read(1))
     except OSError as error:
-        raise UsageError(f"the quality text {path.name}: {error.strerror}", "a file", advice) from error
+        raise UsageError(f"the text {path.name}: {error.strerror}", "a file", advice) from error
     except UnicodeDecodeError as error:
         raise UsageError(f"byte {error.start} of {path.name} is not UTF-8", "UTF-8 text", advice) from error
     if "\0" in text:

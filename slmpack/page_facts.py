@@ -94,6 +94,7 @@ class PageFacts(Record):
         source_bytes: size of the source's checkpoint.
         versions: builder and runtime, name to version.
         chat_template: None where the package has none.
+        quantisation: what was done to the weights and why, a sentence each.
         rungs: the recipes that were tried, empty where there was no choice.
         previous: the version that held the alias before, None for the first.
     """
@@ -124,6 +125,7 @@ class PageFacts(Record):
     policy: QualityPolicy
     waiver: Text | None
     speed: Speed
+    quantisation: tuple[Text, ...] = ()
     rungs: tuple[Rung, ...] = ()
     previous: Earlier | None = None
 
@@ -159,6 +161,7 @@ def facts_of(
         proofs=_proofs(validation, quality, smoke, others or {}),
         answers=tuple(Answer(asked=ASKED[c.name], said=c.found) for c in smoke.checks if c.name in ASKED),
         quality=quality.quality, policy=quality.policy, waiver=quality.waiver, speed=smoke.speed,
+        quantisation=package.quantisation,
     )  # fmt: skip
 
 

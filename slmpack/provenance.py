@@ -59,6 +59,7 @@ class PackageFacts(Record):
     digest: str
     build_peak_bytes: int
     repairs: tuple[str, ...]
+    quantisation: tuple[str, ...] = ()  # not there in what 0.1 logged before it
 
 
 class Provenance(Record):

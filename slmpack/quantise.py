@@ -26,10 +26,12 @@ class Quantised(NamedTuple):
     Attributes:
         codes: uint8 `[rows, blocks, block_size * bits / 8]`; of 4 bits two in a byte, the first in its lower half.
         scales: `[rows, blocks]`, of the weights' dtype.
+        zeros: uint8 `[rows, blocks]`, the code that means zero; None: 2^(bits - 1) everywhere.
     """
 
     codes: "Tensor"
     scales: "Tensor"
+    zeros: "Tensor | None" = None
 
 
 def blocks_a_row(columns: int, block_size: int) -> int:
@@ -54,6 +56,29 @@ def quantise_rows(weights: "Tensor", bits: Bits, block_size: int) -> Quantised:
     if padding:
         codes[:, -1, block_size - padding :] = 0
     return Quantised(_packed(codes) if bits == 4 else codes, scales.to(dtype))
+
+
+def dequantise_rows(quantised: Quantised, columns: int, bits: Bits, block_size: int) -> "Tensor":
+    """Return what the codes of rows of `columns` weights mean, float32 `[rows, columns]`."""
+    codes = unpacked(quantised.codes) if bits == 4 else quantised.codes
+    zeros = 1 << (bits - 1) if quantised.zeros is None else quantised.zeros.unsqueeze(-1).float()
+    weights = (codes.float() - zeros) * quantised.scales.unsqueeze(-1).float()
+    return weights.reshape(len(weights), -1)[:, :columns]
+
+
+def unpacked(codes: "Tensor") -> "Tensor":
+    """Return 4-bit codes one a byte, uint8 `[..., 2 * bytes]`."""
+    import torch
+
+    return torch.stack((codes & 15, codes >> 4), dim=-1).flatten(-2)
+
+
+def packed_zeros(zeros: "Tensor") -> "Tensor":
+    """Return 4-bit zero points as MatMulNBits reads them: uint8 `[rows, ceil(blocks / 2)]`, lower half first."""
+    import torch
+
+    pairs = torch.nn.functional.pad(zeros, (0, zeros.shape[-1] % 2)).view(len(zeros), -1, 2)
+    return pairs[..., 0] | pairs[..., 1] << 4
 
 
 def _extremes(blocks: "Tensor") -> "Tensor":

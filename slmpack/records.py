@@ -28,15 +28,16 @@ class Target(StrEnum):
 
 
 class Recipe(StrEnum):
-    """How weights are quantised, from cheap to dear; `auto` is the cheapest of ours that passes the quality policy.
+    """How weights are quantised, from cheap to dear; `auto` is the cheapest that passes the quality policy.
 
-    Those that begin with `stock` are the builder's own, for comparison; `auto` does not try them.
+    It does not try `best`, which takes long, nor those that begin with `stock`: the builder's own, for comparison.
     """
 
     AUTO = "auto"
     SMALL = "small"
     BALANCED = "balanced"
     ACCURATE = "accurate"
+    BEST = "best"
     STOCK_SMALL = "stock-small"
     STOCK_MIXED = "stock-mixed"
 
@@ -161,6 +162,7 @@ class Package(Record):
         digest: sha256 over the snapshot's files, the target, the recipe and those versions.
         build_peak_bytes: peak private memory of the builder and its children; 0 where nothing was built.
         repairs: what was mended in the builder's tokenizer or chat template, a sentence each.
+        quantisation: what was done to the weights and why, a sentence each.
     """
 
     snapshot: Snapshot
@@ -172,6 +174,7 @@ class Package(Record):
     digest: str
     build_peak_bytes: int = 0
     repairs: tuple[str, ...] = ()
+    quantisation: tuple[str, ...] = ()
 
     @property
     def size_bytes(self) -> int:

@@ -6,7 +6,7 @@ from slmpack.errors import UsageError
 from slmpack.measure import checked_waiver, read_text
 from slmpack.records import Interface, QualityPolicy, Recipe, Record, Target, digest_of
 from slmpack.registry import check_name
-from slmpack.targets import ladder_for
+from slmpack.targets import RECIPES, ladder_for
 
 
 class Request(Record):
@@ -16,8 +16,9 @@ class Request(Record):
         ladder: the recipes to try, cheapest first.
         name: the registered model's; None if the source is to give it.
         quality_text: what to measure the quality on; None for the built-in text.
+        calibration_text: what the source reads before its weights are quantised; None for what is built in.
         waiver: why to publish below the policy; None if that is not allowed.
-        asked: the recipe with the policy and the text, as a version's tag remembers it.
+        asked: the recipe with the policy and the texts, as a version's tag remembers it.
     """
 
     ladder: tuple[Recipe | None, ...]
@@ -25,6 +26,7 @@ class Request(Record):
     workspace: Path
     policy: QualityPolicy
     quality_text: Path | None
+    calibration_text: str | None
     waiver: str | None
     asked: str
 
@@ -60,6 +62,7 @@ def check_request(
     policy: QualityPolicy,
     quality_text: Path | None,
     waive_quality: str | None,
+    calibration_text: Path | None = None,
 ) -> Request:
     """Fill in what was left out.
 
@@ -70,13 +73,20 @@ def check_request(
         raise UsageError(f"interface {interface} for target {target}", "chat", "leave --interface out")
     if name is not None:
         check_name(name)
+    ladder = ladder_for(target, recipe)
+    if calibration_text is not None and not any(rung and RECIPES[target][rung].weighted for rung in ladder):
+        raise UsageError(f"a calibration text for target {target}, recipe {recipe}", "a recipe that calibrates",
+                         "leave --calibration-text out")  # fmt: skip
     text = read_text(quality_text)
+    calibration = None if calibration_text is None else read_text(calibration_text, "--calibration-text")
+    told = [policy.model_dump(), text] if calibration is None else [policy.model_dump(), text, calibration]
     return Request(
-        ladder=ladder_for(target, recipe),
+        ladder=ladder,
         name=name,
         workspace=workspace_of(workspace),
         policy=policy,
         quality_text=quality_text and quality_text.expanduser().absolute(),
+        calibration_text=calibration,
         waiver=None if waive_quality is None else checked_waiver(waive_quality),
-        asked=f"{recipe} {digest_of([policy.model_dump(), text])[:12]}",
+        asked=f"{recipe} {digest_of(told)[:12]}",
     )

@@ -11,7 +11,7 @@ What is private to the process is the largest matrix in float32 and the activati
 scale of Gemma's embeddings, have the value that transformers gives them in the source's precision.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +21,14 @@ from slmpack.mapped import Maps
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+    from torch.nn import Module
 
 READ_BYTES = 16 << 20  # of a weight at a time, on its way from the file to float32
 LOGITS_BYTES = 256 << 20  # of float32 logits at a time
 HEAD_ROWS = 8192
 
 Told = Callable[[int, int], object]
+Change = Callable[["Module", str, "Tensor"], "Tensor"]
 
 
 def load_source(folder: Path, dtype: str) -> Any:
@@ -42,13 +44,21 @@ def vocabulary_of(model: Any) -> int:
     return int(model.get_output_embeddings().weight.shape[0])
 
 
-def logits_of(model: Any, windows: Sequence[Sequence[int]], told: Told = lambda *_: None) -> "Iterator[Tensor]":
+def _unchanged(_module: "Module", _name: str, weight: "Tensor") -> "Tensor":
+    return weight
+
+
+def logits_of(
+    model: Any, windows: Sequence[Sequence[int]], told: Told = lambda *_: None, change: Change = _unchanged
+) -> "Iterator[Tensor]":
     """Yield what the model says of the next token at every position that has one, float32 `[positions, vocabulary]`.
 
     Args:
         model: from `load_source`; it is of no other use afterwards.
         windows: token ids; each stands alone, and its last position is left out.
         told: called with how many of the decoder's weights were used, and how many there are.
+        change: what to use for a weight of the decoder: given its module, its name there, and the weight in float32,
+            which may be overwritten if it is a matrix; it may be the file's own if it is not.
 
     Yields:
         Consecutive positions, as many as fit into 256 MB; the windows follow each other.
@@ -62,16 +72,32 @@ def logits_of(model: Any, windows: Sequence[Sequence[int]], told: Told = lambda 
     if decoder is model:
         raise QualityError(f"{type(model).__name__} without a decoder of its own", "a decoder and a head", "")
     with torch.inference_mode(), Maps() as maps:
-        model.set_output_embeddings(_float32_head(model.get_output_embeddings(), maps))
-        _run_in_float32(decoder, maps, told)
+        model.set_output_embeddings(float32_head(model.get_output_embeddings(), maps))
+        run_in_float32(decoder, maps, told, change)
         said = decoder(input_ids=_padded(windows), use_cache=False)
         kept = [rows[: len(window) - 1] for rows, window in zip(said.last_hidden_state, windows, strict=True)]
         hidden = torch.cat(kept)
-        # the head, and whatever the architecture does to logits (scale, cap), for some positions at a time
-        decoder.forward = lambda *_, **__: said
-        for part in torch.split(hidden, max(1, LOGITS_BYTES // (4 * vocabulary_of(model)))):
-            said["last_hidden_state"] = part[None]
-            yield model(input_ids=torch.zeros((1, 1), dtype=torch.long), use_cache=False).logits[0]
+        parts = torch.split(hidden, max(1, LOGITS_BYTES // (4 * vocabulary_of(model))))
+        yield from logits_from(model, said, parts)
+
+
+def logits_from(model: Any, said: Any, parts: "Iterable[Tensor]") -> "Iterator[Tensor]":
+    """Yield the head's answer to each of `parts`, with whatever the architecture does to it (scale, cap).
+
+    Args:
+        model: whose head is from `float32_head`; its decoder cannot be run again.
+        said: what its decoder gave.
+        parts: float32 `[positions, hidden]`, as the decoder's last hidden state has them.
+
+    Yields:
+        float32 `[positions, vocabulary]`.
+    """
+    import torch
+
+    model.base_model.forward = lambda *_, **__: said
+    for part in parts:
+        said["last_hidden_state"] = part[None]
+        yield model(input_ids=torch.zeros((1, 1), dtype=torch.long), use_cache=False).logits[0]
 
 
 def _padded(windows: Sequence[Sequence[int]]) -> "Tensor":
@@ -82,7 +108,7 @@ def _padded(windows: Sequence[Sequence[int]]) -> "Tensor":
     return torch.tensor([[*window, *[window[-1]] * (longest - len(window))] for window in windows])
 
 
-def _run_in_float32(decoder: Any, maps: Maps, told: Told) -> None:
+def run_in_float32(decoder: Any, maps: Maps, told: Told, change: Change = _unchanged) -> None:
     """Let every module of `decoder` have its weights in float32 for as long as it runs."""
     import torch
 
@@ -97,7 +123,7 @@ def _run_in_float32(decoder: Any, maps: Maps, told: Told) -> None:
         for name, weight in owners[module].items():
             looks_up = isinstance(module, torch.nn.Embedding) and args
             wide = _looked_up(weight, args[0]) if looks_up else _float32(weight, name, maps)
-            setattr(module, name, torch.nn.Parameter(wide, requires_grad=False))
+            setattr(module, name, torch.nn.Parameter(change(module, name, wide), requires_grad=False))
 
     def after(module: Any, _args: tuple[Any, ...], _output: object) -> None:
         nonlocal done
@@ -140,7 +166,7 @@ def _looked_up(weight: "Tensor", ids: "Tensor") -> "Tensor":
     return wide
 
 
-def _float32_head(head: Any, maps: Maps) -> "torch.nn.Module":
+def float32_head(head: Any, maps: Maps) -> "torch.nn.Module":
     """Return the output layer `head` in float32, a slice of its weight at a time."""
     import torch
 

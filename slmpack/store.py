@@ -4,7 +4,8 @@
     <workspace>/packages/<key>/    built packages        <workspace>/scratch/  folders not finished yet
     <workspace>/references/<key>/  sources' own logits   <workspace>/logs/     what child processes wrote
     <workspace>/parities/<key>/    tokenizers compared   <workspace>/stamps/   what need not be hashed again
-    <workspace>/calibrations/<key>/  how large a source's activations are
+    <workspace>/kept/<key>/        checkpoints as they were quantised, beside plain snapshots of the same key
+    <workspace>/calibrations/, folds/, sensitivities/, gptq/<key>/  what was found out about a source for its recipes
 
 A folder is made in `scratch/`, synced, made read-only and renamed into place, so a whole one is never half one.
 Its `manifest.json` has every file's sha256 and what its maker wants to remember. A folder that is there is compared

@@ -19,14 +19,27 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from slmpack.data_file import Entry, FloatEntry, QuantisedEntry, write_data
+from slmpack.data_file import Entry, FloatEntry, Part, QuantisedEntry, write_data
+from slmpack.fold_graph import fold_for, folded_tensors, part_of
 from slmpack.mapped import Maps
-from slmpack.matmul_nbits import HEAD, MATRIX, Matrix, QuantisedWeight, TransposedMatrix, obstacle_in, replace_matmuls
+from slmpack.matmul_nbits import (
+    HEAD,
+    MATRIX,
+    Form,
+    Matrix,
+    QuantisedWeight,
+    TransposedMatrix,
+    obstacle_in,
+    replace_matmuls,
+)
+from slmpack.plan import Plan
+from slmpack.quantise import Bits
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -50,14 +63,18 @@ class Streaming:
     Attributes:
         obstacle: why the stock builder quantised all the same, None if it did not.
         searched: how many weights had their scales searched.
+        unfolded: why the plan's fold was not used, None if it was or there was none.
+        kept: the checkpoint's tensors that lost nothing, since they were whole multiples already.
     """
 
     obstacle: str | None = None
     searched: int = 0
+    unfolded: str | None = None
+    kept: tuple[str, ...] = ()
 
 
 def stream_weights(
-    model_class: Any, threads: int, before_stock: Callable[[], None], energies: "Mapping[str, Tensor] | None" = None
+    model_class: Any, threads: int, before_stock: Callable[[], None], plan: Plan | None = None
 ) -> Streaming:
     """Make every model of the builder's class `model_class` stream; for a process that builds one and ends.
 
@@ -65,7 +82,7 @@ def stream_weights(
         model_class: `builders.base.Model`.
         threads: how many pieces of weights are worked on at once.
         before_stock: called before the stock builder quantises all the same.
-        energies: float32 `[K]` by the checkpoint's name of a weight `[N, K]`: its 4-bit scales are searched by it.
+        plan: what is done with each weight; None: what the stock builder does.
     """
     import torch
 
@@ -91,7 +108,7 @@ def stream_weights(
             before_stock()
             stock_save(self, out_dir)
         else:
-            streaming.searched = _save(self, Path(out_dir), threads, energies or {})
+            _save(self, Path(out_dir), threads, plan or Plan(), streaming)
 
     model_class.make_initializer = make_initializer
     model_class.make_packed_matmul_float_class = make_packed_matmul_float_class
@@ -118,24 +135,22 @@ def raise_to_int8(model_class: Any, nodes: Sequence[str]) -> None:
     model_class.make_quant_init = make_quant_init
 
 
-def _save(model: Any, out_dir: Path, threads: int, energies: "Mapping[str, Tensor]") -> int:
-    """Write `model.onnx` and `model.onnx.data` of a builder's model whose graph is made and not yet quantised.
-
-    Returns:
-        How many weights had an energy to search their scales by.
-    """
+def _save(model: Any, out_dir: Path, threads: int, plan: Plan, streaming: Streaming) -> None:
+    """Write `model.onnx` and `model.onnx.data` of a builder's model whose graph is made and not yet quantised."""
     import onnx_ir as ir
     import torch
 
     graph, data = model.model.graph, f"{model.filename}.data"
-    weights = replace_matmuls(model)
-    made = {value for weight in weights for value in (weight.codes, weight.scales)}
-    given = {value: value.const_value for value in graph.initializers.values() if value not in made}
-    size_bytes = _lay_out(graph, out_dir, data)
-    floats = [value for value in given if isinstance(value.meta.get(MATRIX), torch.Tensor)]
     with Maps() as maps:
+        weights = replace_matmuls(model, partial(_form_of, plan, maps))
+        plan, streaming.unfolded = fold_for(graph, weights, plan, maps)
+        made = {value for weight in weights for value in (weight.codes, weight.scales, weight.zeros)}
+        given = {value: value.const_value for value in graph.initializers.values() if value not in made}
+        given |= folded_tensors(graph, weights, plan, maps)
+        size_bytes = _lay_out(graph, out_dir, data)
+        floats = [value for value in given if isinstance(value.meta.get(MATRIX), torch.Tensor)]
         block_size = model.quant_attrs["matmul_block_size"]
-        quantised = [_quantised_entry(weight, block_size, maps, energies) for weight in weights]
+        quantised = [_quantised_entry(weight, block_size, maps, plan) for weight in weights]
         entries: list[Entry] = [*(_float_entry(value, maps) for value in floats), *quantised]
         small = [(_offset(value), tensor) for value, tensor in given.items() if value not in floats]
         write_data(out_dir / data, size_bytes, entries, small, threads)
@@ -145,7 +160,8 @@ def _save(model: Any, out_dir: Path, threads: int, energies: "Mapping[str, Tenso
     ir.save(saved, out_dir / model.filename)
     with suppress(OSError):  # the builder's cache, which it removes here if it is empty
         Path(model.cache_dir).rmdir()
-    return sum(entry.energy is not None for entry in quantised)
+    streaming.searched = sum(entry.energy is not None for entry in quantised)
+    streaming.kept = tuple(_names_kept(quantised))
 
 
 def _lay_out(graph: "ir.Graph", folder: Path, data: str) -> int:
@@ -171,15 +187,28 @@ def _float_entry(value: Any, maps: Maps) -> Entry:
     from onnx_ir.tensor_adapters import to_torch_dtype
 
     matrix = value.meta[MATRIX]
-    return FloatEntry((maps.rows_of(matrix, value.name),), to_torch_dtype(value.dtype), _offset(value))
+    return FloatEntry((Part(maps.rows_of(matrix, value.name)),), to_torch_dtype(value.dtype), _offset(value))
 
 
-def _quantised_entry(
-    weight: QuantisedWeight, block_size: int, maps: Maps, energies: "Mapping[str, Tensor]"
-) -> QuantisedEntry:
+def _form_of(plan: Plan, maps: Maps, parts: "tuple[Tensor, ...]", bits: Bits) -> Form:
+    names = [maps.rows_of(part, "").name for part in parts]
+    if bits == 4 and plan.int8.intersection(names):
+        return Form(8)
+    searched = all(name in plan.energies for name in names)
+    return Form(bits, zeros=bits == 4 and plan.zero_points and searched and not _are_kept(plan, names, bits))
+
+
+def _are_kept(plan: Plan, names: Sequence[str], bits: Bits) -> bool:
+    return all(plan.kept.get(name) == bits for name in names)
+
+
+def _quantised_entry(weight: QuantisedWeight, block_size: int, maps: Maps, plan: Plan) -> QuantisedEntry:
     from onnx_ir.tensor_adapters import to_torch_dtype
 
-    parts = tuple(maps.rows_of(part, weight.codes.name) for part in weight.parts)
+    parts = tuple(part_of(maps.rows_of(part, weight.codes.name), plan.fold) for part in weight.parts)
+    names = [part.rows.name for part in parts]
+    energy = plan.energies.get(names[0]) if weight.bits == 4 else None  # parts share their input
+    columns = parts[0].column_factors
     return QuantisedEntry(
         parts=parts,
         bits=weight.bits,
@@ -187,5 +216,13 @@ def _quantised_entry(
         dtype=to_torch_dtype(weight.scales.dtype),
         codes_offset=_offset(weight.codes),
         scales_offset=_offset(weight.scales),
-        energy=energies.get(parts[0].name) if energies and weight.bits == 4 else None,  # parts share their input
+        zeros_offset=None if weight.zeros is None else _offset(weight.zeros),
+        energy=energy if energy is None or columns is None else energy / columns.square(),
+        stored=plan.stored if weight.zeros is not None else {},
+        kept=_are_kept(plan, names, weight.bits),
     )
+
+
+def _names_kept(entries: Sequence[QuantisedEntry]) -> list[str]:
+    names = {part.rows.name for entry in entries if entry.kept for part in entry.parts}
+    return sorted(names - {name for entry in entries for name in entry.missed})

@@ -5,7 +5,7 @@ at decode, `is_symmetric=false` on tied embeddings does not load), so it is give
 """
 
 from importlib.metadata import version
-from typing import Literal
+from typing import Any, Literal
 
 from slmpack.errors import UsageError
 from slmpack.records import Recipe, Record, Target
@@ -14,6 +14,7 @@ Precision = Literal["int4", "int8"]
 Algorithm = Literal["default", "k_quant_mixed"]
 BlockSize = Literal[16, 32, 128]
 Placement = Literal["last_matmul", "mixed_layers"]
+Quantiser = Literal["stock", "scales", "zero_points", "gptq"]
 
 
 class BuilderOptions(Record):
@@ -26,7 +27,11 @@ class BuilderOptions(Record):
         int8: MatMuls of an int4 graph that have 8 bits all the same, in the builder's terms: the head, or the
             attention's inputs and the MLP's outputs of the first, the last and every third layer between.
         int8_nodes: more of them, by their names in the graph.
-        weighted: search the 4-bit scales by the activations' energy (see `scale_search`).
+        quantiser: of 4-bit weights: `stock` takes a block's extreme; `scales` searches its scale and `zero_points` its
+            zero point too, by the activations' energy; `gptq` lets every column make up for those before it.
+        fold: multiply channels up where they are rounded and down where they come from (see `fold`).
+        most_bytes: raise the matrices that lose most in 4 bits to 8 until the weights take so many times what
+            `stock-small` takes; None: raise none.
     """
 
     precision: Precision
@@ -35,7 +40,18 @@ class BuilderOptions(Record):
     block_size: BlockSize
     int8: tuple[Placement, ...] = ()
     int8_nodes: tuple[str, ...] = ()
-    weighted: bool = False
+    quantiser: Quantiser = "stock"
+    fold: bool = False
+    most_bytes: float | None = None
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the source has to be run before its weights can be quantised."""
+        return self.quantiser != "stock"
+
+    @property
+    def zero_points(self) -> bool:
+        return self.quantiser in {"zero_points", "gptq"}
 
     @property
     def streams(self) -> bool:
@@ -43,9 +59,9 @@ class BuilderOptions(Record):
         return self.algo_config == "default"
 
 
-def _cpu_int4(*int8: Placement) -> BuilderOptions:
+def _cpu_int4(quantiser: Quantiser, **rest: Any) -> BuilderOptions:
     return BuilderOptions(
-        precision="int4", execution_provider="cpu", algo_config="default", block_size=32, int8=int8, weighted=True
+        precision="int4", execution_provider="cpu", algo_config="default", block_size=32, quantiser=quantiser, **rest
     )
 
 
@@ -57,12 +73,15 @@ def _cpu_int8(block_size: BlockSize) -> BuilderOptions:
     return BuilderOptions(precision="int8", execution_provider="cpu", algo_config="default", block_size=block_size)
 
 
+MOST_BYTES = 1.31  # the builder's k_quant_mixed takes 1.31 times its default for SmolLM2-135M
+
 # Cheapest first; the stock builder's own at the end.
 RECIPES: dict[Target, dict[Recipe, BuilderOptions]] = {
     Target.CPU_INT4: {
-        Recipe.SMALL: _cpu_int4(),
-        Recipe.BALANCED: _cpu_int4("last_matmul"),
-        Recipe.ACCURATE: _cpu_int4("last_matmul", "mixed_layers"),
+        Recipe.SMALL: _cpu_int4("scales"),
+        Recipe.BALANCED: _cpu_int4("zero_points", fold=True),
+        Recipe.ACCURATE: _cpu_int4("zero_points", fold=True, int8=("last_matmul",), most_bytes=MOST_BYTES),
+        Recipe.BEST: _cpu_int4("gptq", fold=True, int8=("last_matmul",), most_bytes=MOST_BYTES),
         Recipe.STOCK_SMALL: _stock_int4("default"),
         Recipe.STOCK_MIXED: _stock_int4("k_quant_mixed"),
     },
@@ -72,7 +91,7 @@ RECIPES: dict[Target, dict[Recipe, BuilderOptions]] = {
     },
     Target.TRANSFORMERS: {},
 }
-STOCK = (Recipe.STOCK_SMALL, Recipe.STOCK_MIXED)
+BY_NAME = (Recipe.BEST, Recipe.STOCK_SMALL, Recipe.STOCK_MIXED)  # `auto` does not try them
 
 # What the bytes of a build depend on.
 BUILDERS: dict[Target, tuple[str, ...]] = {
@@ -91,14 +110,14 @@ def builder_versions(target: Target) -> dict[str, str]:
 
 
 def ladder_for(target: Target, recipe: Recipe) -> tuple[Recipe | None, ...]:
-    """Return the recipes to try, cheapest first: the one asked for, or with `auto` all of ours that the target has.
+    """Return the recipes to try, cheapest first: the one asked for, or with `auto` all that need not be named.
 
     Raises:
         UsageError: the target has no such recipe.
     """
     offered = RECIPES[target]
     if recipe is Recipe.AUTO:
-        return tuple(each for each in offered if each not in STOCK) or (None,)
+        return tuple(each for each in offered if each not in BY_NAME) or (None,)
     if recipe not in offered:
         names = ", ".join((Recipe.AUTO, *offered)) if offered else "auto only, since it is not quantised"
         raise UsageError(f"recipe {recipe} for target {target}", f"its recipes are: {names}", "leave --recipe out")

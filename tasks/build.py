@@ -10,6 +10,8 @@ from tasks.policies import LOCAL
 
 
 @task(task_run_name="build {snapshot.source.name} for {target}", **LOCAL)
-def build_package(snapshot: Snapshot, target: Target, recipe: Recipe | None, workspace: Path) -> Package:
+def build_package(
+    snapshot: Snapshot, target: Target, recipe: Recipe | None, workspace: Path, calibration_text: str | None = None
+) -> Package:
     """Build the package; never retried, since the same weights give the same failure."""
-    return build.build_package(snapshot, target, recipe, workspace)
+    return build.build_package(snapshot, target, recipe, workspace, calibration_text)

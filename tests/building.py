@@ -5,14 +5,17 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
+from slmpack.plan import Plan
+from slmpack.preparation import Prepared, plan_of
 from slmpack.records import Record
-from slmpack.streaming import raise_to_int8, stream_weights
+from slmpack.streaming import Streaming, raise_to_int8, stream_weights
+from slmpack.targets import BuilderOptions
 
 METHODS = ("make_quant_init", "make_initializer", "make_packed_matmul_float_class", "save_model")
 
 
 class Case(Record):
-    """One folder to make."""
+    """One folder to make; `zero_points` and `prepared` are for a streamed one."""
 
     checkpoint: Path
     into: Path
@@ -21,6 +24,8 @@ class Case(Record):
     block_size: int
     int8_nodes: tuple[str, ...] = ()
     streamed: bool
+    zero_points: bool = False
+    prepared: Prepared = Prepared()
 
 
 class Cases(Record):
@@ -28,9 +33,10 @@ class Cases(Record):
 
 
 class Ended(Record):
-    """Why the stock builder took each of them over, "" where it did not."""
+    """Why the stock builder took each of them over, and why none was folded, "" where it was otherwise."""
 
     obstacles: tuple[str, ...]
+    unfolded: tuple[str, ...]
 
 
 def build_all(cases: Cases) -> Ended:
@@ -38,19 +44,30 @@ def build_all(cases: Cases) -> Ended:
     import torch
 
     torch.set_num_threads(1)
-    return Ended(obstacles=tuple(_build(case) or "" for case in cases.cases))
+    done = [_build(case) for case in cases.cases]
+    return Ended(
+        obstacles=tuple(each.obstacle or "" for each in done), unfolded=tuple(each.unfolded or "" for each in done)
+    )
 
 
-def _build(case: Case) -> str | None:
+def _build(case: Case) -> Streaming:
     from onnxruntime_genai.models.builder import create_model, parse_extra_options
 
     where = (None, str(case.checkpoint), str(case.into), case.precision, case.execution_provider, f"{case.into}.cache")
     options = [f"block_size={case.block_size}", "algo_config=default", "hf_token=false"]
     with _methods_put_back() as model_class, contextlib.redirect_stdout(io.StringIO()):
         raise_to_int8(model_class, case.int8_nodes)
-        streaming = stream_weights(model_class, 2, lambda: None) if case.streamed else None
+        streaming = stream_weights(model_class, 2, lambda: None, _plan(case)) if case.streamed else Streaming()
         create_model(*where, **parse_extra_options(*where, options))
-    return streaming.obstacle if streaming else None
+    return streaming
+
+
+def _plan(case: Case) -> Plan:
+    options = BuilderOptions(
+        precision="int4" if case.precision == "int4" else "int8", execution_provider="cpu", algo_config="default",
+        block_size=32, quantiser="zero_points" if case.zero_points else "stock",
+    )  # fmt: skip
+    return plan_of(case.prepared, options)
 
 
 @contextlib.contextmanager

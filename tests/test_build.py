@@ -72,6 +72,11 @@ def test_the_digest_depends_on_source_target_and_recipe(tiny_snapshot: Snapshot,
         for recipe in recipes
     }
     assert len(digests) == 2 * sum(len(recipes) for recipes in RECIPES.values())
+    weighted, stock = (
+        [package_digest(tiny_snapshot, Target.CPU_INT4, recipe, text) for text in (None, "a", "b")]
+        for recipe in (Recipe.SMALL, Recipe.STOCK_SMALL)
+    )
+    assert (len(set(weighted)), len(set(stock))) == (3, 1)  # a text counts where it is read
 
 
 @pytest.mark.slow

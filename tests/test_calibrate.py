@@ -9,7 +9,7 @@ from checkpoints import SMALL, copy_tokenizer, write_mute_phi3, write_random
 
 from slmpack.calibrate import (
     ENERGY_FILE,
-    CalibrationText,
+    Reading,
     calibrate,
     measure_energy,
     read_energy,
@@ -109,10 +109,10 @@ def changed_phi3(folder: Path, tiny_phi3: Path, changes: dict[str, float]) -> Pa
     return folder
 
 
-def request_for(checkpoint: Path, into: Path) -> CalibrationText:
+def request_for(checkpoint: Path, into: Path) -> Reading:
     into.mkdir(exist_ok=True)
     (into / TEXT_FILE).write_text("The ships hung in the sky in much the same way that bricks don't. " * 20)
-    return CalibrationText(
+    return Reading(
         snapshot=checkpoint, dtype="bfloat16", context_length=4096, text_tokens=256, random_tokens=256, into=into
     )
 

@@ -172,6 +172,8 @@ def test_mlflow_runs_the_project(demo: Demo, tmp_path: Path, workspace: Path) ->
         (["package", "--recipe", "tiny"], "found 'tiny'; expected one of auto, small, balanced, accurate"),
         (["package", "--waive-quality", " "], "the waiver ''; a reason"),
         (["package", "--quality-text", "nowhere.txt"], "nowhere.txt"),
+        (["package", "--calibration-text", "nowhere.txt"], "name another file with --calibration-text"),
+        (["package", "--calibration-text", "a.txt", "--target", "cpu-int8"], "a recipe that calibrates; leave"),
         (["package", "--target", "cpu-int8", "--recipe", "balanced"], "recipe balanced for target cpu-int8"),
         (["package", "--target", "transformers", "--interface", "prompt"], "interface prompt for target transformers"),
         (["package", "--name", "a/b"], "a/b"),

@@ -54,7 +54,7 @@ def logged(interface: Interface = Interface.CHAT, licence: str | None = "Apache-
     package = Package(
         snapshot=snapshot, target=Target.CPU_INT4, recipe=Recipe.BALANCED, path=Path(PRIVATE),
         files=(FileDigest(name="m", sha256="b" * 64, size_bytes=118_210_000),), digest="c" * 64,
-        versions={"onnxruntime-genai": "0.18.0"},
+        versions={"onnxruntime-genai": "0.18.0"}, quantisation=("8 bits: the head", "channels folded at 120 places"),
     )  # fmt: skip
     return LoggedModel(
         package=package, interface=interface, name="example-1b", model_id="m-1", uri="models:/m-1", run_id="r1",
