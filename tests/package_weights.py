@@ -1,6 +1,7 @@
 """What the matrices of a package mean, and of a checkpoint under the names that the builder gives them."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,23 +17,16 @@ def package_weights(package: Path, layer: int) -> dict[str, torch.Tensor]:
 
 def all_weights(package: Path) -> dict[str, torch.Tensor]:
     """Return what every MatMulNBits computes with, `[N, K]`, by its name."""
-    import onnx
+    import onnx_ir
 
-    graph = onnx.load(package / "model.onnx").graph
-    values = {value.name: value for value in graph.initializer}
-    return {
-        node.name: _weights_of(node, [values[name] for name in node.input[1:]])
-        for node in graph.node
-        if node.op_type == "MatMulNBits"
-    }
+    graph = onnx_ir.load(package / "model.onnx").graph
+    return {str(node.name): _weights_of(node) for node in graph if node.op_type == "MatMulNBits"}
 
 
-def _weights_of(node: object, tensors: list[object]) -> torch.Tensor:
-    from onnx.numpy_helper import to_array
-
-    own = {attribute.name: attribute.i for attribute in node.attribute}  # type: ignore[attr-defined]
+def _weights_of(node: Any) -> torch.Tensor:
+    own = {name: attribute.as_int() for name, attribute in node.attributes.items()}
     bits: Bits = 4 if own["bits"] == 4 else 8
-    codes, scales, *rest = (torch.from_numpy(to_array(each).copy()) for each in tensors)  # type: ignore[arg-type]
+    codes, scales, *rest = (torch.from_numpy(each.const_value.numpy().copy()) for each in node.inputs[1:])
     zeros = None
     if rest:
         packed = rest[0].view(own["N"], -1)

@@ -362,5 +362,3 @@ def test_a_package_has_the_codes_as_they_were_and_says_so(smollm2: Snapshot, tmp
     found, plain = package_weights(package.path, 0), load_file(snapshot.path / "model.safetensors")
     for matrix, weights in layer_weights(plain, 0).items():
         assert torch.equal(found[matrix], weights), matrix
-    again = build_package(snapshot, Target.CPU_INT4, Recipe.STOCK_SMALL, workspace)
-    assert again.quantisation[0].startswith("weights quantised again from GPTQ, 4 bits")
