@@ -102,11 +102,8 @@ def _build(
         logger.info("building %s for %s, recipe %s", snapshot.source.name, target, recipe)
         obstacle = obstacle_of(options)
         if obstacle:
-            logger.warning("the stock builder quantises, which takes more time and memory: %s", obstacle)
-            require_stock_memory(snapshot.path, options)
-            prepared = Prepared()
-        else:
-            prepared = prepare(snapshot, options, calibration_text, workspace)
+            _require_stock(snapshot, options, obstacle)
+        prepared = Prepared() if obstacle else prepare(snapshot, options, calibration_text, workspace)
         request = BuildRequest(
             snapshot=prepared.checkpoint or snapshot.path, architecture=snapshot.architecture, layers=snapshot.layers,
             options=options, streamed=obstacle is None, prepared=prepared, into=into,
@@ -146,6 +143,16 @@ def _told_kept(snapshot: Snapshot, prepared: Prepared, built: Built) -> tuple[st
 def obstacle_of(options: BuilderOptions) -> str | None:
     """Return why the stock builder must quantise, None if weights can be streamed."""
     return unchecked_builder() if options.streams else f"{options.algo_config} looks at whole matrices"
+
+
+def _require_stock(snapshot: Snapshot, options: BuilderOptions, obstacle: str) -> None:
+    """Say that the stock builder quantises, and why; then there must be memory for all weights.
+
+    Raises:
+        RecipeError: there is not.
+    """
+    logger.warning("the stock builder quantises, which takes more time and memory: %s", obstacle)
+    require_stock_memory(snapshot.path, options)
 
 
 def _taken_over(obstacle: str) -> str:

@@ -24,12 +24,11 @@ from slmpack.child import run_in_child
 from slmpack.errors import BuildError, QualityError
 from slmpack.finite import require_finite_weights
 from slmpack.limits import limit_seconds
-from slmpack.mapped import Maps
 from slmpack.parity_corpus import CODE, PROSE, SCRIPTS
 from slmpack.progress import report
 from slmpack.records import Record, Snapshot, digest_of
 from slmpack.reference import TEXT_FILE, cut_windows, dtype_of, first_ids, prefix_of
-from slmpack.source_model import load_source, logits_of, vocabulary_of
+from slmpack.source_model import load_source, logits_of, tensor_names, vocabulary_of
 from slmpack.store import log_folder, store_folder
 
 if TYPE_CHECKING:
@@ -205,12 +204,11 @@ def matrix_names(model: Any) -> "dict[Module, str]":
     import torch
 
     head = model.get_output_embeddings()
-    with Maps() as maps:  # while the weights are still the files' own
-        return {
-            module: maps.rows_of(module.weight, f"{path}.weight").name
-            for path, module in model.named_modules()
-            if isinstance(module, torch.nn.Linear) or module is head
-        }
+    return {
+        module: names["weight"]
+        for module, names in tensor_names(model).items()
+        if isinstance(module, torch.nn.Linear) or module is head
+    }
 
 
 def _squares(inputs: "Tensor") -> "Tensor":

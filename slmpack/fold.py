@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 from slmpack.calibrate import read_energy
 from slmpack.child import run_in_child
 from slmpack.errors import BuildError
-from slmpack.fold_check import LARGEST_DIFFERENCE, LARGEST_KL, compare_folded, tensor_names
+from slmpack.fold_check import LARGEST_DIFFERENCE, LARGEST_KL, compare_folded
 from slmpack.fold_map import VERSION, FoldMap, NoFoldError, Pair, Shapes, fold_map
 from slmpack.fold_scales import BLOCK_SIZE, LARGEST_SCALE, POWERS, SAMPLED_ROWS, Choice, choose_scales, to_columns
 from slmpack.limits import limit_seconds
 from slmpack.mapped import Maps
 from slmpack.records import Record, Snapshot, digest_of
 from slmpack.reference import MIN_TOKENS, TEXT_FILE, cut_windows, dtype_of, first_ids, prefix_of
-from slmpack.source_model import load_source
+from slmpack.source_model import load_source, tensor_names
 from slmpack.store import log_folder, store_folder
 from slmpack.weights import read_weights
 

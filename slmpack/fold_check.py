@@ -13,10 +13,9 @@ largest difference of a logit, as a part of the logits' standard deviation, and 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from slmpack.mapped import Maps
-from slmpack.source_model import load_source, logits_of
+from slmpack.source_model import load_source, logits_of, tensor_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,18 +73,6 @@ def compare_folded(
     divergence = torch.stack([_divergence(*each) for each in zip(plain, folded, strict=True)]).mean()
     largest = (plain - folded).abs_().amax() / plain.std()
     return Difference(float(largest), float(divergence), next(iter(change.unused()), None))
-
-
-def tensor_names(model: Any) -> "dict[Module, dict[str, str]]":
-    """Return what the checkpoint calls the weights and biases of every module, while they are still its files' own."""
-    with Maps() as maps:
-        return {
-            module: {
-                own: maps.rows_of(tensor.detach().view(1, -1), f"{path}.{own}").name
-                for own, tensor in module.named_parameters(recurse=False)
-            }
-            for path, module in model.named_modules()
-        }
 
 
 def _divergence(plain: "Tensor", folded: "Tensor") -> "Tensor":

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from slmpack.data_file import Part
-from slmpack.mapped import Maps, Rows
+from slmpack.mapped import Rows
 from slmpack.matmul_nbits import QuantisedWeight
 from slmpack.plan import Plan
 
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from slmpack.fold import Fold
+
+
+# A weight that took a MatMul's place, and the checkpoint's rows that it is made of.
+Source = tuple[QuantisedWeight, tuple[Rows, ...]]
 
 
 def part_of(rows: Rows, fold: "Fold | None") -> Part:
@@ -35,16 +39,16 @@ def part_of(rows: Rows, fold: "Fold | None") -> Part:
     )
 
 
-def fold_for(graph: "ir.Graph", weights: Sequence[QuantisedWeight], plan: Plan, maps: Maps) -> tuple[Plan, str | None]:
+def fold_for(graph: "ir.Graph", weights: Sequence[Source], plan: Plan) -> tuple[Plan, str | None]:
     """Return the plan, without its fold and what was made with it if the graph does not have the fold's shape; why."""
-    obstacle = None if plan.fold is None else _obstacle(graph, weights, plan.fold, maps)
+    obstacle = None if plan.fold is None else _obstacle(graph, weights, plan.fold)
     return (plan, None) if obstacle is None else (replace(plan, fold=None, stored={}), obstacle)
 
 
-def _obstacle(graph: "ir.Graph", weights: Sequence[QuantisedWeight], fold: "Fold", maps: Maps) -> str | None:
+def _obstacle(graph: "ir.Graph", weights: Sequence[Source], fold: "Fold") -> str | None:
     import torch
 
-    columns = {weight.node: _parts(weight, fold, maps)[0].column_factors for weight in weights}
+    columns = {weight.node: part_of(rows[0], fold).column_factors for weight, rows in weights}
     for name, factors in fold.norms.items():
         norm: Any = graph.initializers.get(name)
         if norm is None:
@@ -65,20 +69,14 @@ def _readers(node: Any) -> "Iterator[ir.Node]":
             yield reader
 
 
-def _parts(weight: QuantisedWeight, fold: "Fold", maps: Maps) -> list[Part]:
-    return [part_of(maps.rows_of(part, weight.codes.name), fold) for part in weight.parts]
-
-
-def folded_tensors(
-    graph: "ir.Graph", weights: Sequence[QuantisedWeight], plan: Plan, maps: Maps
-) -> "dict[Any, ir.TensorProtocol]":
+def folded_tensors(graph: "ir.Graph", weights: Sequence[Source], fold: "Fold | None") -> "dict[Any, ir.TensorProtocol]":
     """Return the small tensors that the fold changes: norms, and the biases behind folded rows."""
-    if plan.fold is None:
+    if fold is None:
         return {}
-    factors: dict[Any, Tensor] = {graph.initializers[name]: by for name, by in plan.fold.norms.items()}
-    for weight in weights:
-        if (rows := _row_factors(_parts(weight, plan.fold, maps))) is not None:
-            factors |= dict.fromkeys(_biases(weight.node), rows)
+    factors: dict[Any, Tensor] = {graph.initializers[name]: by for name, by in fold.norms.items()}
+    for weight, rows in weights:
+        if (by_row := _row_factors([part_of(part, fold) for part in rows])) is not None:
+            factors |= dict.fromkeys(_biases(weight.node), by_row)
     return {value: _multiplied(value.const_value, by) for value, by in factors.items()}
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from slmpack.errors import BuildError
 from slmpack.quantise import Quantised
+from slmpack.scale_search import packed_blocks
 from slmpack.zero_point_search import HIGHEST, search_zero_points
 
 if TYPE_CHECKING:
@@ -109,8 +110,7 @@ def _solve_block(lost: "Tensor", factor: Factor, part: slice, block_size: int) -
     assert zeros is not None
     codes = _round_columns(block, own, owed, scales[:, 0], zeros[:, 0].float())
     codes = torch.nn.functional.pad(codes, (0, 0, 0, block_size - len(codes)))
-    packed = torch.add(codes[0::2], codes[1::2], alpha=16).to(torch.uint8).T.unsqueeze(1)
-    return packed, scales, zeros
+    return packed_blocks(codes.unsqueeze(-1), 4, padding=0), scales, zeros
 
 
 def _round_columns(block: "Tensor", own: "Tensor", owed: "Tensor", scales: "Tensor", zeros: "Tensor") -> "Tensor":

@@ -7,12 +7,12 @@
 Rows are read from the file and not through a map of it, whose pages would count as this process's memory.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from slmpack.quantise import Quantised
+from slmpack.weights import raw_header
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,13 +78,10 @@ def open_gptq(folder: Path) -> dict[str, SolvedMatrix]:
 
 
 def _open(path: Path) -> SolvedMatrix:
-    """Read the header: 8 bytes of its length, then JSON. Source: README of huggingface/safetensors, "Format"."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header: dict[str, dict[str, Any]] = json.loads(file.read(length))
+    header, begin = raw_header(path)
 
     def stored(key: str, dtype: str) -> Stored:
         found = header[key]
-        return Stored(path, dtype, 8 + length + found["data_offsets"][0], tuple(found["shape"]))
+        return Stored(path, dtype, begin + found["data_offsets"][0], tuple(found["shape"]))
 
     return SolvedMatrix(stored("codes", "uint8"), stored("scales", "<f4"), stored("zeros", "uint8"))

@@ -20,7 +20,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slmpack.quantise import Bits, Quantised, blocks_a_row
+from slmpack.quantise import Bits, Quantised, blocks_a_row, extremes, packed
 from slmpack.store import MANIFEST, Manifest
 
 if TYPE_CHECKING:
@@ -63,23 +63,21 @@ def exact_rows(weights: "Tensor", bits: Bits, block_size: int) -> Quantised | No
     codes = _codes(blocks, scales).add_(1 << (bits - 1)).to(torch.uint8).view(rows, -1, block_size)
     if padding:
         codes[:, -1, block_size - padding :] = 0
-    packed = codes[..., 0::2] | codes[..., 1::2] << 4 if bits == 4 else codes
-    return Quantised(packed, scales.view(rows, blocks_a_row(columns, block_size)))
+    return Quantised(packed(codes) if bits == 4 else codes, scales.view(rows, blocks_a_row(columns, block_size)))
 
 
 def _scales(blocks: "Tensor", half: int) -> "Tensor | None":
     """Return a scale for each block `[blocks, block_size]`, float32 `[blocks]`; None if one of them has none."""
     import torch
 
-    highest, lowest = blocks.amax(-1), blocks.amin(-1)
-    extremes = torch.where(highest > -lowest, highest, lowest)
-    scales = torch.zeros_like(extremes)
-    left = (extremes != 0).nonzero().squeeze(1)  # of zeros only, zero is the scale; NaN stays, and fits none
+    farthest = extremes(blocks)
+    scales = torch.zeros_like(farthest)
+    left = (farthest != 0).nonzero().squeeze(1)  # of zeros only, zero is the scale; NaN stays, and fits none
     for code in (half - 1, *range(half, 0, -1)) if half > 8 else range(half, 0, -1):
         if not len(left):
             break
         # Only the lowest code has no counterpart; of the others the scale's sign does not matter.
-        tried = extremes[left] / -half if code == half else extremes[left].abs() / code
+        tried = farthest[left] / -half if code == half else farthest[left].abs() / code
         fits = _fits(blocks[left], tried, half)
         scales[left[fits]] = tried[fits]
         left = left[~fits]

@@ -6,12 +6,14 @@ inside of such a map, and the kernel tells which file and where in it. A tensor 
 or written to since, is read from memory.
 """
 
-import json
 import os
 import re
 from bisect import bisect_right
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from slmpack.weights import raw_header
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,20 +82,28 @@ class Maps:
 
 
 class Rows:
-    """A matrix `[N, K]`, read some rows at a time, from any number of threads.
-
-    Attributes:
-        name: what the checkpoint calls the tensor that these rows are of.
-        first: which row of that tensor is the first one here.
-    """
+    """A matrix `[N, K]`, read some rows at a time, from any number of threads."""
 
     def __init__(self, tensor: "Tensor", name: str, place: Place | None = None, file: int | None = None) -> None:
         self.count, self.columns = tensor.shape
         self.place = place
-        self._tensor, self._file = tensor, file
-        named = tensor_at(place) if place else None
-        self.name = named.name if named else name
-        self.first = (place.offset - named.offset) // (self.columns * tensor.itemsize) if place and named else 0
+        self._tensor, self._name, self._file = tensor, name, file
+
+    @cached_property
+    def _named(self) -> Named | None:
+        return None if self.place is None else tensor_at(self.place)
+
+    @property
+    def name(self) -> str:
+        """What the checkpoint calls the tensor that these rows are of."""
+        return self._named.name if self._named else self._name
+
+    @property
+    def first(self) -> int:
+        """Which row of that tensor is the first one here."""
+        if self.place is None or self._named is None:
+            return 0
+        return (self.place.offset - self._named.offset) // (self.columns * self._tensor.itemsize)
 
     def read_ahead(self) -> None:
         """Let the kernel fetch all of it from the disk meanwhile."""
@@ -119,16 +129,14 @@ class Rows:
 
 def tensor_at(place: Place) -> Named | None:
     """Return the tensor that a safetensors file has at a place; None for another kind of file."""
-    with Path(place.path).open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        try:
-            header = json.loads(file.read(length))
-        except ValueError:
-            return None
+    try:
+        header, data = raw_header(Path(place.path))
+    except ValueError:
+        return None
     for name, tensor in header.items():
         begin, end = tensor.get("data_offsets", (0, 0))
-        if begin <= place.offset - 8 - length < end:
-            return Named(str(name), begin + 8 + length)
+        if begin <= place.offset - data < end:
+            return Named(name, begin + data)
     return None
 
 

@@ -50,7 +50,7 @@ def quantise_rows(weights: "Tensor", bits: Bits, block_size: int) -> Quantised:
         weights = torch.nn.functional.pad(weights, (0, padding))
     weights = weights.view(rows, -1, block_size)
     half, highest = 1 << (bits - 1), (1 << bits) - 1
-    scales = _extremes(weights).div_(-half).to(dtype).float()  # codes are of the scale that is kept
+    scales = extremes(weights).div_(-half).to(dtype).float()  # codes are of the scale that is kept
     steps = torch.where(scales == 0, scales, scales.reciprocal())
     codes = weights.mul_(steps.unsqueeze(-1)).add_(half).add_(0.5).clamp_(0, highest).to(torch.uint8)  # rounds down
     if padding:
@@ -73,15 +73,19 @@ def unpacked(codes: "Tensor") -> "Tensor":
     return torch.stack((codes & 15, codes >> 4), dim=-1).flatten(-2)
 
 
+def packed(codes: "Tensor") -> "Tensor":
+    """Return 4-bit codes, uint8 `[..., 2 * bytes]`, two a byte, the first in its lower half."""
+    return codes[..., 0::2] | codes[..., 1::2] << 4
+
+
 def packed_zeros(zeros: "Tensor") -> "Tensor":
     """Return 4-bit zero points as MatMulNBits reads them: uint8 `[rows, ceil(blocks / 2)]`, lower half first."""
     import torch
 
-    pairs = torch.nn.functional.pad(zeros, (0, zeros.shape[-1] % 2)).view(len(zeros), -1, 2)
-    return pairs[..., 0] | pairs[..., 1] << 4
+    return packed(torch.nn.functional.pad(zeros, (0, zeros.shape[-1] % 2)))
 
 
-def _extremes(blocks: "Tensor") -> "Tensor":
+def extremes(blocks: "Tensor") -> "Tensor":
     """Return the last axis' value of the largest magnitude; of two that differ in sign only, the negative one."""
     import torch
 

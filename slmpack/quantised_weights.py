@@ -13,7 +13,7 @@ Source: as `quantised_checkpoint`.
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from slmpack.quantise import Bits, packed_zeros, unpacked
+from slmpack.quantise import Bits, packed, packed_zeros, unpacked
 from slmpack.quantised_checkpoint import QuantisedForm, QuantisedMatrix
 
 if TYPE_CHECKING:
@@ -84,5 +84,4 @@ def olive_parts(codes: Codes, bits: Bits) -> "dict[str, Tensor]":
     """Return the tensors of a matrix whose groups are in order as Olive writes them, which the builder takes as is."""
     if bits == 8:
         return {"qweight": codes.codes, "scales": codes.scales, "qzeros": codes.zeros}
-    packed = codes.codes[:, 0::2] | codes.codes[:, 1::2] << 4
-    return {"qweight": packed, "scales": codes.scales, "qzeros": packed_zeros(codes.zeros)}
+    return {"qweight": packed(codes.codes), "scales": codes.scales, "qzeros": packed_zeros(codes.zeros)}

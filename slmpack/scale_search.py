@@ -76,8 +76,7 @@ def _relative(energy: "Tensor", block_size: int) -> "Tensor":
     """Return the energy as parts of each block's largest, float32 `[block_size, 1, blocks]`; padding has none."""
     import torch
 
-    padding = -len(energy) % block_size
-    blocks = torch.nn.functional.pad(energy.float(), (0, padding)).view(1, -1, block_size).permute(2, 0, 1)
+    blocks = blocks_first(energy.float().unsqueeze(0), block_size)
     highest = blocks.amax(0, keepdim=True)
     return torch.where(highest > 0, blocks / highest, 0.0).contiguous()
 
@@ -93,24 +92,30 @@ def _search(weights: "Tensor", energy: "Tensor", bits: Bits, block_size: int) ->
     codes, factors = torch.empty_like(steps), scales.float() / base
     loss = _loss(steps, energy, torch.ones_like(base), half, codes)
     better = _loss(steps, energy, factors, half, codes) < loss  # not where a number is not finite
-    packed = _packed(codes.add_(half), bits, padding=-weights.shape[1] % block_size)
+    packed = packed_blocks(codes.add_(half), bits, padding=-weights.shape[1] % block_size)
     return Quantised(
         torch.where(better.unsqueeze(-1), packed, default.codes), torch.where(better, scales, default.scales)
     )
 
 
 def _in_steps(weights: "Tensor", scales: "Tensor", block_size: int) -> "Tensor":
-    """Return the weights as multiples of their blocks' scales, float32 `[block_size, rows, blocks]`.
+    """Return the weights as multiples of their blocks' scales, float32 `[block_size, rows, blocks]`."""
+    import torch
+
+    inverse = torch.where(scales == 0, scales, scales.reciprocal())
+    return blocks_first(weights.float(), block_size) * inverse
+
+
+def blocks_first(rows: "Tensor", block_size: int) -> "Tensor":
+    """Return `[rows, K]` as `[block_size, rows, blocks]`, padded with zeros.
 
     In this order sums over a block are sums of whole vectors, and every candidate is the same number everywhere.
     """
     import torch
 
-    rows, columns = weights.shape
-    padded = torch.nn.functional.pad(weights.float(), (0, -columns % block_size))
-    inverse = torch.where(scales == 0, scales, scales.reciprocal())
-    steps = padded.view(rows, blocks_a_row(columns, block_size), block_size) * inverse.unsqueeze(-1)
-    return steps.permute(2, 0, 1).contiguous()
+    count, columns = rows.shape
+    padded = torch.nn.functional.pad(rows, (0, -columns % block_size))
+    return padded.view(count, blocks_a_row(columns, block_size), block_size).permute(2, 0, 1).contiguous()
 
 
 def _best_factors(steps: "Tensor", energy: "Tensor", half: int) -> "Tensor":
@@ -151,7 +156,7 @@ def _loss(steps: "Tensor", energy: "Tensor", factors: "Tensor", half: int, codes
     return (codes * factors).sub_(steps).square_().mul_(energy).sum(0)
 
 
-def _packed(codes: "Tensor", bits: Bits, padding: int) -> "Tensor":
+def packed_blocks(codes: "Tensor", bits: Bits, padding: int) -> "Tensor":
     """Return codes `[block_size, rows, blocks]` as `quantise_rows` does; NaN becomes any code."""
     import torch
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from slmpack.errors import BuildError
 from slmpack.mapped import Maps
 from slmpack.quantise import dequantise_rows
-from slmpack.source_model import float32_head, logits_from, run_in_float32
+from slmpack.source_model import float32_head, logits_from, run_in_float32, tensor_names
 from slmpack.zero_point_search import search_zero_points
 
 if TYPE_CHECKING:
@@ -125,16 +125,13 @@ def _round_rows(model: Any, row_of: Mapping[str, int], batch: _Batch, int4: Int4
     """Let each matrix have 4 bits for its group's row; return the names of those in each layer."""
     import torch
 
-    paths = {module: path for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    found: list[list[str]] = []
-    with Maps() as maps:  # while the weights are still the files' own
-        for layer in _layers_of(model.base_model):
-            linears = [module for module in layer.modules() if module in paths]
-            names = {module: maps.rows_of(module.weight, f"{paths[module]}.weight").name for module in linears}
-            rounded = {module: name for module, name in names.items() if name in row_of}
-            for module, name in rounded.items():
-                module.register_forward_hook(_rounds(name, row_of[name], batch, int4))
-            found.append(list(rounded.values()))
+    names, found = tensor_names(model), []
+    for layer in _layers_of(model.base_model):
+        linears = [module for module in layer.modules() if isinstance(module, torch.nn.Linear)]
+        rounded = {module: name for module in linears if (name := names[module]["weight"]) in row_of}
+        for module, name in rounded.items():
+            module.register_forward_hook(_rounds(name, row_of[name], batch, int4))
+        found.append(list(rounded.values()))
     return found
 
 

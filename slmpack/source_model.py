@@ -39,6 +39,18 @@ def load_source(folder: Path, dtype: str) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
 
 
+def tensor_names(model: Any) -> "dict[Module, dict[str, str]]":
+    """Return what the checkpoint calls the weights and biases of every module, while they are still its files' own."""
+    with Maps() as maps:
+        return {
+            module: {
+                own: maps.rows_of(tensor.detach().reshape(1, -1), f"{path}.{own}").name
+                for own, tensor in module.named_parameters(recurse=False)
+            }
+            for path, module in model.named_modules()
+        }
+
+
 def vocabulary_of(model: Any) -> int:
     """Return how many tokens the model gives logits for."""
     return int(model.get_output_embeddings().weight.shape[0])

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from slmpack.data_file import Entry, FloatEntry, Part, QuantisedEntry, write_data
 from slmpack.fold_graph import fold_for, folded_tensors, part_of
-from slmpack.mapped import Maps
+from slmpack.mapped import Maps, Rows
 from slmpack.matmul_nbits import (
     HEAD,
     MATRIX,
@@ -142,15 +142,16 @@ def _save(model: Any, out_dir: Path, threads: int, plan: Plan, streaming: Stream
 
     graph, data = model.model.graph, f"{model.filename}.data"
     with Maps() as maps:
-        weights = replace_matmuls(model, partial(_form_of, plan, maps))
-        plan, streaming.unfolded = fold_for(graph, weights, plan, maps)
-        made = {value for weight in weights for value in (weight.codes, weight.scales, weight.zeros)}
+        replaced = replace_matmuls(model, partial(_form_of, plan, maps))
+        weights = [(weight, _rows_of(weight, maps)) for weight in replaced]
+        plan, streaming.unfolded = fold_for(graph, weights, plan)
+        made = {value for weight in replaced for value in (weight.codes, weight.scales, weight.zeros)}
         given = {value: value.const_value for value in graph.initializers.values() if value not in made}
-        given |= folded_tensors(graph, weights, plan, maps)
+        given |= folded_tensors(graph, weights, plan.fold)
         size_bytes = _lay_out(graph, out_dir, data)
         floats = [value for value in given if isinstance(value.meta.get(MATRIX), torch.Tensor)]
         block_size = model.quant_attrs["matmul_block_size"]
-        quantised = [_quantised_entry(weight, block_size, maps, plan) for weight in weights]
+        quantised = [_quantised_entry(weight, rows, block_size, plan) for weight, rows in weights]
         entries: list[Entry] = [*(_float_entry(value, maps) for value in floats), *quantised]
         small = [(_offset(value), tensor) for value, tensor in given.items() if value not in floats]
         write_data(out_dir / data, size_bytes, entries, small, threads)
@@ -161,7 +162,7 @@ def _save(model: Any, out_dir: Path, threads: int, plan: Plan, streaming: Stream
     with suppress(OSError):  # the builder's cache, which it removes here if it is empty
         Path(model.cache_dir).rmdir()
     streaming.searched = sum(entry.energy is not None for entry in quantised)
-    streaming.kept = tuple(_names_kept(quantised))
+    streaming.kept = _names_kept(quantised)
 
 
 def _lay_out(graph: "ir.Graph", folder: Path, data: str) -> int:
@@ -202,11 +203,15 @@ def _are_kept(plan: Plan, names: Sequence[str], bits: Bits) -> bool:
     return all(plan.kept.get(name) == bits for name in names)
 
 
-def _quantised_entry(weight: QuantisedWeight, block_size: int, maps: Maps, plan: Plan) -> QuantisedEntry:
+def _rows_of(weight: QuantisedWeight, maps: Maps) -> tuple[Rows, ...]:
+    return tuple(maps.rows_of(part, weight.codes.name) for part in weight.parts)
+
+
+def _quantised_entry(weight: QuantisedWeight, rows: tuple[Rows, ...], block_size: int, plan: Plan) -> QuantisedEntry:
     from onnx_ir.tensor_adapters import to_torch_dtype
 
-    parts = tuple(part_of(maps.rows_of(part, weight.codes.name), plan.fold) for part in weight.parts)
-    names = [part.rows.name for part in parts]
+    parts = tuple(part_of(part, plan.fold) for part in rows)
+    names = [part.name for part in rows]
     energy = plan.energies.get(names[0]) if weight.bits == 4 else None  # parts share their input
     columns = parts[0].column_factors
     return QuantisedEntry(
@@ -223,6 +228,6 @@ def _quantised_entry(weight: QuantisedWeight, block_size: int, maps: Maps, plan:
     )
 
 
-def _names_kept(entries: Sequence[QuantisedEntry]) -> list[str]:
+def _names_kept(entries: Sequence[QuantisedEntry]) -> tuple[str, ...]:
     names = {part.rows.name for entry in entries if entry.kept for part in entry.parts}
-    return sorted(names - {name for entry in entries for name in entry.missed})
+    return tuple(sorted(names - {name for entry in entries for name in entry.missed}))

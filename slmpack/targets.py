@@ -13,7 +13,7 @@ from slmpack.records import Recipe, Record, Target
 Precision = Literal["int4", "int8"]
 Algorithm = Literal["default", "k_quant_mixed"]
 BlockSize = Literal[16, 32, 128]
-Placement = Literal["last_matmul", "mixed_layers"]
+Placement = Literal["last_matmul"]
 Quantiser = Literal["stock", "scales", "zero_points", "gptq"]
 
 
@@ -24,8 +24,7 @@ class BuilderOptions(Record):
         block_size: weights of a row that share one scale.
         algo_config: `default` rounds by the block's extreme; `k_quant_mixed` searches whole matrices, and has the head
             and sensitive layers in int8.
-        int8: MatMuls of an int4 graph that have 8 bits all the same, in the builder's terms: the head, or the
-            attention's inputs and the MLP's outputs of the first, the last and every third layer between.
+        int8: MatMuls of an int4 graph that have 8 bits all the same, in the builder's terms: the head.
         int8_nodes: more of them, by their names in the graph.
         quantiser: of 4-bit weights: `stock` takes a block's extreme; `scales` searches its scale and `zero_points` its
             zero point too, by the activations' energy; `gptq` lets every column make up for those before it.
@@ -59,35 +58,30 @@ class BuilderOptions(Record):
         return self.algo_config == "default"
 
 
-def _cpu_int4(quantiser: Quantiser, **rest: Any) -> BuilderOptions:
+def _cpu(
+    precision: Precision, block_size: BlockSize, algo_config: Algorithm = "default", **rest: Any
+) -> BuilderOptions:
     return BuilderOptions(
-        precision="int4", execution_provider="cpu", algo_config="default", block_size=32, quantiser=quantiser, **rest
+        precision=precision, execution_provider="cpu", algo_config=algo_config, block_size=block_size, **rest
     )
 
 
-def _stock_int4(algorithm: Algorithm) -> BuilderOptions:
-    return BuilderOptions(precision="int4", execution_provider="cpu", algo_config=algorithm, block_size=32)
-
-
-def _cpu_int8(block_size: BlockSize) -> BuilderOptions:
-    return BuilderOptions(precision="int8", execution_provider="cpu", algo_config="default", block_size=block_size)
-
-
-MOST_BYTES = 1.31  # the builder's k_quant_mixed takes 1.31 times its default for SmolLM2-135M
+# The builder's k_quant_mixed takes 1.31 times its default for SmolLM2-135M.
+RAISED: dict[str, Any] = {"fold": True, "int8": ("last_matmul",), "most_bytes": 1.31}
 
 # Cheapest first; the stock builder's own at the end.
 RECIPES: dict[Target, dict[Recipe, BuilderOptions]] = {
     Target.CPU_INT4: {
-        Recipe.SMALL: _cpu_int4("scales"),
-        Recipe.BALANCED: _cpu_int4("zero_points", fold=True),
-        Recipe.ACCURATE: _cpu_int4("zero_points", fold=True, int8=("last_matmul",), most_bytes=MOST_BYTES),
-        Recipe.BEST: _cpu_int4("gptq", fold=True, int8=("last_matmul",), most_bytes=MOST_BYTES),
-        Recipe.STOCK_SMALL: _stock_int4("default"),
-        Recipe.STOCK_MIXED: _stock_int4("k_quant_mixed"),
+        Recipe.SMALL: _cpu("int4", 32, quantiser="scales"),
+        Recipe.BALANCED: _cpu("int4", 32, quantiser="zero_points", fold=True),
+        Recipe.ACCURATE: _cpu("int4", 32, quantiser="zero_points", **RAISED),
+        Recipe.BEST: _cpu("int4", 32, quantiser="gptq", **RAISED),
+        Recipe.STOCK_SMALL: _cpu("int4", 32),
+        Recipe.STOCK_MIXED: _cpu("int4", 32, "k_quant_mixed"),
     },
     Target.CPU_INT8: {
-        Recipe.SMALL: _cpu_int8(128),
-        Recipe.ACCURATE: _cpu_int8(32),
+        Recipe.SMALL: _cpu("int8", 128),
+        Recipe.ACCURATE: _cpu("int8", 32),
     },
     Target.TRANSFORMERS: {},
 }

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from slmpack.errors import SourceError
 from slmpack.json_file import read_json
@@ -108,10 +109,20 @@ def read_header(path: Path) -> dict[str, Tensor]:
             raise SourceError(
                 f"{path} is damaged ({error})", "a whole safetensors file", "fetch or save the model again"
             ) from error
-        file.seek(0)
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    header, _ = raw_header(path)
     header.pop("__metadata__", None)
     return {name: Tensor(dtype=value["dtype"], shape=tuple(value["shape"])) for name, value in header.items()}
+
+
+def raw_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return what a safetensors file's header says as it is, and where in the file its data begins.
+
+    Raises:
+        ValueError: what stands there is no JSON.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return json.loads(file.read(length)), 8 + length
 
 
 def main_dtype(folder: Path, tensors: dict[str, Tensor]) -> str:

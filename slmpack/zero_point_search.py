@@ -13,8 +13,8 @@ What is kept has the smallest energy-weighted error, as in `scale_search`; what 
 from itertools import product
 from typing import TYPE_CHECKING
 
-from slmpack.quantise import Quantised, blocks_a_row, dequantise_rows
-from slmpack.scale_search import search_rows
+from slmpack.quantise import Quantised, dequantise_rows
+from slmpack.scale_search import blocks_first, packed_blocks, search_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,32 +54,21 @@ def _search(weights: "Tensor", energy: "Tensor", block_size: int) -> Quantised:
 
     columns = weights.shape[1]
     symmetric = search_rows(weights, energy, 4, block_size)
-    blocks, padding = _blocks(weights.float(), block_size), -columns % block_size
-    counts = _blocks(energy.float().unsqueeze(0), block_size)
+    blocks = blocks_first(weights.float(), block_size)
+    counts = blocks_first(energy.float().unsqueeze(0), block_size)
     scales, zeros = _best_range(blocks, counts)
     scales = _refit(blocks, counts, scales, zeros).to(weights.dtype)
     codes = _codes(blocks, scales.float(), zeros)
     loss = (codes - zeros).mul_(scales.float()).sub_(blocks).square_().mul_(counts).sum(0)
-    kept = _blocks(dequantise_rows(symmetric, columns, 4, block_size), block_size)
+    kept = blocks_first(dequantise_rows(symmetric, columns, 4, block_size), block_size)
     better = loss < kept.sub_(blocks).square_().mul_(counts).sum(0)  # not where a number is not finite
-    if padding:
-        codes[-padding:, :, -1] = 0
-    packed = torch.add(codes[0::2], codes[1::2], alpha=16).to(torch.uint8).permute(1, 2, 0)
+    packed = packed_blocks(codes, 4, padding=-columns % block_size)
     middle = torch.full_like(zeros, MIDDLE)
     return Quantised(
         torch.where(better.unsqueeze(-1), packed, symmetric.codes),
         torch.where(better, scales, symmetric.scales),
         torch.where(better, zeros, middle).to(torch.uint8),
     )
-
-
-def _blocks(rows: "Tensor", block_size: int) -> "Tensor":
-    """Return `[rows, K]` as `[block_size, rows, blocks]`, padded with zeros: sums over a block are sums of vectors."""
-    import torch
-
-    count, columns = rows.shape
-    padded = torch.nn.functional.pad(rows, (0, -columns % block_size))
-    return padded.view(count, blocks_a_row(columns, block_size), block_size).permute(2, 0, 1).contiguous()
 
 
 def _best_range(blocks: "Tensor", counts: "Tensor") -> "tuple[Tensor, Tensor]":

@@ -9,8 +9,9 @@ import pytest
 import torch
 from building import Case, Ended
 from package_weights import all_weights
+from runtime import logits_of
 from safetensors.torch import load_file, save_file
-from test_streaming import _importable, checkpoints, logits_of, run_cases
+from test_streaming import _importable, checkpoints, run_cases
 
 from slmpack.calibrate import ENERGY_FILE
 from slmpack.fold import FOLD_FILE, Fold, fold_of, read_fold

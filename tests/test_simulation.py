@@ -3,10 +3,10 @@
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from package_weights import all_weights
+from runtime import logits_of
 
 from slmpack.measure import CORPUS
 from slmpack.records import Package
@@ -18,17 +18,6 @@ TOKENS = 256
 def mean_kl(source: torch.Tensor, other: torch.Tensor) -> float:
     said, found = torch.log_softmax(source.double(), -1), torch.log_softmax(other.double(), -1)
     return float((said.exp() * (said - found)).sum(-1).mean())
-
-
-def runtime_logits(package: Path, ids: list[int]) -> torch.Tensor:
-    import onnxruntime_genai as og
-
-    model = og.Model(str(package))
-    parameters = og.GeneratorParams(model)
-    parameters.set_search_options(max_length=len(ids) + 1)
-    generator = og.Generator(model, parameters)
-    generator.append_tokens(ids)
-    return torch.from_numpy(np.array(generator.get_output("logits"))[0])
 
 
 @pytest.mark.slow
@@ -54,6 +43,6 @@ def test_the_runtime_loses_what_the_weights_of_the_package_lose(smollm2_package:
                 getattr(mlp, part).weight.copy_(weights[f"{name}/mlp/{part}/MatMul_Q4"])
         model.lm_head.weight.copy_(weights["/lm_head/MatMul_Q4"])  # the embedding, too
         simulated = mean_kl(source, model(torch.tensor([ids])).logits[0])
-    found = mean_kl(source, runtime_logits(smollm2_package.path, ids))
+    found = mean_kl(source, logits_of(smollm2_package.path, ids))
     assert found == pytest.approx(simulated, abs=NOISE)
     assert 0.05 < simulated < 0.4  # 4 bits cost something here, and not everything

@@ -4,12 +4,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime_genai as og
 import pytest
 import torch
 from building import Case, Cases, Ended, build_all
 from checkpoints import copy_tokenizer
+from runtime import logits_of
 from safetensors.torch import load_file, save_file
 
 from slmpack import streaming
@@ -136,16 +135,6 @@ def int4(**changes: Any) -> BuilderOptions:
     return BuilderOptions.model_validate(
         {"precision": "int4", "execution_provider": "cpu", "algo_config": "default", "block_size": 32} | changes
     )
-
-
-def logits_of(package: Path, ids: list[int]) -> torch.Tensor:
-    """Return the runtime's logits `[sequence, vocabulary]`."""
-    model = og.Model(str(package))
-    parameters = og.GeneratorParams(model)
-    parameters.set_search_options(max_length=len(ids) + 1)
-    generator = og.Generator(model, parameters)
-    generator.append_tokens(ids)
-    return torch.from_numpy(np.array(generator.get_output("logits"))[0])
 
 
 def test_a_tied_head_of_8_bits_is_the_embedding_too_and_runs(checkpoints: Mapping[str, Path], tmp_path: Path) -> None:
