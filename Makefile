@@ -2,12 +2,17 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# A file's tests stay together, since they share what they built. Two processes with a thread each do not wait for
-# each other; with two threads each they would, at every barrier.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+# A file's tests stay together, since they share what they built, and files begin in the order of their names: those of
+# few tests, which are the longest, would otherwise come last. Processes with a thread each do not wait for each other;
+# three on two cores, since tests wait for servers much of the time.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 DEMO_NAME := smollm2-135m-instruct
+MLFLOW_PORT ?= 5000
+PREFECT_PORT ?= 4200
+# A browser for the dashboard's form, a database for several machines. Tests that miss theirs are skipped.
+SYSTEM := chromium postgresql
 
-.PHONY: setup demo test quick lint clean
+.PHONY: setup demo stack deploy system test quick lint clean
 
 setup: .venv/ready
 
@@ -22,8 +27,24 @@ demo: setup
 	@echo '> What is the capital of France?'
 	@$(BIN)/slmpack chat models:/$(DEMO_NAME)@cpu-int4 'What is the capital of France?'
 	@echo 'The model is in mlflow.db and mlruns/, its work files in ~/.cache/slmpack. See it: $(BIN)/mlflow ui'
-	@echo 'See the runs: $(BIN)/prefect server start'
+	@echo 'Have runs, schedules and both dashboards: make stack'
 	@echo 'Package Phi-3: $(BIN)/slmpack package hf://microsoft/Phi-3-mini-4k-instruct'
+
+# MLflow, Prefect and a worker on this machine, until Ctrl-C.
+stack: setup
+	@$(BIN)/python -m flows.stack --mlflow-port $(MLFLOW_PORT) --prefect-port $(PREFECT_PORT)
+
+# What prefect.yaml says, on the server that PREFECT_API_URL names.
+deploy: setup
+	@$(BIN)/python -m flows.deploy
+
+# What the slow tests need of Debian, as root.
+system:
+	@command -v apt-get > /dev/null || { echo 'slmpack: found no apt-get; expected Debian; install $(SYSTEM) as this system does' >&2; exit 1; }
+	@missing=$$(for each in $(SYSTEM); do dpkg -s $$each 2> /dev/null | grep -q '^Status: .* installed$$' || echo $$each; done); \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" != 0 ]; then echo "slmpack: found no" $$missing "; expected to be root; type: sudo make system" >&2; exit 1; fi; \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing > /dev/null
 
 lint: setup
 	$(BIN)/ruff format --check .

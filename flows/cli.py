@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 from flows.display import Display
 from slmpack.chat import stream_answer
 from slmpack.errors import SlmpackError, UsageError
-from slmpack.outcome import failed_outcome
+from slmpack.outcome import failed_outcome, told_of
 from slmpack.recall import check_uri, find_logged
 from slmpack.records import Interface, Outcome, QualityPolicy, Recipe, Target
 from slmpack.registry import require_registry
@@ -143,7 +143,7 @@ def _package(parsed: argparse.Namespace) -> int:
     with Display() as display:
         outcomes = _run_flow(parsed, targets)
         for outcome in outcomes:
-            display.say(_line_of(outcome))
+            display.say(told_of(outcome))
     return _tell(outcomes, parsed)
 
 
@@ -161,8 +161,8 @@ def _run_flow(parsed: argparse.Namespace, targets: list[Target]) -> list[Outcome
     """Run the flow here; one target is a run of its own, several are runs below one."""
     logging.captureWarnings(True)
     rest = (
-        parsed.recipe, parsed.interface, parsed.name, parsed.force, parsed.workspace,
-        QualityPolicy(), parsed.quality_text, parsed.waive_quality, parsed.calibration_text,
+        parsed.recipe, parsed.interface, parsed.name, parsed.force, QualityPolicy(),
+        parsed.waive_quality, parsed.quality_text, parsed.calibration_text, parsed.workspace,
     )  # fmt: skip
     if len(targets) > 1:
         from flows.package_targets import package_targets
@@ -198,7 +198,7 @@ def _verify(parsed: argparse.Namespace) -> int:
     )  # fmt: skip
     with Display() as display:
         outcome = _run_verify_flow(parsed, target)
-        display.say(_line_of(outcome))
+        display.say(told_of(outcome))
     return _tell([outcome], parsed)
 
 
@@ -206,24 +206,8 @@ def _run_verify_flow(parsed: argparse.Namespace, target: Target) -> Outcome:
     from flows.verify_model import verify_model
 
     logging.captureWarnings(True)
-    rest = (parsed.workspace, QualityPolicy(), parsed.quality_text, parsed.waive_quality)
+    rest = (QualityPolicy(), parsed.waive_quality, parsed.quality_text, parsed.workspace)
     return _outcome_of(target, lambda: verify_model(parsed.model_uri, *rest))
-
-
-def _line_of(outcome: Outcome) -> str:
-    if outcome.reason is not None:
-        return f"{outcome.target}: {outcome.status}"
-    seconds = sum(outcome.seconds.values())
-    text = f"{outcome.status}: {outcome.name} version {outcome.version}, alias {outcome.alias}, in {seconds:.0f} s"
-    if outcome.speed is None or outcome.size_bytes is None:
-        return text
-    speed, quality = outcome.speed, outcome.quality
-    if quality is not None:
-        text += f"; {outcome.recipe}: perplexity ratio {quality.perplexity_ratio:.3f}"
-    return (
-        f"{text}; {outcome.size_bytes / 1e6:.0f} MB, {speed.decode_tokens_per_second:.0f} tokens/s, "
-        f"first token after {speed.ttft_ms:.0f} ms, {speed.peak_rss_bytes / 1e6:.0f} MB of memory"
-    )
 
 
 def _chat(parsed: argparse.Namespace) -> int:

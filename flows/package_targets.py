@@ -1,65 +1,120 @@
-"""Package one model for several targets, each in a run of its own; one that fails does not stop the others."""
+"""Package one model for several targets; one that fails does not stop the others.
 
-from pathlib import Path
+    here:   resolve -> package-model for one target after the other, each a run below this one
+    pools:  resolve -> handed over before? -> fetch -> hand over to MLflow -> start every target's deployment -> wait
+
+In pools each target runs on a worker that has its hardware, and takes the checkpoint from MLflow: workers need neither
+the source's site nor its token, and the machines share no disk.
+"""
+
 from typing import Any
 
-from prefect import flow
-from prefect.client.schemas.objects import State
+from prefect import flow, runtime
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Completed, Failed
 
 from flows.package_model import package_model
+from slmpack.errors import SlmpackError
 from slmpack.outcome import failed_outcome, summary_of
-from slmpack.records import Interface, Outcome, QualityPolicy, Recipe, Target
+from slmpack.parameters import (
+    CalibrationText,
+    DispatchChoice,
+    Force,
+    InterfaceChoice,
+    Name,
+    Policy,
+    QualityText,
+    RecipeChoice,
+    SourceText,
+    TargetChoices,
+    Waiver,
+    Workspace,
+)
+from slmpack.records import Dispatch, Interface, ModelSource, Outcome, QualityPolicy, Recipe, Target
 from slmpack.request import check_request, workspace_of
-from slmpack.resolve import DEFAULT_SOURCE
+from slmpack.resolve import DEFAULT_SOURCE, shown_source
+from slmpack.targets import recipe_for
+from tasks.dispatch import await_target, cancel_started, start_target
+from tasks.fetch import fetch_snapshot
+from tasks.hand_over import find_checkpoint, hand_over_snapshot
+from tasks.outcome import keep_outcomes
 from tasks.registry import require_registry
 from tasks.resolve import resolve_source
 
 
-@flow(name="package-targets", flow_run_name="{source} for {targets}")
-def package_targets(
-    source: str = DEFAULT_SOURCE,
-    targets: list[Target] = [Target.CPU_INT4],  # noqa: B006 - Prefect copies it, and the form shows it
-    recipe: Recipe = Recipe.AUTO,
-    interface: Interface = Interface.CHAT,
-    name: str | None = None,
-    force: bool = False,
-    workspace: Path | None = None,
-    policy: QualityPolicy = QualityPolicy(),  # noqa: B008 - frozen
-    quality_text: Path | None = None,
-    waive_quality: str | None = None,
-    calibration_text: Path | None = None,
-) -> State[Any]:
-    """Package `source` for every target; Failed, with how many were published, unless all were.
+def name_of_run() -> str:
+    """Name the run by what it was asked for."""
+    asked = runtime.flow_run.parameters
+    return f"{shown_source(asked['source'])} for {', '.join(asked['targets'])}"
 
-    Args:
-        source: as in package-model.
-        targets: the hardware and precisions to build for.
-        recipe: how to quantise; auto is the cheapest recipe of each target that passes the quality policy.
-        interface: chat (MLflow's llm/v1/chat) or prompt (one string in, one out).
-        name: the registered model; taken from the source if empty.
-        force: build, prove and publish even if the same is published already.
-        workspace: where work files live; the user's cache folder if empty.
-        policy: what a package may lose of its source.
-        quality_text: a UTF-8 file to measure the quality on; the built-in text if empty.
-        waive_quality: the reason for publishing even below the policy.
-        calibration_text: a UTF-8 file of the kind of text the model is for; built-in text and random tokens if empty.
-    """
+
+@flow(name="package-targets", flow_run_name=name_of_run)
+def package_targets(
+    source: SourceText = DEFAULT_SOURCE,
+    targets: TargetChoices = [Target.CPU_INT4],  # noqa: B006 - Prefect copies it, and the form shows it
+    recipe: RecipeChoice = Recipe.AUTO,
+    interface: InterfaceChoice = Interface.CHAT,
+    name: Name = None,
+    force: Force = False,
+    policy: Policy = QualityPolicy(),  # noqa: B008 - frozen
+    waive_quality: Waiver = None,
+    quality_text: QualityText = None,
+    calibration_text: CalibrationText = None,
+    workspace: Workspace = None,
+    dispatch: DispatchChoice = Dispatch.HERE,
+) -> State[Any]:
+    """Package one model for every target; Failed, with how many were published, unless all were."""
     for target in targets:
         check_request(
-            target, recipe, interface, name, workspace,
+            target, recipe_for(target, recipe), interface, name, workspace,
             policy=policy, quality_text=quality_text, waive_quality=waive_quality,
             calibration_text=calibration_text,
         )  # fmt: skip
     require_registry()
-    resolve_source(source, workspace_of(workspace))  # what is wrong with the source is wrong for every target
-    outcomes: list[Outcome] = []
-    for target in targets:
-        state = package_model(
-            source, target, recipe, interface, name, force, workspace, policy, quality_text, waive_quality,
-            calibration_text, return_state=True,
-        )  # fmt: skip
-        result = state.result(raise_on_failure=False)
-        outcomes.append(result if isinstance(result, Outcome) else failed_outcome(target, result))
+    resolved = resolve_source(source, workspace_of(workspace))  # what is wrong with it is wrong for every target
+    rest = {
+        "recipe": recipe, "interface": interface, "name": name, "force": force, "policy": policy,
+        "waive_quality": waive_quality, "quality_text": quality_text, "calibration_text": calibration_text,
+    }  # fmt: skip
+    if dispatch is Dispatch.HERE:
+        outcomes = package_here(source, targets, rest | {"workspace": workspace})
+    else:
+        outcomes = package_in_pools(resolved, targets, rest | {"name": name or resolved.name}, workspace_of(workspace))
+    keep_outcomes(outcomes)
     ended = Completed if all(outcome.reason is None for outcome in outcomes) else Failed
     return ended(message=summary_of(outcomes), data=outcomes)
+
+
+def package_here(source: str, targets: list[Target], rest: dict[str, Any]) -> list[Outcome]:
+    """Run the targets one after the other; what one fetched and measured of the source, the next finds."""
+    outcomes: list[Outcome] = []
+    for target in targets:
+        asked = rest | {"recipe": recipe_for(target, rest["recipe"])}
+        state: Any = package_model(source, target, **asked, return_state=True)
+        result = state.result(raise_on_failure=False)
+        outcomes.append(result if isinstance(result, Outcome) else failed_outcome(target, result))
+    return outcomes
+
+
+def package_in_pools(source: ModelSource, targets: list[Target], rest: dict[str, Any], workspace: Any) -> list[Outcome]:
+    """Fetch once, start every target on a worker of its pool, then wait for all of them."""
+    handed = find_checkpoint(source)
+    if handed is None:
+        handed = hand_over_snapshot(fetch_snapshot(source, workspace), rest["name"], workspace)
+    parameters = rest | {"source": handed.source, "checkpoint": handed.checkpoint}
+    started = {target: start(target, parameters | {"recipe": recipe_for(target, rest["recipe"])}) for target in targets}
+    return [run if isinstance(run, Outcome) else await_target(target, run) for target, run in started.items()]
+
+
+def start(target: Target, parameters: dict[str, Any]) -> Any:
+    """Return the id of the target's run, or its outcome if it cannot be started."""
+    try:
+        return start_target(target, parameters)
+    except SlmpackError as error:
+        return failed_outcome(target, error)
+
+
+@package_targets.on_cancellation
+def cancel_targets(flow: Any, flow_run: FlowRun, state: State[Any]) -> None:  # names are Prefect's
+    """Cancel the runs that were started in pools."""
+    cancel_started(flow_run.id)

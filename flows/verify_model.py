@@ -8,16 +8,18 @@ version that was published as it is.
 
 import logging
 from collections.abc import Iterable
-from pathlib import Path
 
 from prefect import flow
 
 from slmpack.errors import QualityError
+from slmpack.hardware import require_hardware
 from slmpack.outcome import REFUSALS, Stages, published_outcome
+from slmpack.parameters import ModelUri, Policy, QualityText, Waiver, Workspace
 from slmpack.proof import Proofs
 from slmpack.records import Check, LoggedModel, Outcome, Quality, QualityPolicy, Recipe, SmokeReport
 from slmpack.request import Request, check_request
 from tasks.measure import measure_quality
+from tasks.outcome import completed, keep_outcome
 from tasks.publish import mark_refused, publish_version
 from tasks.recall import find_logged, recall_model, standing_of
 from tasks.registry import require_registry
@@ -29,25 +31,18 @@ logger = logging.getLogger("slmpack.verify")  # the library's, so that a run's l
 
 @flow(name="verify-model", flow_run_name="verify {model_uri}")
 def verify_model(
-    model_uri: str,
-    workspace: Path | None = None,
-    policy: QualityPolicy = QualityPolicy(),  # noqa: B008 - frozen
-    quality_text: Path | None = None,
-    waive_quality: str | None = None,
+    model_uri: ModelUri,
+    policy: Policy = QualityPolicy(),  # noqa: B008 - frozen
+    waive_quality: Waiver = None,
+    quality_text: QualityText = None,
+    workspace: Workspace = None,
 ) -> Outcome:
-    """Run every proof of `model_uri` again, and publish it unless that was done before.
-
-    Args:
-        model_uri: models:/NAME/VERSION, models:/NAME@ALIAS or models:/m-ID, logged by slmpack.
-        workspace: where work files live; the user's cache folder if empty.
-        policy: what the package may lose of its source.
-        quality_text: a UTF-8 file to measure the quality on; the built-in text if empty.
-        waive_quality: the reason for publishing even below the policy.
-    """
+    """Run every proof of a logged model again on this machine, and publish it unless that was done before."""
     stages = Stages()
     with stages("find"):
         require_registry()
         told = find_logged(model_uri).told
+    require_hardware(told.package.target)
     request = check_request(
         told.package.target, told.package.recipe or Recipe.AUTO, told.interface, told.name, workspace,
         policy=policy, quality_text=quality_text, waive_quality=waive_quality,
@@ -55,7 +50,9 @@ def verify_model(
     with stages("recall"):
         model = recall_model(model_uri, request.workspace)
     proofs = prove(model, request, stages)
-    return publish(model, proofs, request, stages)
+    outcome = publish(model, proofs, request, stages)
+    keep_outcome(outcome)
+    return completed(outcome)  # type: ignore[no-any-return]
 
 
 def prove(model: LoggedModel, request: Request, stages: Stages) -> Proofs:

@@ -8,6 +8,7 @@ streamed takes memory by the model's size, which is asked for before any work.
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from slmpack.builder import BuildRequest, Built, require_stock_memory, run_builder
 from slmpack.child import run_in_child
@@ -44,12 +45,23 @@ def package_digest(
 ) -> str:
     """Return the digest of the package that `build_package` would make, without making it."""
     options = RECIPES[target][recipe] if recipe else None
-    told = options.model_dump(exclude_defaults=True) if options else {}
-    if options and options.weighted:
-        told["preparation"] = preparation_digest(options, calibration_text)
+    told = _told_of(options, calibration_text)
     if options and is_kept(snapshot, options):
         told["kept"] = True
     return digest_of([snapshot.digest, target, recipe, told, builder_versions(target), BUILD_STEPS])
+
+
+def recipe_digest(target: Target, recipe: Recipe | None, calibration_text: str | None = None) -> str:
+    """Return the digest of all that is done to a source, whichever it is."""
+    told = _told_of(RECIPES[target][recipe] if recipe else None, calibration_text)
+    return digest_of([target, recipe, told, builder_versions(target), BUILD_STEPS])
+
+
+def _told_of(options: BuilderOptions | None, calibration_text: str | None) -> dict[str, Any]:
+    told = options.model_dump(exclude_defaults=True) if options else {}
+    if options and options.weighted:
+        told["preparation"] = preparation_digest(options, calibration_text)
+    return told
 
 
 def build_package(

@@ -2,6 +2,7 @@
 
     SlmpackError            ours, and final: asking again gives the same answer
     +-- UsageError          a name, target, recipe or option that cannot be right
+    +-- HardwareError       this machine lacks what the target is for
     +-- SourceError         the source does not exist, may not be read, or is not a usable checkpoint
     +-- WorkspaceError      no space, or a file changed after it was stored
     +-- BuildError          the builder refused, was killed or took too long
@@ -28,6 +29,10 @@ class SlmpackError(Exception):
 
 class UsageError(SlmpackError):
     """A value that cannot be right, found before any work (exit code 2)."""
+
+
+class HardwareError(SlmpackError):
+    """This machine lacks what the target is for; found before any work."""
 
 
 class SourceError(SlmpackError):

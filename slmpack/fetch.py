@@ -52,7 +52,7 @@ def fetch_snapshot(source: ModelSource, workspace: Path) -> Snapshot:
         SourceError: the source is gone or may not be read, or is not a usable checkpoint.
         WorkspaceError: there is no room for it.
     """
-    key = _key(source)
+    key = snapshot_key(source)
 
     def make(into: Path) -> dict[str, str | int | None]:
         logger.info("fetching %s", source.text)
@@ -118,7 +118,7 @@ def _naming(source: ModelSource, folder: Path) -> Iterator[None]:
         raise SourceError(str(error).replace(str(folder), source.text)) from error
 
 
-def _key(source: ModelSource) -> str:
+def snapshot_key(source: ModelSource) -> str:
     """Return what the content of the snapshot depends on, as one digest.
 
     A hash of the content makes its place irrelevant; a converted file also depends on what converts it.

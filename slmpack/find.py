@@ -20,6 +20,7 @@ FORCED = "slmpack.forced"
 MODEL_ID = "slmpack.model_id"
 PUBLISHED = "slmpack.published"  # the alias that was moved to the version, when it was for the first time
 SUPERSEDED_BY, HELD_ALIAS = "slmpack.superseded_by", "slmpack.held_alias"
+WANTED = "slmpack.wanted."  # and the first characters of a `wanted_key` that ended with the version; the alias
 
 
 class PublishedLookup(Record):
@@ -57,38 +58,73 @@ def find_published(name: str, digest: str, alias: str) -> PublishedLookup | None
     Raises:
         UsageError: MLflow would refuse the name or the alias.
     """
-    check_name(name)
-    check_alias(alias)
-    if holder_of(name, alias) is None:  # deleted, or gone with the version that had it
-        return None
-    for version in reversed(versions_with(name, DIGEST, digest)):
-        if version.tags.get(PUBLISHED) == alias and _is_whole(version):
-            recipe = version.tags["slmpack.recipe"]
-            return PublishedLookup(
-                name=name,
-                version=int(version.version),
-                alias=alias,
-                digest=digest,
-                model_id=version.tags[MODEL_ID],
-                run_id=version.tags["slmpack.mlflow_run"],
-                target=Target(version.tags["slmpack.target"]),
-                recipe=None if recipe == "none" else recipe,
-                size_bytes=int(version.tags["slmpack.size_bytes"]),
-                asked=asked_of(version),
-                speed=_told(version, Speed),
-                quality=_told(version, QualityFigures),
-            )
-    return None
+    return _newest_published(name, alias, DIGEST, digest)
 
 
-def find_rung(name: str, digests: Sequence[str], alias: str, asked: str) -> PublishedLookup | None:
-    """Return the published version of one of the recipes' digests.
+def find_wanted(name: str, wanted: str, alias: str) -> PublishedLookup | None:
+    """Return the version that a run of that `wanted_key` published or found; nothing of the source is looked at.
+
+    Raises:
+        UsageError: MLflow would refuse the name or the alias.
+    """
+    return _newest_published(name, alias, wanted_tag(wanted), alias)
+
+
+def find_rung(
+    name: str, digests: Sequence[str], alias: str, asked: str, wanted: str | None = None
+) -> PublishedLookup | None:
+    """Return the published version of one of the recipes' digests, and let `find_wanted` find it the next time.
 
     A single digest is enough by itself. Of several, as `auto` tries them, one counts only if it was what `auto` ended
     with under the same policy: the user may have published a dearer recipe by name, or loosened the policy since.
     """
-    found = [lookup for digest in digests if (lookup := find_published(name, digest, alias)) is not None]
-    return next((lookup for lookup in found if len(digests) == 1 or asked in lookup.asked), None)
+    lookups = [lookup for digest in digests if (lookup := find_published(name, digest, alias)) is not None]
+    found = next((lookup for lookup in lookups if len(digests) == 1 or asked in lookup.asked), None)
+    if found is not None and wanted is not None:
+        remember_wanted(name, found.version, wanted, alias)
+    return found
+
+
+def wanted_tag(wanted: str) -> str:
+    """Return the name of the tag by which a version is found again."""
+    return f"{WANTED}{wanted[:24]}"
+
+
+def remember_wanted(name: str, version: int, wanted: str, alias: str) -> None:
+    from mlflow import MlflowClient
+
+    MlflowClient().set_model_version_tag(name, str(version), wanted_tag(wanted), alias)
+
+
+def _newest_published(name: str, alias: str, key: str, value: str) -> PublishedLookup | None:
+    check_name(name)
+    check_alias(alias)
+    if holder_of(name, alias) is None:  # deleted, or gone with the version that had it
+        return None
+    found = (
+        version
+        for version in reversed(versions_with(name, key, value))
+        if version.tags.get(PUBLISHED) == alias and _is_whole(version)
+    )
+    return next((_lookup(version, alias) for version in found), None)
+
+
+def _lookup(version: "ModelVersion", alias: str) -> PublishedLookup:
+    recipe = version.tags["slmpack.recipe"]
+    return PublishedLookup(
+        name=version.name,
+        version=int(version.version),
+        alias=alias,
+        digest=version.tags[DIGEST],
+        model_id=version.tags[MODEL_ID],
+        run_id=version.tags["slmpack.mlflow_run"],
+        target=Target(version.tags["slmpack.target"]),
+        recipe=None if recipe == "none" else recipe,
+        size_bytes=int(version.tags["slmpack.size_bytes"]),
+        asked=asked_of(version),
+        speed=_told(version, Speed),
+        quality=_told(version, QualityFigures),
+    )
 
 
 def asked_of(version: "ModelVersion") -> tuple[str, ...]:

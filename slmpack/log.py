@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 EXPERIMENT = "slmpack"
 MANIFEST_TAG = "slmpack.manifest"
+PREFECT_RUN = "prefect_run"  # in a trace: the run that logs, which may be killed and go on
 
 
 def logged_digest(package_digest: str, interface: Interface, target: Target) -> str:
@@ -51,15 +52,9 @@ def log_model(package: Package, interface: Interface, name: str, workspace: Path
         raise UsageError(f"interface {interface} for target {package.target}", "chat", "leave --interface out")
     check_name(name)
     digest = logged_digest(package.digest, interface, package.target)
-    facts = _facts_of(package, interface, digest)
-    tags = {f"slmpack.{key}": value for key, value in trace.items()} | {"slmpack.digest": digest}
-    with (
-        final_errors(LogError, "the model"),
-        _run(name, facts, tags) as (experiment_id, run_id),
-        staged_model(package, interface, name, digest, workspace) as folder,
-    ):
-        model_id = _log_folder(folder, name, facts, tags, experiment_id, run_id)
-    logger.info("logged %s for %s as %s", name, package.target, model_id)
+    with final_errors(LogError, "the model"):
+        logged = _logged_before(name, digest, trace) or _log(package, interface, name, workspace, digest, trace)
+    model_id, run_id = logged
     return LoggedModel(
         package=package,
         interface=interface,
@@ -70,6 +65,47 @@ def log_model(package: Package, interface: Interface, name: str, workspace: Path
         requirements=requirements_for(package.target),
         digest=digest,
     )
+
+
+def _log(
+    package: Package, interface: Interface, name: str, workspace: Path, digest: str, trace: dict[str, str]
+) -> tuple[str, str]:
+    """Return the ids of a new logged model and of its run."""
+    facts = _facts_of(package, interface, digest)
+    tags = {f"slmpack.{key}": value for key, value in trace.items()} | {"slmpack.digest": digest}
+    with (
+        _run(name, facts, tags) as (experiment_id, run_id),
+        staged_model(package, interface, name, digest, workspace) as folder,
+    ):
+        model_id = _log_folder(folder, name, facts, tags, experiment_id, run_id)
+    logger.info("logged %s for %s as %s", name, package.target, model_id)
+    return model_id, run_id
+
+
+def _logged_before(name: str, digest: str, trace: dict[str, str]) -> tuple[str, str] | None:
+    """Return the ids of what this very Prefect run logged before it was killed, unless it was refused since."""
+    if PREFECT_RUN not in trace:
+        return None
+    tags = {f"slmpack.{PREFECT_RUN}": trace[PREFECT_RUN], "slmpack.digest": digest}
+    for logged in ready_models(tags):
+        if logged.name == name and "slmpack.refused" not in logged.tags:
+            logger.info("going on with %s, which this run logged before", logged.model_id)
+            return str(logged.model_id), str(logged.source_run_id)
+    return None
+
+
+def ready_models(tags: dict[str, str]) -> "list[MlflowModel]":
+    """Return the logged models that are READY and have all those tags, newest first."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        return []
+    wanted = " AND ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    newest_first = [{"field_name": "creation_timestamp", "ascending": False}]
+    found = client.search_logged_models([experiment.experiment_id], wanted, order_by=newest_first)
+    return [logged for logged in found if str(logged.status) == "READY"]
 
 
 def _facts_of(package: Package, interface: Interface, digest: str) -> dict[str, str]:

@@ -80,6 +80,23 @@ def unchanged_outcome(found: PublishedLookup, stages: Stages) -> Outcome:
     )
 
 
+def told_of(outcome: Outcome) -> str:
+    """Say in one line what became of a target."""
+    if outcome.reason is not None:
+        return f"{outcome.target}: {outcome.status}"
+    seconds = sum(outcome.seconds.values())
+    text = f"{outcome.status}: {outcome.name} version {outcome.version}, alias {outcome.alias}, in {seconds:.0f} s"
+    if outcome.speed is None or outcome.size_bytes is None:
+        return text
+    speed, quality = outcome.speed, outcome.quality
+    if quality is not None:
+        text += f"; {outcome.recipe}: perplexity ratio {quality.perplexity_ratio:.3f}"
+    return (
+        f"{text}; {outcome.size_bytes / 1e6:.0f} MB, {speed.decode_tokens_per_second:.0f} tokens/s, "
+        f"first token after {speed.ttft_ms:.0f} ms, {speed.peak_rss_bytes / 1e6:.0f} MB of memory"
+    )
+
+
 def failed_outcome(target: Target, error: BaseException) -> Outcome:
     """Describe a target of which nothing was published; a refusal by the policy has the last measured figures."""
     status: Status = "refused" if isinstance(error, REFUSALS) else "failed"
@@ -95,6 +112,13 @@ def failed_outcome(target: Target, error: BaseException) -> Outcome:
         quality=_figures(last.quality),
         speed=last.speed,
         reason=reason,
+    )
+
+
+def lost_outcome(target: Target, found: str) -> Outcome:
+    """Describe a target whose run came to no end of its own: it crashed or was cancelled."""
+    return Outcome(
+        status="failed", target=target, reason=f"{found}; an outcome; see that run's log, then retry this one"
     )
 
 

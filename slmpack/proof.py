@@ -32,6 +32,19 @@ class Proofs(Record):
     smoke: SmokeReport
     rungs: tuple[Rung, ...] = ()
 
+    def table(self) -> list[dict[str, str]]:
+        """Return every check that held, a row each: the proof, the check and what was found."""
+        validation = self.validation
+        proofs = {
+            "smoke": self.smoke.checks, "quality": self.quality.checks, "validation": validation.checks,
+            "parity": validation.parity, "clean environment": validation.clean_environment,
+        }  # fmt: skip
+        return [
+            {"proof": proof, "check": check.name, "found": " ".join(check.found.split())}
+            for proof, checks in proofs.items()
+            for check in checks
+        ]
+
 
 def page_facts(
     proofs: Proofs, integrity: Sequence[Check], version: int, alias: str, holder: "ModelVersion | None"

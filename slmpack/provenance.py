@@ -8,6 +8,9 @@ The manifest of the logged model lists the file, so it is as safe from changes a
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
+from slmpack.kept_blocks import kept_types
 from slmpack.records import (
     FileDigest,
     Interface,
@@ -37,7 +40,11 @@ class SourceFacts(Record):
 
 
 class SnapshotFacts(Record):
-    """A snapshot without its folder."""
+    """A snapshot without its folder.
+
+    Attributes:
+        stored_types: how a GGUF file stored each matrix, see `kept_blocks`; {} of other sources.
+    """
 
     digest: str
     files: tuple[FileDigest, ...]
@@ -47,6 +54,7 @@ class SnapshotFacts(Record):
     layers: int
     context_length: int
     licence: str | None
+    stored_types: dict[str, str] = Field(default_factory=dict)  # not there in what 0.1 logged before it
 
 
 class PackageFacts(Record):
@@ -88,7 +96,8 @@ def provenance_of(
         digest=digest,
         package=PackageFacts.model_validate(package.model_dump(exclude={"snapshot", "path"})),
         snapshot=SnapshotFacts.model_validate(
-            snapshot.model_dump(exclude={"source", "path"}) | {"digest": snapshot.digest}
+            snapshot.model_dump(exclude={"source", "path"})
+            | {"digest": snapshot.digest, "stored_types": kept_types(snapshot.path)}
         ),
         source=SourceFacts.model_validate(source.model_dump() | shown),
     )
@@ -101,7 +110,10 @@ def source_of(told: Provenance) -> ModelSource:
 
 def model_of(told: Provenance, model_id: str, run_id: str, *, package: Path, snapshot: Path) -> LoggedModel:
     """Return the logged model's record, with the folders that `package` and `snapshot` have on this machine."""
-    checkpoint = told.snapshot.model_dump(exclude={"digest"}) | {"source": source_of(told), "path": snapshot}
+    checkpoint = told.snapshot.model_dump(exclude={"digest", "stored_types"}) | {
+        "source": source_of(told),
+        "path": snapshot,
+    }
     built = told.package.model_dump() | {"snapshot": Snapshot.model_validate(checkpoint), "path": package}
     return LoggedModel(
         package=Package.model_validate(built),

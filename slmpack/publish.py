@@ -11,8 +11,10 @@ first line, `find` what is looked for.
 """
 
 import logging
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+from urllib.parse import quote, urlsplit
 
 from slmpack.claim import claim_version, delete_version
 from slmpack.errors import CheckError, PublishError
@@ -28,11 +30,12 @@ from slmpack.find import (
     asked_of,
     holder_before,
     holder_of,
+    remember_wanted,
 )
 from slmpack.integrity import read_back
 from slmpack.proof import Proofs, log_page, page_facts, page_uri
 from slmpack.records import LoggedModel, PublishedVersion, Quality, Speed
-from slmpack.registry import check_name, final_errors
+from slmpack.registry import check_name, final_errors, without_password
 from slmpack.requirements import runtime_versions
 
 if TYPE_CHECKING:
@@ -41,16 +44,24 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 REFUSED = "slmpack.refused"
+RUN_ADDRESS = "slmpack.prefect_address"
 DESCRIPTION_CHARACTERS = 5000  # Source: MLflow 3.17.2, store/model_registry/dbmodels/models.py
 
 
 def publish_version(
-    model: LoggedModel, proofs: Proofs, *, asked: str = "", force: bool = False, trace: dict[str, str] | None = None
+    model: LoggedModel,
+    proofs: Proofs,
+    *,
+    asked: str = "",
+    wanted: str | None = None,
+    force: bool = False,
+    trace: dict[str, str] | None = None,
 ) -> PublishedVersion:
     """Register the proved model and move its alias to it; the same call again changes nothing more.
 
     Args:
         asked: what `find_rung` finds an `auto` by.
+        wanted: what `find_wanted` finds the version by.
         force: make a version of this very model even if one of the same digest is published.
         trace: where this comes from, such as the id of a Prefect run; becomes tags of the version.
 
@@ -76,10 +87,12 @@ def publish_version(
         except CheckError as refusal:
             if version.tags[MODEL_ID] != model.model_id:
                 logger.info("version %s has the digest but not the bytes of %s", version.version, model.uri)
-                return publish_version(model, proofs, asked=asked, force=True, trace=trace)
+                return publish_version(model, proofs, asked=asked, wanted=wanted, force=True, trace=trace)
             _refuse(model, proofs, version, refusal)
             raise
         _remember(asked, version)
+        if wanted is not None:
+            remember_wanted(model.name, published.version, wanted, published.alias)
         _close_run(model, published.version)
     logger.info("published %s version %s as %s", model.name, published.version, published.alias)
     return published
@@ -101,10 +114,17 @@ def _complete(model: LoggedModel, proofs: Proofs, version: "ModelVersion") -> Pu
         if not _is_complete(version, alias):
             previous = holder_before(version, alias)
             facts = page_facts(proofs, integrity, int(version.version), alias, previous)
-            summary = log_page(facts, version.tags["slmpack.mlflow_run"])[:DESCRIPTION_CHARACTERS]
+            summary = log_page(facts, version.tags["slmpack.mlflow_run"]) + _made_by(version)
+            summary = summary[:DESCRIPTION_CHARACTERS]
             version = MlflowClient().update_model_version(version.name, version.version, summary)
             _move_alias(version, alias, previous)
     return _published(model, version, alias)
+
+
+def _made_by(version: "ModelVersion") -> str:
+    """Return a line that links the run that made the version, if the run told where it can be seen."""
+    address = version.tags.get(RUN_ADDRESS)
+    return f"\n\nMade by [this Prefect run]({address})." if address else ""
 
 
 def _is_complete(version: "ModelVersion", alias: str) -> bool:
@@ -176,6 +196,16 @@ def _tags_of_request(asked: str, force: bool) -> dict[str, str]:
     return {ASKED: asked, FORCED: str(force).lower()}
 
 
+def version_address(name: str, version: int) -> str | None:
+    """Return where MLflow's own pages show the version; None with a store that no server shows."""
+    import mlflow
+
+    address = mlflow.get_registry_uri()
+    if urlsplit(address).scheme not in {"http", "https"}:
+        return None
+    return f"{without_password(address).rstrip('/')}/#/models/{quote(name)}/versions/{version}"
+
+
 def figures_of(speed: Speed | None, quality: Quality | None) -> dict[str, float]:
     """Return what was measured, by the names that metrics and tags have."""
     return {
@@ -187,14 +217,21 @@ def figures_of(speed: Speed | None, quality: Quality | None) -> dict[str, float]
 
 
 def _log_figures(model: LoggedModel, figures: dict[str, float]) -> None:
-    """Log the figures to the run and the logged model; at the run's own time, so that a second call adds nothing."""
+    """Log the figures to the run and the logged model; the same call again adds nothing.
+
+    They bear the run's own time, so that two publishers at once say the same. Where a run goes on after a crash and has
+    measured anew, what differs bears the time of now: MLflow takes one value a moment.
+    """
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
     client = MlflowClient()
-    moment = client.get_run(model.run_id).info.start_time
+    run = client.get_run(model.run_id)
+    known, begun, now = run.data.metrics, run.info.start_time, int(time.time() * 1000)
     metrics = [
-        Metric(name, value, moment, 0, model_id=model.model_id, run_id=model.run_id) for name, value in figures.items()
+        Metric(name, value, now if name in known else begun, 0, model_id=model.model_id, run_id=model.run_id)
+        for name, value in figures.items()
+        if known.get(name) != value
     ]
     client.log_batch(model.run_id, metrics=metrics)
 

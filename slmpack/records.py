@@ -25,6 +25,8 @@ class Target(StrEnum):
     TRANSFORMERS = "transformers"
     CPU_INT4 = "cpu-int4"
     CPU_INT8 = "cpu-int8"
+    CUDA_INT4 = "cuda-int4"
+    CUDA_FP16 = "cuda-fp16"
 
 
 class Recipe(StrEnum):
@@ -47,6 +49,13 @@ class Interface(StrEnum):
 
     CHAT = "chat"
     PROMPT = "prompt"
+
+
+class Dispatch(StrEnum):
+    """Where the targets of one run are packaged: in that run, or each in its own work pool."""
+
+    HERE = "here"
+    POOLS = "pools"
 
 
 class SourceKind(StrEnum):
@@ -244,8 +253,10 @@ class Speed(Record):
 class QualityPolicy(Record):
     """What a package may lose of its source before nothing is published."""
 
-    max_perplexity_ratio: float = Field(1.10, ge=1.0, description="perplexity of the package over that of its source")
-    allow_new_loops: bool = Field(False, description="publish even if greedy answers loop where the source's do not")
+    max_perplexity_ratio: float = Field(
+        1.10, ge=1.0, le=1000.0, description="The package's perplexity over its source's: 1.10 is a tenth more."
+    )
+    allow_new_loops: bool = Field(False, description="Publish even if greedy answers loop where the source's do not.")
 
 
 class Quality(Record):

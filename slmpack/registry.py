@@ -105,15 +105,22 @@ def check_alias(alias: str) -> None:
         raise UsageError(f"the alias {alias!r}: {one_line(error)}") from error
 
 
-def require_registry() -> None:
+def require_registry(shared: bool = False) -> None:
     """Ask the tracking server and the registry one cheap question, once; MLflow's own calls try for minutes.
+
+    Args:
+        shared: refuse MLflow's own default, a file in the working folder: a worker's is a folder that nobody keeps.
 
     Raises:
         PublishError: one of them does not answer, or not as MLflow does.
-        UsageError: it is a store that MLflow no longer takes.
+        UsageError: it is a store that MLflow no longer takes, or the default where that would be lost.
     """
     import mlflow
+    from mlflow.tracking import is_tracking_uri_set
 
+    if shared and not is_tracking_uri_set():  # type: ignore[no-untyped-call]
+        raise UsageError("MLFLOW_TRACKING_URI is not set for this worker", "the address of the MLflow server",
+                         "set it in the worker's environment or in the work pool's job variables (env)")  # fmt: skip
     for uri in dict.fromkeys((mlflow.get_tracking_uri(), mlflow.get_registry_uri())):
         if urlsplit(uri).scheme in {"http", "https"}:
             _probe_server(uri)
@@ -126,11 +133,16 @@ def shown(uri: str) -> str:
     return re.sub(r"//[^/@]*@", "//***@", uri)
 
 
-def _unreachable(uri: str, found: str) -> PublishError:
+def without_password(uri: str) -> str:
+    """Return `uri` as a link for others: without the name and the password that it may have."""
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
+def _unreachable(uri: str, found: str, advice: str = "start it or set MLFLOW_TRACKING_URI") -> PublishError:
     return PublishError(
         f"the MLflow server at {shown(uri)} cannot be reached ({found})",
         "a running MLflow tracking server with a model registry",
-        "start it or set MLFLOW_TRACKING_URI",
+        advice,
     )
 
 
@@ -149,6 +161,9 @@ def _probe_server(uri: str) -> None:
             )  # fmt: skip
         except (MlflowException, requests.RequestException) as error:
             raise _unreachable(uri, _cause_of(error)) from error
+        if answer.status_code in {401, 403}:
+            raise _unreachable(uri, f"it answers {answer.status_code} {answer.reason}",
+                               "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")  # fmt: skip
         if answer.status_code != 200:
             raise _unreachable(uri, f"it answers {answer.status_code} {answer.reason}")
         try:

@@ -19,6 +19,7 @@ class Request(Record):
         calibration_text: what the source reads before its weights are quantised; None for what is built in.
         waiver: why to publish below the policy; None if that is not allowed.
         asked: the recipe with the policy and the texts, as a version's tag remembers it.
+        wanted: see `wanted`; None until the source is resolved.
     """
 
     ladder: tuple[Recipe | None, ...]
@@ -29,6 +30,7 @@ class Request(Record):
     calibration_text: str | None
     waiver: str | None
     asked: str
+    wanted: str | None = None
 
     def waiver_for(self, recipe: Recipe | None) -> str | None:
         """Return the waiver where it counts: with `auto` only when no recipe passes, so for the last."""

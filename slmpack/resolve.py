@@ -52,6 +52,11 @@ def resolve_source(text: str, workspace: Path | None = None) -> ModelSource:
     return _resolve_path(text, workspace)
 
 
+def shown_source(text: str) -> str:
+    """Return a source's text as the name of a run has room for: of a path, its last part."""
+    return text if ":" in text else Path(text).name or text
+
+
 def model_name(text: str) -> str:
     """Return a registered model's name for a model file's, folder's or repository's: lower case, as MLflow takes it.
 

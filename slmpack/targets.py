@@ -4,6 +4,7 @@ The builder takes unknown options without a word and returns 0 for packages that
 at decode, `is_symmetric=false` on tied embeddings does not load), so it is given these and nothing else.
 """
 
+from functools import partial
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from slmpack.records import Recipe, Record, Target
 
 Precision = Literal["int4", "int8"]
 Algorithm = Literal["default", "k_quant_mixed"]
+Provider = Literal["cpu", "cuda"]
 BlockSize = Literal[16, 32, 128]
 Placement = Literal["last_matmul"]
 Quantiser = Literal["stock", "scales", "zero_points", "gptq"]
@@ -34,8 +36,8 @@ class BuilderOptions(Record):
     """
 
     precision: Precision
-    execution_provider: Literal["cpu", "cuda"]
-    algo_config: Algorithm
+    execution_provider: Provider
+    algo_config: Algorithm = "default"
     block_size: BlockSize
     int8: tuple[Placement, ...] = ()
     int8_nodes: tuple[str, ...] = ()
@@ -58,49 +60,56 @@ class BuilderOptions(Record):
         return self.algo_config == "default"
 
 
-def _cpu(
-    precision: Precision, block_size: BlockSize, algo_config: Algorithm = "default", **rest: Any
-) -> BuilderOptions:
-    return BuilderOptions(
-        precision=precision, execution_provider="cpu", algo_config=algo_config, block_size=block_size, **rest
-    )
-
-
 # The builder's k_quant_mixed takes 1.31 times its default for SmolLM2-135M.
 RAISED: dict[str, Any] = {"fold": True, "int8": ("last_matmul",), "most_bytes": 1.31}
 
+
+def _int4(provider: Provider) -> dict[Recipe, BuilderOptions]:
+    options = partial(BuilderOptions, precision="int4", execution_provider=provider, block_size=32)
+    return {
+        Recipe.SMALL: options(quantiser="scales"),
+        Recipe.BALANCED: options(quantiser="zero_points", fold=True),
+        Recipe.ACCURATE: options(quantiser="zero_points", **RAISED),
+        Recipe.BEST: options(quantiser="gptq", **RAISED),
+        Recipe.STOCK_SMALL: options(),
+        Recipe.STOCK_MIXED: options(algo_config="k_quant_mixed"),
+    }
+
+
 # Cheapest first; the stock builder's own at the end.
 RECIPES: dict[Target, dict[Recipe, BuilderOptions]] = {
-    Target.CPU_INT4: {
-        Recipe.SMALL: _cpu("int4", 32, quantiser="scales"),
-        Recipe.BALANCED: _cpu("int4", 32, quantiser="zero_points", fold=True),
-        Recipe.ACCURATE: _cpu("int4", 32, quantiser="zero_points", **RAISED),
-        Recipe.BEST: _cpu("int4", 32, quantiser="gptq", **RAISED),
-        Recipe.STOCK_SMALL: _cpu("int4", 32),
-        Recipe.STOCK_MIXED: _cpu("int4", 32, "k_quant_mixed"),
-    },
+    Target.CPU_INT4: _int4("cpu"),
     Target.CPU_INT8: {
-        Recipe.SMALL: _cpu("int8", 128),
-        Recipe.ACCURATE: _cpu("int8", 32),
+        Recipe.SMALL: BuilderOptions(precision="int8", execution_provider="cpu", block_size=128),
+        Recipe.ACCURATE: BuilderOptions(precision="int8", execution_provider="cpu", block_size=32),
     },
+    Target.CUDA_INT4: _int4("cuda"),
+    Target.CUDA_FP16: {},
     Target.TRANSFORMERS: {},
 }
 BY_NAME = (Recipe.BEST, Recipe.STOCK_SMALL, Recipe.STOCK_MIXED)  # `auto` does not try them
 
+_BUILDER = ("onnxruntime-genai", "onnxruntime", "onnx-ir", "transformers")
+
 # What the bytes of a build depend on.
 BUILDERS: dict[Target, tuple[str, ...]] = {
-    Target.CPU_INT4: ("onnxruntime-genai", "onnxruntime", "onnx-ir", "transformers"),
-    Target.CPU_INT8: ("onnxruntime-genai", "onnxruntime", "onnx-ir", "transformers"),
-    Target.TRANSFORMERS: ("transformers",),
+    target: ("transformers",) if target is Target.TRANSFORMERS else _BUILDER for target in Target
 }
 
 # An upper bound for the space check: tied embeddings may be stored twice, once in float32.
-BYTES_PER_PARAMETER = {Target.CPU_INT4: 2.0, Target.CPU_INT8: 2.5, Target.TRANSFORMERS: 0.0}
+BYTES_PER_PARAMETER = {
+    Target.CPU_INT4: 2.0, Target.CPU_INT8: 2.5, Target.CUDA_INT4: 2.0, Target.CUDA_FP16: 2.5, Target.TRANSFORMERS: 0.0,
+}  # fmt: skip
 
 
 def builder_versions(target: Target) -> dict[str, str]:
     """Return the installed versions of what builds `target`."""
     return {name: version(name) for name in BUILDERS[target]}
+
+
+def recipe_for(target: Target, recipe: Recipe) -> Recipe:
+    """Return the recipe as it counts for one target of several: what is not quantised has none."""
+    return recipe if RECIPES[target] else Recipe.AUTO
 
 
 def ladder_for(target: Target, recipe: Recipe) -> tuple[Recipe | None, ...]:

@@ -4,12 +4,21 @@ from pathlib import Path
 
 from prefect import task
 
-from slmpack import fetch
+from slmpack import fetch, hand_over
 from slmpack.records import ModelSource, Snapshot
 from tasks.policies import REMOTE
+from tasks.progress import progress_artifact
 
 
 @task(task_run_name="fetch {source.text}", **REMOTE)
 def fetch_snapshot(source: ModelSource, workspace: Path) -> Snapshot:
     """Download the model; retried, since the source is remote."""
-    return fetch.fetch_snapshot(source, workspace)
+    with progress_artifact("fetch"):
+        return fetch.fetch_snapshot(source, workspace)
+
+
+@task(task_run_name="receive {uri}", **REMOTE)
+def receive_snapshot(uri: str, workspace: Path) -> Snapshot:
+    """Take from MLflow what another run fetched; retried, since it is remote."""
+    with progress_artifact("fetch"):
+        return hand_over.receive_snapshot(uri, workspace)

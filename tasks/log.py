@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from prefect import runtime, task
+from prefect import task
 
 from slmpack import log
 from slmpack.records import Interface, LoggedModel, Package
 from tasks.policies import REMOTE
+from tasks.trace import trace_of_run
 
 
 @task(task_run_name="log {name}", **REMOTE)
 def log_model(package: Package, interface: Interface, name: str, workspace: Path) -> LoggedModel:
     """Log the model; retried, since the tracking server is remote."""
-    trace = {"prefect_run": str(runtime.flow_run.id)}
-    return log.log_model(package, interface, name, workspace, trace)
+    return log.log_model(package, interface, name, workspace, trace_of_run())

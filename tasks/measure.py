@@ -5,10 +5,10 @@ from prefect import task
 from slmpack import measure
 from slmpack.records import LoggedModel, QualityReport, Recipe
 from slmpack.request import Request
-from tasks.policies import LOCAL
+from tasks.policies import PROOF
 
 
-@task(task_run_name="measure {model.name}", **LOCAL)
+@task(task_run_name="measure {model.name}", **PROOF)
 def measure_quality(model: LoggedModel, request: Request, recipe: Recipe | None) -> QualityReport:
     """Hold the package against its source and the policy; never retried."""
     return measure.measure_quality(

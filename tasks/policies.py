@@ -1,8 +1,8 @@
-"""How often a stage is tried, and when."""
+"""How often a stage is tried, when, and what of it a retried run need not do again."""
 
 from typing import Any
 
-from prefect.cache_policies import NO_CACHE
+from prefect.cache_policies import DEFAULT, NO_CACHE
 
 from slmpack.errors import SlmpackError
 
@@ -22,3 +22,7 @@ REMOTE: dict[str, Any] = LOCAL | {
     "retry_jitter_factor": 0.3,
     "retry_condition_fn": worth_retrying,
 }
+# A proof that held is not run again when the same run is retried on the same machine, after a crash or an outage: its
+# inputs, its task's code and the run make the key. Its report is kept as JSON in Prefect's storage there; without it
+# the proof runs again.
+PROOF: dict[str, Any] = {"cache_policy": DEFAULT, "persist_result": True, "result_serializer": "json"}

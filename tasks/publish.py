@@ -1,27 +1,38 @@
 """Publish: a proved model becomes a version, and its alias moves last."""
 
-from prefect import runtime, task
-from prefect.artifacts import create_markdown_artifact
+from prefect import task
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from slmpack import find, publish
 from slmpack.find import PublishedLookup
 from slmpack.proof import Proofs
 from slmpack.records import LoggedModel, PublishedVersion, Quality, Speed
 from tasks.policies import LOCAL, REMOTE
+from tasks.trace import trace_of_run
+
+
+@task(task_run_name="find what is wanted of {name}@{alias}", **REMOTE)
+def find_wanted(name: str, wanted: str, alias: str) -> PublishedLookup | None:
+    """Look for a healthy version of what was asked for, by the source's pin."""
+    return find.find_wanted(name, wanted, alias)
 
 
 @task(task_run_name="find {name}@{alias}", **REMOTE)
-def find_rung(name: str, digests: list[str], alias: str, asked: str) -> PublishedLookup | None:
-    """Look for a healthy version of what was asked for."""
-    return find.find_rung(name, digests, alias, asked)
+def find_rung(name: str, digests: list[str], alias: str, asked: str, wanted: str) -> PublishedLookup | None:
+    """Look for a healthy version of what was asked for, by the content that was fetched."""
+    return find.find_rung(name, digests, alias, asked, wanted)
 
 
 @task(task_run_name="publish {model.name}", **REMOTE)
-def publish_version(model: LoggedModel, proofs: Proofs, asked: str, force: bool) -> PublishedVersion:
+def publish_version(
+    model: LoggedModel, proofs: Proofs, asked: str, force: bool, wanted: str | None = None
+) -> PublishedVersion:
     """Register the version and move the alias; retried, since the registry is remote and publishing idempotent."""
-    trace = {"prefect_run": str(runtime.flow_run.id)}
-    version = publish.publish_version(model, proofs, asked=asked, force=force, trace=trace)
+    version = publish.publish_version(model, proofs, asked=asked, wanted=wanted, force=force, trace=trace_of_run())
+    create_table_artifact(proofs.table(), key="proofs", description=f"What holds for {version.model_uri}")
     create_markdown_artifact(version.summary, key="version", description=version.page_uri)
+    if (address := publish.version_address(version.name, version.version)) is not None:
+        create_link_artifact(address, link_text=f"{version.name} {version.version} in MLflow", key="mlflow-version")
     return version
 
 

@@ -6,10 +6,10 @@ from prefect import task
 
 from slmpack import smoke
 from slmpack.records import LoggedModel, SmokeReport
-from tasks.policies import LOCAL
+from tasks.policies import PROOF
 
 
-@task(task_run_name="smoke {model.name}", **LOCAL)
+@task(task_run_name="smoke {model.name}", **PROOF)
 def smoke_test(model: LoggedModel, workspace: Path) -> SmokeReport:
     """Load by URI and ask; never retried."""
     return smoke.smoke_test(model, workspace)

@@ -6,10 +6,10 @@ from prefect import task
 
 from slmpack import validate
 from slmpack.records import LoggedModel, ValidationReport
-from tasks.policies import LOCAL
+from tasks.policies import PROOF
 
 
-@task(task_run_name="validate {model.name}", **LOCAL)
+@task(task_run_name="validate {model.name}", **PROOF)
 def validate_model(model: LoggedModel, workspace: Path) -> ValidationReport:
     """Check signature, example, requirements and leaks; never retried."""
     return validate.validate_model(model, workspace)

@@ -1,6 +1,7 @@
 """A real MLflow server on the loopback, with a database and artifacts of its own that it hands out itself."""
 
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -9,11 +10,34 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from slmpack.child import kill_tree
 
+if TYPE_CHECKING:
+    from postgres import Postgres
+
 START_SECONDS = 120
+DRIVER = "postgresql+psycopg2"  # plain `postgresql` means psycopg 3 to SQLAlchemy 2.1
+
+
+@dataclass(frozen=True)
+class GuardedMlflow:
+    """An MLflow server that wants a password, and the one that its administrator has."""
+
+    address: str
+    password: str
+    pid: int
+
+    def environment(self) -> dict[str, str]:
+        """Return all that a client needs to know."""
+        return {
+            "MLFLOW_TRACKING_URI": self.address,
+            "MLFLOW_TRACKING_USERNAME": "admin",
+            "MLFLOW_TRACKING_PASSWORD": self.password,
+        }
 
 
 def free_port() -> int:
@@ -26,19 +50,45 @@ def free_port() -> int:
 @contextmanager
 def running_mlflow_server(folder: Path) -> Iterator[str]:
     """Yield the address of a server that keeps everything in `folder`; its log is `folder`/server.log."""
+    options = ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
+    with _running(folder, options, {}) as (address, _):
+        yield address
+
+
+@contextmanager
+def running_guarded_mlflow_server(folder: Path, postgres: "Postgres") -> Iterator[GuardedMlflow]:
+    """Yield a server with basic auth whose records and users are in PostgreSQL and whose artifacts are in `folder`."""
+    settings, password = folder / "auth.ini", secrets.token_hex(16)
+    settings.write_text(
+        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {DRIVER}://{postgres.database('mlflow_users')}\n"
+        "admin_username = admin\nauth_cache_ttl_seconds = 60\n"
+    )
+    settings.chmod(0o600)
+    options = ["--serve-artifacts", "--app-name", "basic-auth"]
+    environment = {
+        "MLFLOW_BACKEND_STORE_URI": f"{DRIVER}://{postgres.database('mlflow')}",  # `ps` shows arguments to everybody
+        "MLFLOW_AUTH_CONFIG_PATH": str(settings),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(16),
+    }
+    with _running(folder, options, environment) as (address, pid):
+        yield GuardedMlflow(address, password, pid)
+
+
+@contextmanager
+def _running(folder: Path, options: list[str], extra: dict[str, str]) -> Iterator[tuple[str, int]]:
     address = f"http://127.0.0.1:{(port := free_port())}"
     command = [
         sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", f"sqlite:///{folder / 'server.db'}",
-        "--artifacts-destination", str(folder / "artifacts"),
+        "--artifacts-destination", str(folder / "artifacts"), *options,
     ]  # fmt: skip
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | extra
     environment.pop("MLFLOW_TRACKING_URI", None)
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
         try:
             _wait_until_healthy(address, process, folder / "server.log")
-            yield address
+            yield address, process.pid
         finally:
             kill_tree(process.pid)
             process.wait()

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 
 import pytest
-from made_proofs import ALIAS, QUALITY, SPEED, publish
+from made_proofs import ALIAS, QUALITY, SPEED, proofs_of, publish
+from mlflow import MlflowClient
 
 from slmpack.errors import UsageError
-from slmpack.find import PublishedLookup, alias_of, find_published, find_rung
+from slmpack.find import PublishedLookup, alias_of, find_published, find_rung, find_wanted
+from slmpack.publish import publish_version
 from slmpack.records import Interface, LoggedModel, QualityFigures, Target
 
 LogIt = Callable[..., LoggedModel]
@@ -26,6 +28,20 @@ def test_published_digest_is_found(name: str, log_it: LogIt) -> None:
     assert find_published(name, "0" * 64, ALIAS) is None
     assert find_published(name, model.digest, "cpu-int8") is None
     assert find_published("another name", model.digest, ALIAS) is None
+
+
+@pytest.mark.slow
+def test_what_was_wanted_is_found_without_the_source(name: str, log_it: LogIt) -> None:
+    model = log_it()
+    wanted, other = "a" * 64, "b" * 64
+    publish_version(model, proofs_of(model), wanted=wanted)
+    assert version_of(find_wanted(name, wanted, ALIAS)) == 1
+    assert find_wanted(name, other, ALIAS) is None
+    assert find_wanted(name, wanted, "cpu-int8") is None
+    assert version_of(find_rung(name, [model.digest], ALIAS, "", other)) == 1
+    assert version_of(find_wanted(name, other, ALIAS)) == 1  # from now on
+    MlflowClient().delete_registered_model_alias(name, ALIAS)
+    assert find_wanted(name, wanted, ALIAS) is None
 
 
 @pytest.mark.slow

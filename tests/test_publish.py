@@ -191,6 +191,20 @@ def test_publishing_that_was_interrupted_is_completed_by_the_same_call(name: str
 
 
 @pytest.mark.slow
+def test_publishing_that_was_interrupted_goes_on_with_figures_that_were_measured_anew(name: str, log_it: LogIt) -> None:
+    model = log_it()
+    with while_reading_back(_lose_the_connection), pytest.raises(ConnectionError):
+        publish(model)
+    proofs = proofs_of(model, quality=QUALITY.model_copy(update={"mean_kl": 0.05}))
+    assert publish_version(model, proofs).version == 1
+    client = MlflowClient()
+    assert client.get_run(model.run_id).data.metrics["mean_kl"] == 0.05
+    assert [metric.value for metric in client.get_metric_history(model.run_id, "mean_kl")] == [0.04, 0.05]
+    assert len(client.get_metric_history(model.run_id, "ttft_ms")) == 1
+    assert versions_of(name) == [1]
+
+
+@pytest.mark.slow
 def test_who_is_slower_does_not_take_the_alias_back(name: str, log_it: LogIt) -> None:
     slow, fast, newer = log_it(), log_it(), log_it("newer")
     with while_reading_back(lambda: (publish(fast), publish(newer))):

@@ -115,7 +115,7 @@ def test_a_changed_byte_is_refused_by_the_command(
 def test_a_model_that_was_only_logged_is_published(store: Path, tiny_package: Package, workspace: Path) -> None:
     model = log_model(tiny_package, Interface.CHAT, "from-elsewhere", workspace, {})
 
-    found = verify_model(model.uri, workspace)
+    found = verify_model(model.uri, workspace=workspace)
 
     assert (found.status, found.name, found.version) == ("published", "from-elsewhere", 1)
     assert everything("from-elsewhere")["aliases"] == {"cpu-int4": 1}
@@ -128,7 +128,7 @@ def test_the_same_again_from_another_run_moves_nothing(
     twin = log_model(tiny_package, Interface.CHAT, "tiny-phi3", workspace, {})
     assert twin.digest == published.digest
 
-    found = verify_model(twin.uri, workspace)
+    found = verify_model(twin.uri, workspace=workspace)
 
     assert (found.status, found.version) == ("unchanged", 1)
     assert everything("tiny-phi3")["aliases"] == {"cpu-int4": 1}
@@ -146,7 +146,7 @@ def mute(store: Path, smollm2: Snapshot, workspace: Path, tmp_path_factory: pyte
 
 def test_a_model_that_was_never_published_keeps_the_reason_of_its_refusal(mute: LoggedModel, workspace: Path) -> None:
     with pytest.raises(SmokeError, match="the answer ''; some text"):
-        verify_model(mute.uri, workspace)
+        verify_model(mute.uri, workspace=workspace)
 
     assert MlflowClient().get_run(mute.run_id).info.status == "FAILED"
     assert "some text" in MlflowClient().get_logged_model(mute.model_id).tags["slmpack.refused"]
@@ -167,7 +167,7 @@ def test_a_refusal_leaves_a_published_model_as_it_is(mute: LoggedModel, workspac
     assert [status for status, *_ in before["runs"]] == ["FINISHED"]
 
     with pytest.raises(SmokeError, match="the answer ''; some text"):
-        verify_model("models:/mute@cpu-int4", workspace)
+        verify_model("models:/mute@cpu-int4", workspace=workspace)
 
     assert everything("mute") == before
 
@@ -178,7 +178,7 @@ def test_a_model_without_its_source_is_told_and_registers_nothing(
     model = log_model(tiny_package, Interface.CHAT, "orphan", workspace, {})
 
     with pytest.raises(CheckError, match="folder tiny-phi3, which is not here"):
-        verify_model(model.uri, tmp_path)
+        verify_model(model.uri, workspace=tmp_path)
 
     assert MlflowClient().search_model_versions("name = 'orphan'") == []
     assert MlflowClient().get_run(model.run_id).info.status == "RUNNING"

@@ -1,0 +1,153 @@
+"""Crashes: the flow, its worker, or both are killed in each stage; what state is found, and what a retry does.
+
+    PYTHONPATH=tests python benchmarks/crashes.py       about fifteen minutes
+
+All runs of a round are held in their stage, each in its own, and then killed together. Prints a Markdown table.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from uuid import UUID
+
+import psutil
+from checkpoints import write_tiny_phi3
+from crashing import (
+    STAGES,
+    Site,
+    hold,
+    kill,
+    kill_machine,
+    kill_worker,
+    let_go,
+    logged,
+    read,
+    retry,
+    running_site,
+    seconds_of,
+    start,
+    until_state,
+    versions,
+)
+from machines import write_variant
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, StateType
+from prefect_stack import running_worker
+
+from slmpack.fetch import fetch_snapshot
+from slmpack.resolve import DEFAULT_SOURCE, resolve_source
+
+Held = dict[str, tuple[UUID, psutil.Process]]
+Round = Callable[[Site, Path], None]
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name, running_site(Path(name)) as site:
+        source = checkpoint(site.folder)
+        let_many_run()
+        say("| killed | in | state found | after, s | retry | ran again | versions | logged models |")
+        say("|---|---|---|---|---|---|---|---|")
+        for each in (kill_flows, kill_workers, kill_both):
+            each(site, source)
+
+
+def checkpoint(folder: Path) -> Path:
+    tokenizer = fetch_snapshot(resolve_source(DEFAULT_SOURCE), Path.home() / ".cache" / "slmpack-tests").path
+    write_tiny_phi3(folder / "tiny-phi3", tokenizer=tokenizer)
+    return folder / "tiny-phi3"
+
+
+def let_many_run() -> None:
+    """Lift the limit of one run a deployment: all stages are tried at once."""
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("package-model/package-cpu-int4")
+        limit = ConcurrencyLimitConfig(limit=len(STAGES)).model_dump(mode="json")
+        client.request("PATCH", "/deployments/{id}", path_params={"id": deployment.id}, json={
+            "concurrency_limit": limit["limit"], "concurrency_options": {"collision_strategy": "ENQUEUE"},
+        })  # fmt: skip
+
+
+def hold_all(site: Site, source: Path, label: str) -> Held:
+    """Start a run for each stage and hold it there."""
+    runs = {
+        stage: start(site, write_variant(source, site.folder / f"{label}-{stage}", seed=seed + 100 * len(label)))
+        for seed, stage in enumerate(STAGES)
+    }
+    return {stage: (run, hold(run, stage)) for stage, run in runs.items()}
+
+
+def tell(killed: str, held: Held, after: dict[str, float], found: dict[str, str]) -> None:
+    for stage, (run, _) in held.items():
+        again = [task for task in ("fetch", "build", "smoke", "measure", "validate") if ran_again(run, task)]
+        retried = "Completed" if read(run).run_count > 1 else "-"
+        name = f"{killed}-{stage}"
+        say(f"| {killed} | {stage} | {found[stage]} | {after[stage]:.0f} | {retried} | {', '.join(again) or '-'} "
+              f"| {len(versions(name))} | {logged(name)} |")  # fmt: skip
+
+
+def ran_again(run: UUID, task: str) -> bool:
+    """Tell whether a retry took as long over the task as doing it takes; what was complete takes a moment."""
+    seconds = seconds_of(run, f"{task} ")
+    return len(seconds) > 1 and seconds[-1] > 2.0
+
+
+def wait_crashed(held: Held) -> tuple[dict[str, float], dict[str, str]]:
+    killed = time.monotonic()
+    after, found = {}, {}
+    for stage, (run, _) in held.items():
+        state = until_state(run, StateType.CRASHED).state
+        assert state is not None
+        timestamp = state.timestamp.timestamp()
+        after[stage] = max(0.0, timestamp - (time.time() - (time.monotonic() - killed)))
+        found[stage] = str(state.name)
+    return after, found
+
+
+def retry_all(site: Site, held: Held) -> None:
+    for run, _ in held.values():
+        retry(site, run)
+    for run, _ in held.values():
+        until_state(run, StateType.COMPLETED)
+
+
+def kill_flows(site: Site, source: Path) -> None:
+    with running_worker("cpu", site.folder, site.environment(), "flows"):
+        held = hold_all(site, source, "flow")
+        for _, flow in held.values():
+            kill(flow)
+        after, found = wait_crashed(held)
+        retry_all(site, held)
+        tell("flow", held, after, found)
+
+
+def kill_workers(site: Site, source: Path) -> None:
+    with running_worker("cpu", site.folder, site.environment(), "workers") as worker:
+        held = hold_all(site, source, "worker")
+        kill_worker(worker)
+        began = time.monotonic()
+        for _, flow in held.values():
+            let_go(flow)
+        found = {stage: str(until_state(run, StateType.COMPLETED).state_name) for stage, (run, _) in held.items()}
+        tell("worker", held, dict.fromkeys(held, statistics.fmean([time.monotonic() - began])), found)
+
+
+def kill_both(site: Site, source: Path) -> None:
+    with running_worker("cpu", site.folder, site.environment(), "machine-1") as worker:
+        held = hold_all(site, source, "both")
+        kill_machine(worker, *(flow for _, flow in held.values()))
+        after, found = wait_crashed(held)
+    with running_worker("cpu", site.folder, site.environment(), "machine-2"):
+        retry_all(site, held)
+        tell("both", held, after, found)
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

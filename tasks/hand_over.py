@@ -1,0 +1,29 @@
+"""Hand over: what was fetched here, for the workers of other machines."""
+
+from pathlib import Path
+
+from prefect import task
+
+from slmpack import hand_over
+from slmpack.hand_over import HandOver
+from slmpack.records import ModelSource, Snapshot
+from tasks.policies import REMOTE
+from tasks.trace import trace_of_run
+
+
+@task(task_run_name="look for {source.text} in MLflow", **REMOTE)
+def find_checkpoint(source: ModelSource) -> HandOver | None:
+    """Look for the same content, handed over before."""
+    return hand_over.find_checkpoint(source)
+
+
+@task(task_run_name="hand {snapshot.source.text} over", **REMOTE)
+def hand_over_snapshot(snapshot: Snapshot, name: str, workspace: Path) -> HandOver:
+    """Log the checkpoint; retried, since the tracking server is remote."""
+    return hand_over.hand_over(snapshot, name, workspace, trace_of_run())
+
+
+@task(task_run_name="read {uri}", **REMOTE)
+def source_of_checkpoint(uri: str) -> ModelSource:
+    """Read which source was handed over; retried, since the tracking server is remote."""
+    return hand_over.source_of_checkpoint(uri)

@@ -1,0 +1,54 @@
+"""Outcome: what became of a target, kept with the run for people and for a run elsewhere that waits for it."""
+
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
+from prefect.client.schemas.sorting import ArtifactSort
+from prefect.states import Completed
+
+from slmpack.outcome import summary_of, told_of
+from slmpack.records import Outcome
+
+KEY = "outcome"
+BEGIN, END = "```json\n", "\n```\n"
+
+
+def keep_outcome(outcome: Outcome) -> None:
+    """Keep it as the run's artifact; a run that is retried keeps a newer one."""
+    text = f"{told_of(outcome)}\n\n{BEGIN}{outcome.model_dump_json(indent=1)}{END}"
+    create_markdown_artifact(text, key=KEY, description=told_of(outcome))
+
+
+def keep_outcomes(outcomes: list[Outcome]) -> None:
+    """Keep a table of what became of each target."""
+    table = [
+        {
+            "target": each.target.value, "status": each.status, "recipe": each.recipe and each.recipe.value,
+            "version": each.version and f"{each.name} {each.version}", "reason": each.reason,
+        }
+        for each in outcomes
+    ]  # fmt: skip
+    create_table_artifact(table, key="targets", description=summary_of(outcomes))
+
+
+def completed(outcome: Outcome) -> Any:
+    """Return the state that a run ends in; its message is what the dashboard shows of it: `unchanged: ...`."""
+    return Completed(message=told_of(outcome), data=outcome)
+
+
+def read_outcome(flow_run_id: UUID) -> Outcome | None:
+    """Return what the run kept last, wherever it ran; None if it came to no end of its own."""
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(
+            artifact_filter=ArtifactFilter(
+                flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]), key=ArtifactFilterKey(any_=[KEY])
+            ),
+            sort=ArtifactSort.CREATED_DESC,
+            limit=1,
+        )
+    if not found:
+        return None
+    return Outcome.model_validate_json(str(found[0].data).partition(BEGIN)[2].partition(END)[0])

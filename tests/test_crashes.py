@@ -1,0 +1,144 @@
+"""What is killed, cancelled or cut off: the run is found, a retry goes on, nothing is published twice or half."""
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from counting_proxy import counting_proxy
+from crashing import (
+    Site,
+    hold,
+    kill,
+    kill_machine,
+    kill_worker,
+    let_go,
+    logged,
+    retry,
+    running_site,
+    seconds_of,
+    start,
+    state_of,
+    until_state,
+    versions,
+)
+from machines import write_variant
+from mlflow import MlflowClient
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import StateType
+from prefect.states import Cancelling
+from prefect_stack import running_worker
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with running_site(tmp_path_factory.mktemp("crashes")) as site:
+        yield site
+
+
+@pytest.fixture
+def worker(site: Site) -> "Iterator[subprocess.Popen[bytes]]":
+    with running_worker("cpu", site.folder, site.environment(), "machine") as worker:
+        yield worker
+
+
+Worker = subprocess.Popen[bytes]
+
+
+def test_a_killed_flow_is_crashed_at_once_and_its_retry_goes_on(site: Site, worker: Worker, tiny_phi3: Path) -> None:
+    run = start(site, write_variant(tiny_phi3, site.folder / "killed", seed=1))
+    children = kill(hold(run, "measure"))
+    until_state(run, StateType.CRASHED)
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert (alive, versions_or_none("killed")) == ([], [])
+
+    retry(site, run)
+
+    until_state(run, StateType.COMPLETED)
+    assert (versions("killed"), logged("killed")) == (["cpu-int4"], 1)  # what was logged was not logged again
+    assert len(seconds_of(run, "smoke")) == 2
+    assert seconds_of(run, "smoke")[1] < 1  # it held before, and was not run again
+
+
+def test_a_cancelled_build_is_gone_within_ten_seconds_and_nothing_is_published(
+    site: Site, worker: Worker, tiny_phi3: Path
+) -> None:
+    run = start(site, write_variant(tiny_phi3, site.folder / "cancelled", seed=2))
+    flow = hold(run, "build")  # its child answers to no signal, as one in native code does not
+    children = flow.children(recursive=True)
+    with get_client(sync_client=True) as client:  # what the dashboard's button does
+        client.set_flow_run_state(run, Cancelling())
+    asked = time.monotonic()
+    _, alive = psutil.wait_procs([flow, *children], timeout=60)
+    assert alive == []
+    assert time.monotonic() - asked < 10 + grace()
+    until_state(run, StateType.CANCELLED)
+    assert versions_or_none("cancelled") == []
+
+
+def grace() -> float:
+    """Return what a loaded machine may add: workers look for cancelled runs every few seconds."""
+    return 2.0 * os.getloadavg()[0]
+
+
+def test_a_machine_that_dies_is_found_by_its_silence_and_another_goes_on(site: Site, tiny_phi3: Path) -> None:
+    run = start(site, write_variant(tiny_phi3, site.folder / "dead", seed=3))
+    with running_worker("cpu", site.folder, site.environment(), "machine-2") as worker:
+        flow = hold(run, "publish")
+        kill_machine(worker, flow)
+    assert state_of(run) == StateType.RUNNING  # nobody is left to say otherwise
+    until_state(run, StateType.CRASHED)
+    with running_worker("cpu", site.folder, site.environment(), "machine-3"):
+        retry(site, run)
+        until_state(run, StateType.COMPLETED)
+    assert (versions("dead"), logged("dead")) == (["cpu-int4"], 1)
+
+
+def test_a_flow_whose_worker_is_killed_ends_by_itself_and_its_retry_goes_on(
+    site: Site, worker: Worker, tiny_phi3: Path
+) -> None:
+    run = start(site, write_variant(tiny_phi3, site.folder / "orphan", seed=4))
+    flow = hold(run, "smoke")
+    kill_worker(worker)
+    let_go(flow)
+    until_state(run, StateType.CRASHED)  # at its next log line, which goes through the worker
+    assert versions_or_none("orphan") == []
+    with running_worker("cpu", site.folder, site.environment(), "machine-5"):
+        retry(site, run)
+        until_state(run, StateType.COMPLETED)
+    assert (versions("orphan"), logged("orphan")) == (["cpu-int4"], 1)
+
+
+def test_an_outage_of_mlflow_while_publishing_costs_a_retry_and_no_second_build(site: Site, tiny_phi3: Path) -> None:
+    with counting_proxy(int(site.mlflow.rpartition(":")[2])) as proxy:
+        told = {"MLFLOW_TRACKING_URI": proxy.address, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+        with running_worker("cpu", site.folder, site.environment() | told, "machine-4"):
+            run = start(site, write_variant(tiny_phi3, site.folder / "cut-off", seed=5))
+            flow = hold(run, "publish")
+            proxy.is_down = True
+            let_go(flow)
+            until_state(run, StateType.FAILED)
+            built = build_logs(site)
+            proxy.is_down = False
+
+            retry(site, run)
+
+            until_state(run, StateType.COMPLETED)
+    assert build_logs(site) == built
+    assert (versions("cut-off"), logged("cut-off")) == (["cpu-int4"], 1)
+    assert len(seconds_of(run, "publish")) == 2
+
+
+def build_logs(site: Site) -> dict[str, int]:
+    """Return when each build began and wrote last."""
+    return {path.name: path.stat().st_mtime_ns for path in (site.workspace / "logs").glob("build-*.log")}
+
+
+def versions_or_none(name: str) -> list[str]:
+    known = {model.name for model in MlflowClient().search_registered_models()}
+    return versions(name) if name in known else []

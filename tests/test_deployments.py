@@ -1,0 +1,150 @@
+"""What `make deploy` leaves on a real Prefect server, and what the server refuses."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.events.schemas.automations import AutomationCore
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect_stack import PrefectServer, running_prefect_server
+
+from flows.deploy import LOST_RUNS, STUCK_RUNS
+from slmpack.hardware import pool_of
+from slmpack.records import Target
+
+pytestmark = pytest.mark.slow
+
+PROJECT = Path(__file__).parents[1]
+SCHEDULER_SECONDS = 120  # it looks once a minute
+
+
+def deploy(folder: Path, environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    """Deploy from anywhere, as `make deploy` does from the project."""
+    command = [sys.executable, "-m", "flows.deploy"]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    """A server that was deployed to twice."""
+    folder = tmp_path_factory.mktemp("server")
+    with running_prefect_server(folder) as server, temporary_settings({PREFECT_API_URL: server.api}):
+        for _ in range(2):
+            done = deploy(folder, server.environment())
+            assert done.returncode == 0, done.stderr
+        assert "prefect worker start --pool cpu" in done.stdout
+        yield server
+
+
+@pytest.fixture(scope="module")
+def deployments(server: PrefectServer) -> dict[str, DeploymentResponse]:
+    with get_client(sync_client=True) as client:
+        return {each.name: each for each in client.read_deployments()}
+
+
+def test_each_target_has_a_deployment_in_the_pool_of_its_hardware(deployments: dict[str, DeploymentResponse]) -> None:
+    for target in Target:
+        deployment = deployments[f"package-{target}"]
+        assert deployment.parameters == {"target": target.value}
+        assert deployment.work_pool_name == pool_of(target)
+        assert pool_of(target) in deployment.tags
+    assert deployments["package-all"].parameters["targets"] == ["cpu-int4", "cpu-int8", "transformers"]
+    assert [deployments[f"verify-{pool}"].work_pool_name for pool in ("cpu", "cuda")] == ["cpu", "cuda"]
+
+
+def test_deploying_twice_leaves_one_of_each(server: PrefectServer, deployments: dict[str, DeploymentResponse]) -> None:
+    with get_client(sync_client=True) as client:
+        assert all(len(client.read_automations_by_name(each.name)) == 1 for each in (LOST_RUNS, STUCK_RUNS))
+        names = [automation.name for automation in client.read_automations()]
+        assert sorted(pool.name for pool in client.read_work_pools()) == ["cpu", "cuda"]
+        assert len(client.read_deployments()) == len(deployments)
+    assert len(names) == len(set(names))
+
+
+def test_nothing_of_the_machine_that_deployed_is_stored(deployments: dict[str, DeploymentResponse]) -> None:
+    for deployment in deployments.values():
+        stored = deployment.model_dump_json()
+        assert str(PROJECT) not in stored and str(Path.home()) not in stored
+        assert not deployment.pull_steps
+        assert str(deployment.entrypoint).startswith("flows.")
+
+
+def test_nightly_runs_are_off_and_their_time_zone_is_told(deployments: dict[str, DeploymentResponse]) -> None:
+    nightly = {name: each.schedules for name, each in deployments.items() if name.startswith("package-")}
+    assert {len(schedules) for schedules in nightly.values()} == {1}
+    for (schedule,) in nightly.values():
+        assert (schedule.slug, schedule.active) == ("nightly-0300-utc", False)
+        assert schedule.schedule.timezone == "UTC"  # type: ignore[union-attr]
+
+
+def test_deploying_again_does_not_forget_which_runs_are_waited_for(server: PrefectServer) -> None:
+    """The server drops what it noted of heartbeats when their automation is written; so it is not, once it is right."""
+    with get_client(sync_client=True) as client:
+        for automation in (LOST_RUNS, STUCK_RUNS):
+            (found,) = client.read_automations_by_name(automation.name)
+            assert AutomationCore.model_validate(found.model_dump(exclude={"id"})) == automation
+
+
+def test_a_schedule_that_is_switched_on_makes_runs_and_stays_on(
+    server: PrefectServer, deployments: dict[str, DeploymentResponse]
+) -> None:
+    deployment = deployments["package-transformers"]
+    (nightly,) = deployment.schedules
+    chosen = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
+    with get_client(sync_client=True) as client:
+        client.update_deployment_schedule(deployment.id, nightly.id, active=True)
+        deadline = time.monotonic() + SCHEDULER_SECONDS
+        while not (runs := client.read_flow_runs(deployment_filter=chosen)) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert deploy(server.folder, server.environment()).returncode == 0
+        assert [each.active for each in client.read_deployment(deployment.id).schedules] == [True]
+        client.update_deployment_schedule(deployment.id, nightly.id, active=False)
+    assert runs and {run.expected_start_time.hour for run in runs if run.expected_start_time} == {3}
+
+
+def test_the_form_has_a_help_text_for_each_parameter(deployments: dict[str, DeploymentResponse]) -> None:
+    for deployment in deployments.values():
+        schema = deployment.parameter_openapi_schema or {}
+        assert [name for name, shown in schema["properties"].items() if not shown.get("description")] == []
+
+
+@pytest.mark.parametrize(
+    ("deployment", "field", "parameters"),
+    [
+        ("package-cpu-int4", "target", {"target": "rocm"}),
+        ("package-cpu-int4", "recipe", {"recipe": "smallest"}),
+        ("package-cpu-int4", "max_perplexity_ratio", {"policy": {"max_perplexity_ratio": 0.9}}),
+        ("package-cpu-int4", "max_perplexity", {"policy": {"max_perplexity": 1.2}}),
+        ("package-cpu-int4", "precision", {"precision": "int4"}),
+        ("package-cpu-int4", "source", {"source": " "}),
+        ("package-all", "targets", {"targets": []}),
+        ("package-all", "targets", {"targets": ["cpu-int4", "npu"]}),
+        ("verify-cpu", "model_uri", {}),
+    ],
+)
+def test_the_server_refuses_a_wrong_parameter_by_its_name(
+    deployments: dict[str, DeploymentResponse], deployment: str, field: str, parameters: dict[str, Any]
+) -> None:
+    with get_client(sync_client=True) as client, pytest.raises(PrefectHTTPStatusError) as refused:
+        client.create_flow_run_from_deployment(deployments[deployment].id, parameters=parameters)
+    assert refused.value.response.status_code in (409, 422)
+    assert field in refused.value.response.text
+
+
+def test_without_a_server_it_says_so_in_one_line(tmp_path: Path, server: PrefectServer) -> None:
+    dead = deploy(tmp_path, server.environment(PREFECT_API_URL="http://127.0.0.1:9/api"))
+    environment = server.environment()
+    del environment["PREFECT_API_URL"]
+    unset = deploy(tmp_path, environment)
+    assert (dead.returncode, unset.returncode) == (1, 1)
+    assert dead.stderr.startswith("slmpack: no Prefect server answers at http://127.0.0.1:9/api")
+    assert unset.stderr.startswith("slmpack: PREFECT_API_URL is not set; ")
+    assert [done.stderr.count("\n") for done in (dead, unset)] == [1, 1]

@@ -1,0 +1,101 @@
+"""Unchanged: a source that did not move costs one request; whatever did move is packaged."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import objects, slmpack
+from hub_server import HubServer, Repository
+from machines import write_variant
+
+from slmpack.records import Interface, ModelSource, QualityPolicy, Recipe, SourceKind, Target
+from slmpack.request import Request, check_request
+from slmpack.wanted import wanted_key
+
+pytestmark = pytest.mark.slow
+
+SOURCE = ModelSource(text="hf://org/model", kind=SourceKind.HUB, location="org/model", revision="a" * 40, name="model")
+
+
+def asked(recipe: Recipe = Recipe.AUTO, ratio: float = 1.1, target: Target = Target.CPU_INT4) -> Request:
+    return check_request(
+        target, recipe, Interface.CHAT, None, None,
+        policy=QualityPolicy(max_perplexity_ratio=ratio), quality_text=None, waive_quality=None,
+    )  # fmt: skip
+
+
+def key(source: ModelSource = SOURCE, request: Request | None = None) -> str:
+    return wanted_key(source, Target.CPU_INT4, Interface.CHAT, request or asked())
+
+
+def test_what_is_wanted_depends_on_revision_recipe_policy_target_and_interface() -> None:
+    moved = SOURCE.model_copy(update={"revision": "b" * 40})
+    keys = [
+        key(), key(moved), key(request=asked(Recipe.SMALL)), key(request=asked(ratio=1.2)),
+        wanted_key(SOURCE, Target.TRANSFORMERS, Interface.CHAT, asked(target=Target.TRANSFORMERS)),
+        wanted_key(SOURCE, Target.CPU_INT4, Interface.PROMPT, asked()),
+    ]  # fmt: skip
+    assert len(set(keys)) == len(keys)
+    assert key() == keys[0]
+
+
+def test_what_is_wanted_depends_on_the_builders_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = key()
+    newer = tmp_path / "onnxruntime_genai-99.0.dist-info"
+    newer.mkdir()
+    (newer / "METADATA").write_text("Metadata-Version: 2.1\nName: onnxruntime-genai\nVersion: 99.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert key() != before
+
+
+@dataclass
+class User:
+    """Somebody with MLflow in a folder, and a machine that is new whenever they like."""
+
+    folder: Path
+    hub: HubServer
+    api: str
+
+    def package(self, machine: str, *options: str) -> dict[str, Any]:
+        """Package on a machine with nothing in its workspace and in the Hub client's cache but what it had before."""
+        done = slmpack(
+            "package", "hf://org/Tiny", "--json", "--workspace", str(self.folder / machine), *options,
+            "--waive-quality", "random weights, for a test", cwd=self.folder, PREFECT_API_URL=self.api,
+            HF_ENDPOINT=self.hub.url, HF_HOME=str(self.folder / f"{machine}-hub"),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        (outcome,) = objects(done)
+        return outcome
+
+
+@pytest.fixture
+def user(tiny_phi3: Path, tmp_path: Path, prefect_api: str) -> Iterator[User]:
+    (tmp_path / "user").mkdir()
+    shutil.copytree(tiny_phi3, tmp_path / "repository")
+    with HubServer({"org/Tiny": Repository(tmp_path / "repository")}) as hub:
+        yield User(tmp_path / "user", hub, prefect_api)
+
+
+def test_an_unchanged_source_costs_a_new_machine_one_request_and_a_moved_one_is_packaged(
+    user: User, tiny_phi3: Path, tmp_path: Path
+) -> None:
+    first = user.package("one", "--recipe", "small")
+    user.hub.requests.clear()
+    again = user.package("two", "--recipe", "small")
+    assert (first["status"], again["status"], again["version"]) == ("published", "unchanged", 1)
+    assert [request.method for request in user.hub.requests] == ["GET"]
+    assert user.hub.downloads() == []
+    assert list(again["seconds"]) == ["resolve", "find"]
+    assert not (user.folder / "two" / "snapshots").exists()
+
+    other = user.package("one", "--recipe", "stock-small")
+    assert (other["status"], other["version"]) == ("published", 2)
+
+    write_variant(tiny_phi3, tmp_path / "moved", seed=7)
+    repository = user.hub.repositories["org/Tiny"]
+    user.hub.repositories["org/Tiny"] = replace(repository, folder=tmp_path / "moved", commit="d00d" * 10)
+    moved = user.package("one", "--recipe", "stock-small")
+    assert (moved["status"], moved["version"]) == ("published", 3)
