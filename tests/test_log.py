@@ -226,10 +226,14 @@ def test_server_that_is_not_there_is_told_at_once(tracking: None) -> None:
         require_registry()
 
 
-def test_server_that_is_not_mlflow_is_refused(tracking: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [(200, "not MLflow"), (401, "401.*set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"), (502, "502.*start")],
+)
+def test_server_that_is_not_mlflow_or_lets_nobody_in_is_refused(tracking: None, status: int, told: str) -> None:
     class Hello(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200)
+            self.send_response(status)
             self.end_headers()
             self.wfile.write(b"<html>hello</html>")
 
@@ -239,9 +243,18 @@ def test_server_that_is_not_mlflow_is_refused(tracking: None, tmp_path: Path) ->
         threading.Thread(target=server.serve_forever, daemon=True).start()
         mlflow.set_tracking_uri(f"http://127.0.0.1:{server.server_port}")
 
-        with pytest.raises(PublishError, match="not MLflow"):
+        with pytest.raises(PublishError, match=told):
             require_registry()
         server.shutdown()
+
+
+def test_a_worker_without_an_address_of_mlflow_refuses_its_default(
+    tracking: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(UsageError, match="MLFLOW_TRACKING_URI is not set for this worker"):
+        require_registry(shared=True)
 
 
 def test_database_server_that_is_not_there_is_told_at_once(tracking: None) -> None:
