@@ -5,11 +5,12 @@
 All runs of a round are held in their stage, each in its own, and then killed together. Prints a Markdown table.
 """
 
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 from uuid import UUID
 
@@ -35,6 +36,7 @@ from crashing import (
 from machines import write_variant
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, StateType
+from prefect.states import Cancelling
 from prefect_stack import running_worker
 
 from slmpack.fetch import fetch_snapshot
@@ -50,7 +52,7 @@ def main() -> None:
         let_many_run()
         say("| killed | in | state found | after, s | retry | ran again | versions | logged models |")
         say("|---|---|---|---|---|---|---|---|")
-        for each in (kill_flows, kill_workers, kill_both):
+        for each in (kill_flows, kill_workers, kill_both, cancel_build):
             each(site, source)
 
 
@@ -71,12 +73,18 @@ def let_many_run() -> None:
 
 
 def hold_all(site: Site, source: Path, label: str) -> Held:
-    """Start a run for each stage and hold it there."""
+    """Start a run for each stage, with a workspace of its own, and hold it there."""
+    workspaces = {stage: site.folder / f"workspace-{label}-{stage}" for stage in STAGES}
     runs = {
-        stage: start(site, write_variant(source, site.folder / f"{label}-{stage}", seed=seed + 100 * len(label)))
+        stage: start(site, write_variant(source, site.folder / f"{label}-{stage}", seed=seed + 100 * len(label)),
+                     workspace=str(workspaces[stage]))
         for seed, stage in enumerate(STAGES)
-    }
-    return {stage: (run, hold(run, stage)) for stage, run in runs.items()}
+    }  # fmt: skip
+    with ThreadPoolExecutor(len(runs)) as pool:
+        held = {
+            stage: pool.submit(copy_context().run, hold, run, stage, workspaces[stage]) for stage, run in runs.items()
+        }
+        return {stage: (runs[stage], flow.result()) for stage, flow in held.items()}
 
 
 def tell(killed: str, held: Held, after: dict[str, float], found: dict[str, str]) -> None:
@@ -124,14 +132,16 @@ def kill_flows(site: Site, source: Path) -> None:
 
 
 def kill_workers(site: Site, source: Path) -> None:
+    """A flow ends at its next log line, which goes through the worker."""
     with running_worker("cpu", site.folder, site.environment(), "workers") as worker:
         held = hold_all(site, source, "worker")
         kill_worker(worker)
-        began = time.monotonic()
         for _, flow in held.values():
             let_go(flow)
-        found = {stage: str(until_state(run, StateType.COMPLETED).state_name) for stage, (run, _) in held.items()}
-        tell("worker", held, dict.fromkeys(held, statistics.fmean([time.monotonic() - began])), found)
+        after, found = wait_crashed(held)
+    with running_worker("cpu", site.folder, site.environment(), "workers-2"):
+        retry_all(site, held)
+        tell("worker", held, after, found)
 
 
 def kill_both(site: Site, source: Path) -> None:
@@ -142,6 +152,21 @@ def kill_both(site: Site, source: Path) -> None:
     with running_worker("cpu", site.folder, site.environment(), "machine-2"):
         retry_all(site, held)
         tell("both", held, after, found)
+
+
+def cancel_build(site: Site, source: Path) -> None:
+    """As the dashboard's button does."""
+    with running_worker("cpu", site.folder, site.environment(), "cancelling"):
+        run = start(site, write_variant(source, site.folder / "cancel-build", seed=1000))
+        flow = hold(run, "build")
+        processes = [flow, *flow.children(recursive=True)]
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(run, Cancelling())
+        asked = time.monotonic()
+        psutil.wait_procs(processes, timeout=60)
+        gone = time.monotonic() - asked
+        found = until_state(run, StateType.CANCELLED).state_name
+        say(f"| cancelled | build | {found} | {gone:.1f} until its processes are gone | - | - | 0 | 0 |")
 
 
 def say(line: str) -> None:

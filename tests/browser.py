@@ -21,6 +21,7 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 PATIENCE_SECONDS = 60
+TRIES = 5
 INPUT = "*[self::textarea or self::input[not(@type='checkbox')]]"
 SELECT = "button[contains(@class, 'p-select-button')]"
 
@@ -73,9 +74,15 @@ class Form:
         self._page.get_by_role("option", name=option, exact=True).click()
 
     def submit(self) -> Response:
-        """Return what the server answers: 201 with the run, or why not."""
-        with self._page.expect_response(lambda response: response.url.endswith("/create_flow_run")) as answered:
-            self._page.get_by_role("button", name="Submit").click()
+        """Return what the server answers: 201 with the run, or why not.
+
+        A server on SQLite that is busy answers 503, and a person presses the button again.
+        """
+        for _ in range(TRIES):
+            with self._page.expect_response(lambda response: response.url.endswith("/create_flow_run")) as answered:
+                self._page.get_by_role("button", name="Submit").click()
+            if answered.value.status != 503:
+                break
         return answered.value
 
     def _after(self, parameter: str, what: str) -> Locator:

@@ -36,12 +36,11 @@ Found = TypeVar("Found")
 PROJECT = Path(__file__).parents[1]
 LIMIT_SECONDS = 900.0
 DEPLOYMENT = "package-model/package-cpu-int4"
-# What works in a stage: a function in a child process, or a task of the flow's own process.
+# What works in a stage, where it is a function in a child process.
 CHILDREN = {
     "fetch": "slmpack.shapes:", "build": "slmpack.builder:", "smoke": "slmpack.smoke:", "measure": "slmpack.compare:",
     "validate": "slmpack.validate:",
 }  # fmt: skip
-TASKS = {"log": "log ", "publish": "publish "}
 STAGES = ("fetch", "build", "log", "smoke", "measure", "validate", "publish")
 
 
@@ -136,37 +135,50 @@ def flow_process(run: UUID) -> psutil.Process | None:
     return None
 
 
-def hold(run: UUID, stage: str) -> psutil.Process:
-    """Wait until the run is in the stage and stop what works there; return the flow's process."""
-    looks = {"fetch": _child, "build": _child, "smoke": _child, "measure": _child, "validate": _child}
-    look = looks.get(stage, _task)
+def hold(run: UUID, stage: str, workspace: Path | None = None) -> psutil.Process:
+    """Wait until the run is in the stage and stop what works there; return the flow's process.
+
+    Args:
+        run: a run that was started.
+        stage: one of STAGES.
+        workspace: the run's own, which tells that it logs.
+    """
+    flow = until(lambda: flow_process(run), f"process of {run}")
+
+    def works() -> bool:
+        if stage in CHILDREN:
+            return (child := _child(flow, stage)) is not None and _stopped(child)
+        if stage == "log":
+            assert workspace is not None
+            return any(workspace.glob("scratch/log-*")) and _stopped(flow)
+        return _is_publishing(run) and _stopped(flow)
 
     def held() -> psutil.Process | None:
-        process = flow_process(run)
-        if process is None:
-            assert state_of(run) != StateType.FAILED, read(run).state
-            return None
-        with contextlib.suppress(psutil.Error):
-            worker = look(process, run, stage)
-            if worker is not None:
-                worker.suspend()
-                return process
-        return None
+        assert flow.is_running(), f"{run} went past {stage}: {read(run).state}"
+        return flow if works() else None
 
     return until(held, f"stage {stage} of {run}")
 
 
-def _child(process: psutil.Process, _run: UUID, stage: str) -> psutil.Process | None:
-    children = process.children(recursive=True)
-    return next((child for child in children if CHILDREN[stage] in " ".join(child.cmdline())), None)
+def _stopped(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        process.suspend()
+        return True
+    return False
 
 
-def _task(process: psutil.Process, run: UUID, stage: str) -> psutil.Process | None:
-    """The flow's own process, while the task of that stage is running."""
+def _child(flow: psutil.Process, stage: str) -> psutil.Process | None:
+    for child in flow.children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if CHILDREN[stage] in " ".join(child.cmdline()):
+                return child
+    return None
+
+
+def _is_publishing(run: UUID) -> bool:
     with get_client(sync_client=True) as client:
         tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run])))
-    running = [task for task in tasks if task.name.startswith(TASKS[stage]) and task.state_type == StateType.RUNNING]
-    return process if running else None
+    return any(task.name.startswith("publish ") and task.state_type == StateType.RUNNING for task in tasks)
 
 
 def kill(process: psutil.Process) -> list[psutil.Process]:
