@@ -1,6 +1,7 @@
 """Crashes: the flow, its worker, or both are killed in each stage; what state is found, and what a retry does.
 
-    PYTHONPATH=tests python benchmarks/crashes.py       about fifteen minutes
+    PYTHONPATH=tests python benchmarks/crashes.py           about twenty minutes
+    PYTHONPATH=tests python benchmarks/crashes.py both      one of flow, worker, both, cancel
 
 All runs of a round are held in their stage, each in its own, and then killed together. Prints a Markdown table.
 """
@@ -47,13 +48,13 @@ Round = Callable[[Site, Path], None]
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as name, running_site(Path(name)) as site:
+    with tempfile.TemporaryDirectory() as folder, running_site(Path(folder)) as site:
         source = checkpoint(site.folder)
         let_many_run()
         say("| killed | in | state found | after, s | retry | ran again | versions | logged models |")
         say("|---|---|---|---|---|---|---|---|")
-        for each in (kill_flows, kill_workers, kill_both, cancel_build):
-            each(site, source)
+        for name in sys.argv[1:] or ROUNDS:
+            ROUNDS[name](site, source)
 
 
 def checkpoint(folder: Path) -> Path:
@@ -106,7 +107,7 @@ def wait_crashed(held: Held) -> tuple[dict[str, float], dict[str, str]]:
     killed = time.monotonic()
     after, found = {}, {}
     for stage, (run, _) in held.items():
-        state = until_state(run, StateType.CRASHED).state
+        state = until_state(run, StateType.CRASHED, StateType.FAILED).state
         assert state is not None
         timestamp = state.timestamp.timestamp()
         after[stage] = max(0.0, timestamp - (time.time() - (time.monotonic() - killed)))
@@ -167,6 +168,11 @@ def cancel_build(site: Site, source: Path) -> None:
         gone = time.monotonic() - asked
         found = until_state(run, StateType.CANCELLED).state_name
         say(f"| cancelled | build | {found} | {gone:.1f} until its processes are gone | - | - | 0 | 0 |")
+
+
+ROUNDS: dict[str, Round] = {
+    "flow": kill_flows, "worker": kill_workers, "both": kill_both, "cancel": cancel_build,
+}  # fmt: skip
 
 
 def say(line: str) -> None:
