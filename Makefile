@@ -3,9 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # A file's tests stay together, since they share what they built, and files begin in the order of their names: those of
-# few tests, which are the longest, would otherwise come last. Processes with a thread each do not wait for each other;
-# three on two cores, since tests wait for servers much of the time.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+# few tests, which are the longest, would otherwise come last. Two processes with a thread each do not wait for each
+# other; with two threads each they would, at every barrier.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 DEMO_NAME := smollm2-135m-instruct
 MLFLOW_PORT ?= 5000
 PREFECT_PORT ?= 4200
