@@ -1,6 +1,8 @@
 # `make demo` and `make test` do everything on a fresh machine; they need Python 3.11 or later, make and a package index.
 
 PYTHON ?= python3
+# `make setup HARDWARE=cuda` on a machine that is to prove targets for NVIDIA GPUs.
+HARDWARE ?= cpu
 BIN := .venv/bin
 # A file's tests stay together, since they share what they built, and files begin in the order of their names: those of
 # few tests, which are the longest, would otherwise come last. Two processes with a thread each do not wait for each
@@ -19,7 +21,7 @@ setup: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = "%d.%d" % sys.version_info[:2]; sys.exit(sys.version_info < (3, 11) and "slmpack: found Python " + v + "; expected 3.11 or later; install one and type: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[cpu,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(HARDWARE),dev]'
 	@touch $@
 
 demo: setup

@@ -1,7 +1,7 @@
-"""The command line: `slmpack package`, `slmpack verify` and `slmpack chat`.
+"""The command line: `slmpack package`, `slmpack verify`, `slmpack retrain`, `slmpack rollback`, `chat`, `targets`.
 
 Progress and errors go to stderr; stdout has the answer, or with `--json` one object a target. Exit code 0: every
-target is published or unchanged; 1: one was refused or failed; 2: bad usage; 130: interrupted.
+target is published or unchanged; 1: one was refused, failed or is unproved; 2: bad usage; 130: interrupted.
 """
 
 import argparse
@@ -17,13 +17,15 @@ from typing import Any, NoReturn, TypeVar
 from flows.display import Display
 from slmpack.chat import stream_answer
 from slmpack.errors import SlmpackError, UsageError
+from slmpack.offers import offers, told_offer
 from slmpack.outcome import failed_outcome, told_of
 from slmpack.recall import check_uri, find_logged
 from slmpack.records import Interface, Outcome, QualityPolicy, Recipe, Target
-from slmpack.registry import require_registry
+from slmpack.registry import check_name, require_registry
 from slmpack.request import check_request, default_workspace
 from slmpack.resolve import DEFAULT_SOURCE
 from slmpack.store import log_folder
+from slmpack.targets import recipe_for
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -118,10 +120,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_proof_options(verify)
     verify.set_defaults(run=_verify)
+    rollback = commands.add_parser("rollback", help="give the alias back to the version proved before")
+    rollback.add_argument("name", metavar="NAME", help="the registered model")
+    rollback.add_argument("--target", type=_target, required=True, metavar="T", help=", ".join(Target))
+    rollback.add_argument(
+        "--interface", type=_interface, default=Interface.CHAT, metavar="I", help=", ".join(Interface)
+    )
+    rollback.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    rollback.add_argument("--workspace", type=Path, metavar="DIR", help=f"work files (default: {default_workspace()})")
+    rollback.set_defaults(run=_rollback)
     chat = commands.add_parser("chat", help="ask a published model; the answer streams to stdout")
     chat.add_argument("model_uri", metavar="MODEL_URI", help="such as models:/smollm2-135m-instruct@cpu-int4")
     chat.add_argument("prompt", metavar="PROMPT")
     chat.set_defaults(run=_chat)
+    targets = commands.add_parser("targets", help="what each target is, and what this machine can do for it")
+    targets.add_argument("--json", action="store_true", help="one JSON object a target on stdout")
+    targets.set_defaults(run=_targets)
     return parser
 
 
@@ -135,8 +149,9 @@ def _add_proof_options(parser: argparse.ArgumentParser) -> None:
 def _package(parsed: argparse.Namespace) -> int:
     targets: list[Target] = list(dict.fromkeys(parsed.target or [Target.CPU_INT4]))
     for target in targets:  # before Prefect is imported, which takes seconds
+        recipe = parsed.recipe if len(targets) == 1 else recipe_for(target, parsed.recipe)
         check_request(
-            target, parsed.recipe, parsed.interface, parsed.name, parsed.workspace,
+            target, recipe, parsed.interface, parsed.name, parsed.workspace,
             policy=QualityPolicy(), quality_text=parsed.quality_text, waive_quality=parsed.waive_quality,
             calibration_text=parsed.calibration_text,
         )  # fmt: skip
@@ -210,11 +225,33 @@ def _run_verify_flow(parsed: argparse.Namespace, target: Target) -> Outcome:
     return _outcome_of(target, lambda: verify_model(parsed.model_uri, *rest))
 
 
+def _rollback(parsed: argparse.Namespace) -> int:
+    check_name(parsed.name)  # before Prefect is imported
+    with Display() as display:
+        outcome = _run_rollback_flow(parsed)
+        display.say(told_of(outcome))
+    return _tell([outcome], parsed)
+
+
+def _run_rollback_flow(parsed: argparse.Namespace) -> Outcome:
+    from flows.rollback_model import rollback_model
+
+    logging.captureWarnings(True)
+    asked = (parsed.name, parsed.target, parsed.interface, parsed.workspace)
+    return _outcome_of(parsed.target, lambda: rollback_model(*asked))
+
+
 def _chat(parsed: argparse.Namespace) -> int:
     for piece in stream_answer(parsed.model_uri, parsed.prompt):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
+    return OK
+
+
+def _targets(parsed: argparse.Namespace) -> int:
+    for offer in offers():
+        sys.stdout.write(f"{offer.model_dump_json() if parsed.json else told_offer(offer)}\n")
     return OK
 
 

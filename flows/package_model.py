@@ -3,6 +3,9 @@
     resolve -> (wanted before? unchanged) -> fetch -> (published already? unchanged) -> build -> log -> smoke ->
         measure -> validate -> publish
 
+On a machine without the target's hardware it ends before `publish`: the logged model is left `unproved`, and found
+there the next time. `verify-model` goes on with it where the hardware is.
+
 Below the quality policy, or where it cannot be built, the next recipe begins at `build`. The proofs run one after the
 other: a second model in memory would spoil the speed that the smoke test measures.
 """
@@ -13,7 +16,7 @@ from slmpack.build import package_digest
 from slmpack.errors import PublishError, QualityError, RecipeError, SlmpackError
 from slmpack.find import alias_of
 from slmpack.frontier import Rung
-from slmpack.hardware import require_hardware
+from slmpack.hardware import require_runtime
 from slmpack.log import logged_digest
 from slmpack.outcome import (
     Stages,
@@ -24,6 +27,7 @@ from slmpack.outcome import (
     rung_of,
     unbuilt_rung,
     unchanged_outcome,
+    unproved_outcome,
 )
 from slmpack.parameters import (
     CalibrationText,
@@ -54,6 +58,7 @@ from tasks.publish import find_rung, find_wanted, mark_refused, publish_version
 from tasks.registry import require_registry
 from tasks.resolve import resolve_source
 from tasks.smoke import smoke_test
+from tasks.unproved import find_unproved, find_unproved_wanted, leave_unproved
 from tasks.validate import validate_model
 
 
@@ -80,7 +85,7 @@ def package_model(
 ) -> Outcome:
     """Package one model for one target, prove it and publish it, unless the same is published already."""
     try:
-        require_hardware(target)
+        require_runtime(target)
         request = check_request(
             target, recipe, interface, name, workspace,
             policy=policy, quality_text=quality_text, waive_quality=waive_quality, calibration_text=calibration_text,
@@ -105,8 +110,11 @@ def package(
     wanted = wanted_key(resolved, target, interface, request)
     with stages("find"):
         found = None if force else find_wanted(name, wanted, alias)
+        waiting = None if force or found else find_unproved_wanted(name, target, wanted)
     if found is not None:
         return unchanged_outcome(found, stages)
+    if waiting is not None:
+        return unproved_outcome(waiting, stages)
     with stages("fetch"):
         snapshot = (
             receive_snapshot(checkpoint, request.workspace)
@@ -117,8 +125,11 @@ def package(
     digests = [logged_digest(digest, interface, target) for digest in packages]
     with stages("find"):
         found = None if force else find_rung(name, digests, alias, request.asked, wanted)
+        waiting = None if force or found else find_unproved(name, target, digests, request.asked, wanted)
     if found is not None:
         return unchanged_outcome(found, stages)
+    if waiting is not None:
+        return unproved_outcome(waiting, stages)
     return climb(snapshot, target, interface, name, request.model_copy(update={"wanted": wanted}), stages, force)
 
 
@@ -159,7 +170,10 @@ def prove(
     package: Package, interface: Interface, name: str, request: Request, stages: Stages, force: bool,
     rungs: tuple[Rung, ...],
 ) -> Outcome | Rung:  # fmt: skip
-    """Log one package, prove it and publish it; return it as a rung if the quality policy refuses it."""
+    """Log one package, prove it and publish it; return it as a rung if the quality policy refuses it.
+
+    What ran on something that stands in for the target's hardware proves too little: the model is left unproved.
+    """
     with stages("log"):
         model = log_model(package, interface, name, request.workspace)
     try:
@@ -169,14 +183,17 @@ def prove(
             quality = measure_quality(model, request, package.recipe)
         with stages("validate"):
             validation = validate_model(model, request.workspace)
-        tried = (*rungs, rung_of(package, "published", smoke.speed, quality.quality))
+        tried = (*rungs, rung_of(package, "published", smoke.own_speed, quality.quality))
         proofs = Proofs(validation=validation, quality=quality, smoke=smoke, rungs=tried)
+        if smoke.device.provider != package.target.provider:
+            with stages("log"):
+                return unproved_outcome(leave_unproved(model, proofs, request), stages)
         with stages("publish"):
             version = publish_version(model, proofs, request.asked, force, request.wanted)
         return published_outcome(version, proofs, stages)
     except QualityError as refusal:
-        mark_refused(model, str(refusal), smoke.speed, refusal.quality)
-        return rung_of(package, "refused", smoke.speed, refusal.quality, str(refusal))
+        mark_refused(model, str(refusal), smoke.own_speed, refusal.quality)
+        return rung_of(package, "refused", smoke.own_speed, refusal.quality, str(refusal))
     except PublishError:
         raise  # the registry that refuses is the one to be told
     except (SlmpackError, KeyboardInterrupt) as refusal:

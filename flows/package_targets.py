@@ -2,9 +2,10 @@
 
     here:   resolve -> package-model for one target after the other, each a run below this one
     pools:  resolve -> handed over before? -> fetch -> hand over to MLflow -> start every target's deployment -> wait
+                -> verify what is unproved, in the pool of its hardware -> wait
 
 In pools each target runs on a worker that has its hardware, and takes the checkpoint from MLflow: workers need neither
-the source's site nor its token, and the machines share no disk.
+the source's site nor its token, and the machines share no disk. Targets for GPUs are built by workers without one.
 """
 
 from typing import Any
@@ -15,7 +16,7 @@ from prefect.states import Completed, Failed
 
 from flows.package_model import package_model
 from slmpack.errors import SlmpackError
-from slmpack.outcome import failed_outcome, summary_of
+from slmpack.outcome import failed_outcome, summary_of, verified_outcome
 from slmpack.parameters import (
     CalibrationText,
     DispatchChoice,
@@ -34,7 +35,7 @@ from slmpack.records import Dispatch, Interface, ModelSource, Outcome, QualityPo
 from slmpack.request import check_request, workspace_of
 from slmpack.resolve import DEFAULT_SOURCE, shown_source
 from slmpack.targets import recipe_for
-from tasks.dispatch import await_target, cancel_started, start_target
+from tasks.dispatch import await_target, cancel_started, start_target, start_verifying
 from tasks.fetch import fetch_snapshot
 from tasks.hand_over import find_checkpoint, hand_over_snapshot
 from tasks.outcome import keep_outcomes
@@ -81,8 +82,8 @@ def package_targets(
     else:
         outcomes = package_in_pools(resolved, targets, rest | {"name": name or resolved.name}, workspace_of(workspace))
     keep_outcomes(outcomes)
-    ended = Completed if all(outcome.reason is None for outcome in outcomes) else Failed
-    return ended(message=summary_of(outcomes), data=outcomes)
+    state = Completed if all(outcome.reason is None for outcome in outcomes) else Failed
+    return state(message=summary_of(outcomes), data=outcomes)
 
 
 def package_here(source: str, targets: list[Target], rest: dict[str, Any]) -> list[Outcome]:
@@ -103,7 +104,15 @@ def package_in_pools(source: ModelSource, targets: list[Target], rest: dict[str,
         handed = hand_over_snapshot(fetch_snapshot(source, workspace), rest["name"], workspace)
     parameters = rest | {"source": handed.source, "checkpoint": handed.checkpoint}
     started = {target: start(target, parameters | {"recipe": recipe_for(target, rest["recipe"])}) for target in targets}
-    return [run if isinstance(run, Outcome) else await_target(target, run) for target, run in started.items()]
+    outcomes: dict[Target, Outcome] = {}
+    verifying: dict[Target, Any] = {}
+    for target in sorted(targets, key=lambda each: each.provider == "cpu"):  # those that need another run come first
+        outcomes[target] = ended(target, started[target])
+        if outcomes[target].status == "unproved":
+            verifying[target] = verify(target, outcomes[target], rest | {"checkpoint": handed.checkpoint})
+    for target, run in verifying.items():
+        outcomes[target] = verified_outcome(outcomes[target], ended(target, run))
+    return [outcomes[target] for target in targets]
 
 
 def start(target: Target, parameters: dict[str, Any]) -> Any:
@@ -112,6 +121,20 @@ def start(target: Target, parameters: dict[str, Any]) -> Any:
         return start_target(target, parameters)
     except SlmpackError as error:
         return failed_outcome(target, error)
+
+
+def verify(target: Target, unproved: Outcome, rest: dict[str, Any]) -> Any:
+    """Return the id of the run that verifies a logged model, or its outcome if it cannot be started."""
+    asked = {name: rest[name] for name in ("policy", "waive_quality", "quality_text", "checkpoint")}
+    try:
+        return start_verifying(target, str(unproved.model_uri), asked)
+    except SlmpackError as error:
+        return failed_outcome(target, error)
+
+
+def ended(target: Target, run: Any) -> Outcome:
+    """Return what became of a run; one that could not be started is its own outcome."""
+    return run if isinstance(run, Outcome) else await_target(target, run)
 
 
 @package_targets.on_cancellation

@@ -1,6 +1,6 @@
 """Verify a logged model: prove it again on this machine, whoever made it and wherever, and publish it.
 
-    recall -> smoke -> measure -> validate -> (this very version published already? unchanged) -> publish
+    (checkpoint, from MLflow) -> recall -> smoke -> measure -> validate -> (published already? unchanged) -> publish
 
 The registry is written to only at the end: a proof that does not hold on this machine moves no alias, and leaves a
 version that was published as it is.
@@ -14,10 +14,11 @@ from prefect import flow
 from slmpack.errors import QualityError
 from slmpack.hardware import require_hardware
 from slmpack.outcome import REFUSALS, Stages, published_outcome
-from slmpack.parameters import ModelUri, Policy, QualityText, Waiver, Workspace
+from slmpack.parameters import CheckpointUri, ModelUri, Policy, QualityText, Waiver, Workspace
 from slmpack.proof import Proofs
 from slmpack.records import Check, LoggedModel, Outcome, Quality, QualityPolicy, Recipe, SmokeReport
 from slmpack.request import Request, check_request
+from tasks.fetch import receive_snapshot
 from tasks.measure import measure_quality
 from tasks.outcome import completed, keep_outcome
 from tasks.publish import mark_refused, publish_version
@@ -36,6 +37,7 @@ def verify_model(
     waive_quality: Waiver = None,
     quality_text: QualityText = None,
     workspace: Workspace = None,
+    checkpoint: CheckpointUri = None,
 ) -> Outcome:
     """Run every proof of a logged model again on this machine, and publish it unless that was done before."""
     stages = Stages()
@@ -47,6 +49,9 @@ def verify_model(
         told.package.target, told.package.recipe or Recipe.AUTO, told.interface, told.name, workspace,
         policy=policy, quality_text=quality_text, waive_quality=waive_quality,
     )  # fmt: skip
+    if checkpoint is not None:
+        with stages("fetch"):
+            receive_snapshot(checkpoint, request.workspace)  # where recalling finds it
     with stages("recall"):
         model = recall_model(model_uri, request.workspace)
     proofs = prove(model, request, stages)
@@ -75,7 +80,7 @@ def prove(model: LoggedModel, request: Request, stages: Stages) -> Proofs:
     except REFUSALS as refusal:
         if standing_of(model).published is None:
             measured: Quality | None = refusal.quality if isinstance(refusal, QualityError) else None
-            mark_refused(model, str(refusal), smoke.speed if smoke else None, measured)
+            mark_refused(model, str(refusal), smoke.own_speed if smoke else None, measured)
         raise
     return Proofs(validation=validation, quality=quality, smoke=smoke)
 

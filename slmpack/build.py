@@ -14,26 +14,39 @@ from slmpack.builder import BuildRequest, Built, require_stock_memory, run_build
 from slmpack.child import run_in_child
 from slmpack.dequantise import kept_form, kept_sentence
 from slmpack.errors import BuildError
+from slmpack.exporter import (
+    EXPORT_STEPS,
+    EXPORTED,
+    exporter_digest,
+    exporter_of,
+    exporter_versions,
+    graph_options,
+    requirements_digest,
+)
+from slmpack.exporter_run import build_exported
+from slmpack.hardware import provider_here
 from slmpack.kept_blocks import kept_sentences, kept_types
 from slmpack.limits import limit_seconds
+from slmpack.packaged import open_package
 from slmpack.preparation import Prepared, is_kept, preparation_digest, prepare
-from slmpack.records import Package, Recipe, Record, Snapshot, Target, digest_of
+from slmpack.records import Package, Provider, Recipe, Record, Snapshot, Target, digest_of
 from slmpack.store import Manifest, log_folder, require_space, store_folder
 from slmpack.streaming import unchecked_builder
-from slmpack.targets import BYTES_PER_PARAMETER, RECIPES, BuilderOptions, builder_versions
+from slmpack.targets import BYTES_PER_PARAMETER, BuilderOptions, builder_versions, options_for
 
 logger = logging.getLogger(__name__)
 
 BUILD_LIMIT_SECONDS = 2 * 3600.0
 DRIVE_LIMIT_SECONDS = 600.0
 DECODE_STEPS = 4
-BUILD_STEPS = 4  # counts up when what is done to the builder's output changes, so that packages are built again
+BUILD_STEPS = 5  # counts up when what is done to the builder's output changes, so that packages are built again
 
 
 class DriveRequest(Record):
-    """The package folder to run a few tokens through; its ids must stay below the model's vocabulary."""
+    """The package folder to run a few tokens through, and by which provider; its ids must stay below the vocabulary."""
 
     package: Path
+    provider: Provider = "cpu"
 
 
 class Done(Record):
@@ -44,7 +57,9 @@ def package_digest(
     snapshot: Snapshot, target: Target, recipe: Recipe | None, calibration_text: str | None = None
 ) -> str:
     """Return the digest of the package that `build_package` would make, without making it."""
-    options = RECIPES[target][recipe] if recipe else None
+    options = options_for(target, recipe)
+    if options and exporter_of(snapshot.architecture) == "optimum":
+        return digest_of([snapshot.digest, target, recipe, exporter_digest(target, recipe)])
     told = _told_of(options, calibration_text)
     if options and is_kept(snapshot, options):
         told["kept"] = True
@@ -53,8 +68,9 @@ def package_digest(
 
 def recipe_digest(target: Target, recipe: Recipe | None, calibration_text: str | None = None) -> str:
     """Return the digest of all that is done to a source, whichever it is."""
-    told = _told_of(RECIPES[target][recipe] if recipe else None, calibration_text)
-    return digest_of([target, recipe, told, builder_versions(target), BUILD_STEPS])
+    told = _told_of(options_for(target, recipe), calibration_text)
+    exported = (requirements_digest(), EXPORT_STEPS) if target in EXPORTED else None
+    return digest_of([target, recipe, told, builder_versions(target), BUILD_STEPS, exported])
 
 
 def _told_of(options: BuilderOptions | None, calibration_text: str | None) -> dict[str, Any]:
@@ -73,16 +89,21 @@ def build_package(
         calibration_text: what the source reads before its weights are quantised; None: what is built in.
 
     Raises:
-        RecipeError: the recipe cannot cut the model's rows, or needs more memory than there is.
-        BuildError: no builder knows the architecture, a weight is not finite, or the builder's process failed, was
-            killed or took too long.
+        RecipeError: the recipe cannot cut the model's rows, needs more memory than there is, or is none that graphs
+            exported by optimum have.
+        BuildError: nothing here knows the architecture, a weight is not finite, an exported graph is another model, or
+            a process failed, was killed or took too long.
         WorkspaceError: the workspace has too little space for the result.
     """
     digest = package_digest(snapshot, target, recipe, calibration_text)
-    path = snapshot.path
-    if recipe is not None:
+    path, options = snapshot.path, options_for(target, recipe)
+    exporter = exporter_of(snapshot.architecture) if options else "none"
+    if options is not None:
         require_space(workspace, int(snapshot.parameters * BYTES_PER_PARAMETER[target]), f"a {target} package")
-        path = _build(snapshot, target, recipe, digest, workspace, calibration_text)
+        if exporter == "optimum":
+            path = _build_exported(snapshot, target, recipe, digest, workspace)
+        else:
+            path = _build(snapshot, target, recipe, options, digest, workspace, calibration_text)
     manifest = Manifest.read(path)
     return Package(
         snapshot=snapshot,
@@ -90,11 +111,12 @@ def build_package(
         recipe=recipe,
         path=path,
         files=manifest.files,
-        versions=builder_versions(target),
+        versions=exporter_versions() if exporter == "optimum" else builder_versions(target),
         digest=digest,
         build_peak_bytes=int(manifest.facts.get("build_peak_bytes") or 0),
         repairs=_lines(manifest, "repairs"),
         quantisation=_lines(manifest, "quantisation"),
+        exporter=exporter,
     )
 
 
@@ -103,22 +125,21 @@ def _lines(manifest: Manifest, fact: str) -> tuple[str, ...]:
 
 
 def _build(
-    snapshot: Snapshot, target: Target, recipe: Recipe, digest: str, workspace: Path, calibration_text: str | None
-) -> Path:
+    snapshot: Snapshot, target: Target, recipe: Recipe | None, options: BuilderOptions, digest: str, workspace: Path,
+    calibration_text: str | None,
+) -> Path:  # fmt: skip
     """Return the stored folder; its manifest remembers what making it took and what was repaired."""
     log = log_folder(workspace) / f"build-{digest[:12]}.log"
-    drive_log = log_folder(workspace) / f"drive-{digest[:12]}.log"
-    options = RECIPES[target][recipe]
 
     def make(into: Path) -> dict[str, str | int | None]:
-        logger.info("building %s for %s, recipe %s", snapshot.source.name, target, recipe)
+        logger.info("building %s for %s, recipe %s", snapshot.source.name, target, recipe or "none")
         obstacle = obstacle_of(options)
         if obstacle:
             _require_stock(snapshot, options, obstacle)
         prepared = Prepared() if obstacle else prepare(snapshot, options, calibration_text, workspace)
         request = BuildRequest(
             snapshot=prepared.checkpoint or snapshot.path, architecture=snapshot.architecture, layers=snapshot.layers,
-            options=options, streamed=obstacle is None, prepared=prepared, into=into,
+            options=options, streamed=options.quantises and obstacle is None, prepared=prepared, into=into,
         )  # fmt: skip
         built, run = run_in_child(
             run_builder, request, log=log, failure=BuildError, doing="the build",
@@ -126,34 +147,61 @@ def _build(
         )  # fmt: skip
         obstacle = obstacle or built.obstacle
         remarks = (_taken_over(obstacle),) if obstacle and options.streams else ()
-        run_in_child(
-            drive_package, DriveRequest(package=into), log=drive_log, failure=BuildError,
-            limit_seconds=limit_seconds(DRIVE_LIMIT_SECONDS, snapshot.size_bytes), doing="the first run of the package",
-        )  # fmt: skip
+        _drive(into, snapshot, target, log_folder(workspace) / f"drive-{digest[:12]}.log")
         return {
             "target": target,
             "recipe": recipe,
-            "quantised_by": "streaming" if built.streamed else "the stock builder",
+            "quantised_by": _quantiser_of(options, built),
             "build_peak_bytes": run.peak_private_bytes,
             "repairs": "\n".join(built.repairs),
             "quantisation": "\n".join(
-                (*prepared.told, *built.quantisation, *remarks, *_told_kept(snapshot, prepared, built))
+                (*prepared.told, *built.quantisation, *remarks, *_told_kept(snapshot, prepared, built.kept))
             ),
         }
 
     return store_folder(workspace, "packages", digest, make)
 
 
-def _told_kept(snapshot: Snapshot, prepared: Prepared, built: Built) -> tuple[str, ...]:
+def _build_exported(snapshot: Snapshot, target: Target, recipe: Recipe | None, digest: str, workspace: Path) -> Path:
+    """Return the stored folder, made from a graph of optimum's since the builder does not know the architecture."""
+    options = graph_options(target, recipe, snapshot.architecture)
+
+    def make(into: Path) -> dict[str, str | int | None]:
+        logger.info("exporting %s for %s, recipe %s", snapshot.source.name, target, recipe)
+        log = log_folder(workspace) / f"build-{digest[:12]}.log"
+        facts = build_exported(snapshot, options, into, log, workspace)
+        _drive(into, snapshot, target, log_folder(workspace) / f"drive-{digest[:12]}.log")
+        told = (str(facts["quantisation"]), *_told_kept(snapshot, Prepared(), ()))
+        return {"target": target, "recipe": recipe, **facts, "quantisation": "\n".join(told)}
+
+    return store_folder(workspace, "packages", digest, make)
+
+
+def _drive(package: Path, snapshot: Snapshot, target: Target, log: Path) -> None:
+    run_in_child(
+        drive_package, DriveRequest(package=package, provider=provider_here(target)), log=log, failure=BuildError,
+        limit_seconds=limit_seconds(DRIVE_LIMIT_SECONDS, snapshot.size_bytes), doing="the first run of the package",
+    )  # fmt: skip
+
+
+def _quantiser_of(options: BuilderOptions, built: Built) -> str:
+    if not options.quantises:
+        return "nobody"
+    return "streaming" if built.streamed else "the stock builder"
+
+
+def _told_kept(snapshot: Snapshot, prepared: Prepared, kept: tuple[str, ...]) -> tuple[str, ...]:
     """Return what became of weights that were quantised before."""
     form = kept_form(snapshot.path)
     if form is not None:
         return (kept_sentence(form, prepared.checkpoint is not None),)
-    return kept_sentences(kept_types(snapshot.path), built.kept)
+    return kept_sentences(kept_types(snapshot.path), kept)
 
 
 def obstacle_of(options: BuilderOptions) -> str | None:
-    """Return why the stock builder must quantise, None if weights can be streamed."""
+    """Return why the stock builder must quantise, None if weights can be streamed or nothing is quantised."""
+    if not options.quantises:
+        return None
     return unchecked_builder() if options.streams else f"{options.algo_config} looks at whole matrices"
 
 
@@ -186,7 +234,7 @@ def drive_package(request: DriveRequest) -> Done:
     import onnxruntime_genai as og
 
     try:
-        model = og.Model(str(request.package))
+        model = open_package(request.package, request.provider)
         ids = og.Tokenizer(model).encode("Once upon a time")
         parameters = og.GeneratorParams(model)
         parameters.set_search_options(max_length=len(ids) + DECODE_STEPS, min_length=len(ids) + DECODE_STEPS)

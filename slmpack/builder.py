@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from slmpack import progress
+from slmpack.builder_mends import complete_config, mend_models
 from slmpack.errors import BuildError, RecipeError
 from slmpack.finite import require_finite_weights
 from slmpack.memory import available_bytes, predicted_stock_peak, require_memory
@@ -86,7 +87,8 @@ def run_builder(request: BuildRequest) -> Built:
     streaming = _prepare(request)
     try:
         with contextlib.redirect_stdout(_BuilderOutput(request.layers)):
-            extra = parse_extra_options(*arguments, cache, _pairs(options))
+            extra = parse_extra_options(*arguments, cache, option_pairs(options))
+            complete_config(extra["hf_details"]["hf_config"])
             create_model(*arguments, cache, **extra)
     except NotImplementedError as error:
         raise BuildError(
@@ -123,9 +125,17 @@ def _told(request: BuildRequest, streaming: Streaming) -> tuple[str, ...]:
     return tuple(told)
 
 
-def _pairs(options: BuilderOptions) -> list[str]:
-    """Return the builder's own options, `name=value` each."""
-    pairs = [f"block_size={options.block_size}", f"algo_config={options.algo_config}", "hf_token=false"]
+def option_pairs(options: BuilderOptions) -> list[str]:
+    """Return the builder's own options, `name=value` each.
+
+    Norms of queries and keys stay nodes of their own in a graph for CUDA: the kernels for CPUs have no fused ones, and
+    a package that they cannot run could not be compared with its source on a machine without a GPU.
+    """
+    pairs = ["hf_token=false"]
+    if options.execution_provider == "cuda":
+        pairs.append("fuse_qk_norm_gqa=false")
+    if options.quantises:
+        pairs += [f"block_size={options.block_size}", f"algo_config={options.algo_config}"]
     if options.int8:
         pairs.append("matmul_mixed_precision=" + ",".join(f"{group}:int8" for group in options.int8))
     return pairs
@@ -140,6 +150,7 @@ def _prepare(request: BuildRequest) -> Streaming:
         require_stock_memory(request.snapshot, request.options)
         require_finite_weights(request.snapshot)
 
+    mend_models()
     raise_to_int8(base.Model, request.options.int8_nodes)
     if request.streamed:
         torch.set_num_threads(1)  # threads share tensors there, not the arithmetic of one

@@ -1,8 +1,8 @@
 """The wrapper that travels with every ONNX package: an MLflow model that answers like the OpenAI API.
 
 MLflow copies this one file into the logged model and runs it from there (models-from-code), so it imports nothing of
-slmpack: two versions of it in one process each run their own code. It needs mlflow-skinny, onnxruntime-genai, numpy
-and pandas.
+slmpack: two versions of it in one process each run their own code. It needs mlflow-skinny, onnxruntime-genai (or
+onnxruntime-genai-cuda), numpy and pandas.
 
     load      manifests of the model and the package -> every file hashed -> onnxruntime-genai model and tokenizer
     request   rows -> Request (every row is checked before the first is answered) -> Choice -> text
@@ -18,6 +18,8 @@ What it decides where the runtime would not ask:
   tokenizer's post-processor adds.
 * Bytes that are no UTF-8, such as half a character at the token limit, are left out of the text. In the middle of
   one, which only a broken model writes, the runtime's decoder may leave out the next character with them.
+* A package for CUDA that gets no GPU is an error, never a slow answer. Who wants it from a CPU all the same, to test
+  something, loads it with the model config `execution_provider: cpu`.
 * A message's `name` and `refusal` are accepted, as MLflow's schema has them, and not shown to the model.
 """
 
@@ -55,6 +57,7 @@ CHAT_FIELDS = SAMPLING_FIELDS | {
     "messages", "n", "stream", "frequency_penalty", "presence_penalty", "tools", "custom_inputs",
 }  # fmt: skip
 WHOLE_FIELDS = ("max_tokens", "n", "top_k", "seed")
+PROVIDERS = ("cpu", "cuda")
 MESSAGE_FIELDS = frozenset({"role", "content", "name", "refusal", "tool_calls", "tool_call_id"})
 ROLES = ("system", "user", "assistant")
 
@@ -75,6 +78,10 @@ class TokenizerError(RuntimeError):
     """The tokenizer of the package gives tokens that its model does not have."""
 
 
+class ProviderError(RuntimeError):
+    """The package does not run where it is to run."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """The model config, which a caller may override when loading.
@@ -85,6 +92,7 @@ class Settings:
         max_tokens: new tokens for a request that names no limit, or fewer where the context leaves fewer.
         intra_op_num_threads: threads of one operator; None is the runtime's own choice.
         apply_chat_template: prompt interface: the prompt is a user's turn (True) or raw text to go on from (False).
+        execution_provider: `cpu` or `cuda`; None is what the package was built for.
     """
 
     name: str
@@ -92,6 +100,7 @@ class Settings:
     max_tokens: int
     intra_op_num_threads: int | None
     apply_chat_template: bool
+    execution_provider: str | None
 
 
 @dataclass(frozen=True)
@@ -181,7 +190,7 @@ def _sha256_of(path: Path) -> str:
 
 
 class Runtime:
-    """A loaded package: text to token ids, and the limits of the model."""
+    """A loaded package: text to token ids, and the limits of the model; `device` is `cpu` or `cuda`, where it runs."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         og.disable_telemetry_events()
@@ -189,10 +198,13 @@ class Runtime:
         self.context_length: int = facts["context_length"]
         self.vocabulary: int = facts["vocab_size"]
         config = og.Config(str(folder))
+        self.device = settings.execution_provider or _provider_of(facts["decoder"])
+        if self.device == "cpu":
+            config.clear_providers()
         if settings.intra_op_num_threads:
             session = {"intra_op_num_threads": settings.intra_op_num_threads}
             config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
-        self.model = og.Model(config)
+        self.model = _open_model(config, self.device)
         self.tokenizer = og.Tokenizer(self.model)
         self.end_tokens = frozenset(int(token) for token in self.tokenizer.eos_token_ids)
         raw = settings.interface == "prompt" and not settings.apply_chat_template
@@ -223,6 +235,36 @@ class Runtime:
                 "the tokenizer does not fit the model, build the package again"
             )
         return ids
+
+
+def _provider_of(decoder: dict[str, dict[str, list[dict[str, object]]]]) -> str:
+    options = decoder.get("session_options", {}).get("provider_options", [])
+    return "cuda" if any("cuda" in option for option in options) else "cpu"
+
+
+def _open_model(config: og.Config, provider: str) -> og.Model:
+    """Load the model, and make sure that it runs where it is to run.
+
+    Raises:
+        ProviderError: it does not; the message says what CUDA lacks.
+    """
+    if provider == "cpu":
+        return og.Model(config)
+    import onnxruntime
+
+    if hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()  # NVIDIA's packages lie where no loader looks
+    advice = (
+        "an NVIDIA GPU with its driver is expected, and the packages of requirements.txt; "
+        "to run it on a CPU, load it with model_config={'execution_provider': 'cpu'}"
+    )
+    try:
+        model = og.Model(config)
+    except RuntimeError as error:
+        raise ProviderError(f"execution_provider cuda: {' '.join(str(error).split())}; {advice}") from error
+    if (found := str(model.device_type).lower()) != provider:
+        raise ProviderError(f"execution_provider {provider}: the session runs on {found}; {advice}")
+    return model
 
 
 # ---------------------------------------------------------------------------------------------- the answer
@@ -323,12 +365,18 @@ class ChatModel(PythonModel):
         Raises:
             IntegrityError: a file, this one included, is not what was logged.
             RequestError: the model config has a key or a value that cannot be right.
+            ProviderError: the package is for a GPU, and the model got none.
         """
         folder = Path(context.artifacts["package"])
         self.settings = _read_settings(dict(context.model_config or {}), default_name=folder.name)
         verify_model(Path(__file__).parent)
         verify_package(folder)
         self.runtime = Runtime(folder, self.settings)
+
+    @property
+    def device(self) -> str:
+        """Where the loaded model runs: `cpu` or `cuda`."""
+        return self.runtime.device
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: Row | None = None
@@ -457,12 +505,16 @@ def _read_settings(config: Row, default_name: str) -> Settings:
     interface = config.get("interface") or "chat"
     if interface not in ("chat", "prompt"):
         raise RequestError.about("interface", interface, "'chat' or 'prompt'")
+    provider = config.get("execution_provider")
+    if provider is not None and provider not in PROVIDERS:
+        raise RequestError.about("execution_provider", provider, "'cpu' or 'cuda'")
     return Settings(
         name=_text("name", config.get("name") or default_name),
         interface=str(interface),
         max_tokens=_whole(config, "max_tokens", 1) or 256,
         intra_op_num_threads=_whole(config, "intra_op_num_threads", 1),
         apply_chat_template=_flag(config, "apply_chat_template", default=True),
+        execution_provider=None if provider is None else str(provider),
     )
 
 

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slmpack.chat_templates import require_templates, templates_of
 from slmpack.errors import SourceError
 from slmpack.json_file import read_json
 from slmpack.quantised_checkpoint import plain_tensors, quantised_form
@@ -21,13 +22,17 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 TOKENIZER_SETTINGS = "tokenizer_config.json"
+GENERATION_CONFIG = "generation_config.json"
+VOCABULARIES = frozenset({TOKENIZER, "tokenizer.model", "vocab.json"})  # a tokenizer has one of them
+TOKENIZER_FILES = VOCABULARIES | {"merges.txt", "added_tokens.json", "special_tokens_map.json"}
 _SMALL = re.compile(
     r"model\.safetensors\.index\.json|config\.json|generation_config\.json"
     r"|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|vocab\.json|merges\.txt"
     r"|tokenizer\.model|chat_template\.(jinja|json)|additional_chat_templates/[^/]+\.jinja"
     r"|(LICEN[CS]E|NOTICE)[^/]*|README\.md"
 )
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
+_SLOW_FILES = ("tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 # Where a row is a token: input embeddings and output layers, by the names that decoders in transformers give them.
 _ROW_A_TOKEN = re.compile(
     r"(?:.*\.)?(?:embed_tokens|wte|embed_in|word_embeddings|tok_embeddings|lm_head|embed_out)\.weight"
@@ -36,6 +41,9 @@ _NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 # Configurations name the same thing differently. Source: `attribute_map` of the classes in transformers.
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+# Where config.json may leave it out: what transformers' FalconConfig then takes, and what BLOOM was trained with, whose
+# positions (ALiBi) have no end. Source: transformers 5.22; "BLOOM", arXiv 2211.05100, table 3.
+_CONTEXT_UNSAID = {"falcon": 2048, "bloom": 2048}
 
 
 class CheckpointFacts(Record):
@@ -55,8 +63,13 @@ def is_relevant(name: str) -> bool:
 
 def relevant_files(folder: Path) -> dict[str, Path]:
     """Return the files of a checkpoint that a snapshot needs, their path in the folder to their path on disk."""
-    names = {path.relative_to(folder).as_posix(): path for path in [*folder.glob("*"), *folder.glob("*/*")]}
-    return {name: path for name, path in sorted(names.items()) if is_relevant(name) and path.is_file()}
+    return {name: path for name, path in files_below(folder).items() if is_relevant(name)}
+
+
+def files_below(folder: Path) -> dict[str, Path]:
+    """Return the files in a folder and in those in it, their path in it to their path on disk, sorted."""
+    paths = {path.relative_to(folder).as_posix(): path for path in [*folder.glob("*"), *folder.glob("*/*")]}
+    return {name: path for name, path in sorted(paths.items()) if path.is_file()}
 
 
 def inspect_checkpoint(folder: Path) -> CheckpointFacts:
@@ -65,8 +78,33 @@ def inspect_checkpoint(folder: Path) -> CheckpointFacts:
     Raises:
         SourceError: it cannot be used; the message names the file.
     """
-    if not (folder / CONFIG).is_file() and (folder / "adapter_config.json").is_file():
-        raise SourceError(f"{folder} is an adapter", "a whole model", "merge it into its base model and save that")
+    facts, config, tensors = _inspect_model(folder)
+    tokenizer = inspect_tokenizer(folder)
+    _check_vocabulary(folder, config, tokenizer, tensors)
+    return facts
+
+
+def inspect_model(folder: Path) -> CheckpointFacts:
+    """Look at configuration and weights alone: the base of an adapter may have its tokenizer there.
+
+    Raises:
+        SourceError: it cannot be used; the message names the file.
+    """
+    return _inspect_model(folder)[0]
+
+
+def inspect_tokenizer(folder: Path) -> "Tokenizer":
+    """Look at the tokenizer and the chat templates alone, and return the tokenizer.
+
+    Raises:
+        SourceError: one of them cannot be used; the message names the file.
+    """
+    tokenizer = _check_tokenizer(folder)
+    require_templates(folder)
+    return tokenizer
+
+
+def _inspect_model(folder: Path) -> tuple[CheckpointFacts, dict[str, Any], dict[str, Tensor]]:
     config = read_json(folder / CONFIG)
     form = quantised_form(folder / CONFIG, config)
     architecture = _architecture(folder / CONFIG, config)
@@ -75,16 +113,14 @@ def inspect_checkpoint(folder: Path) -> CheckpointFacts:
         tensors = plain_tensors(folder, form, tensors)
     layers, context = _shape(folder / CONFIG, config)
     _check_layers(folder, layers, tensors)
-    tokenizer = _check_tokenizer(folder)
-    _check_chat_template(folder)
-    _check_vocabulary(folder, config, tokenizer, tensors)
-    return CheckpointFacts(
+    facts = CheckpointFacts(
         architecture=architecture,
         dtype=main_dtype(folder, tensors),
         parameters=sum(tensor.parameters for tensor in tensors.values()),
         layers=layers,
         context_length=context,
     )
+    return facts, config, tensors
 
 
 def _architecture(path: Path, config: dict[str, Any]) -> str:
@@ -95,9 +131,11 @@ def _architecture(path: Path, config: dict[str, Any]) -> str:
     named = config.get("architectures")
     if not (isinstance(named, list) and named and isinstance(named[0], str)):
         raise SourceError(f"{path} names no architectures", 'such as ["Phi3ForCausalLM"]', "save the model again")
+    classes = dir(transformers)  # the lazy module knows every class without importing torch
     architecture: str = named[0]
-    # dir() of the lazy module knows every class without importing torch.
-    if config.get("model_type") not in CONFIG_MAPPING_NAMES or architecture not in dir(transformers):
+    if architecture not in classes:  # MPT's own code, on the Hub, has its class in other capitals
+        architecture = next((name for name in classes if name.lower() == architecture.lower()), architecture)
+    if config.get("model_type") not in CONFIG_MAPPING_NAMES or architecture not in classes:
         own = " (its own code, named in auto_map, is never run)" if "auto_map" in config else ""
         raise SourceError(
             f"{path} names {architecture}, model_type {config.get('model_type')!r}{own}",
@@ -113,14 +151,17 @@ def _shape(path: Path, config: dict[str, Any]) -> tuple[int, int]:
     """Return the number of layers and the context length, in tokens."""
     nested = config.get("text_config")  # of models that also take images
     fields = nested if isinstance(nested, dict) else config
-    return _first_of(path, fields, _LAYERS), _first_of(path, fields, _CONTEXT)
+    unsaid = _CONTEXT_UNSAID.get(str(fields.get("model_type")))
+    return _first_of(path, fields, _LAYERS), _first_of(path, fields, _CONTEXT, unsaid)
 
 
-def _first_of(path: Path, fields: dict[str, Any], names: tuple[str, ...]) -> int:
+def _first_of(path: Path, fields: dict[str, Any], names: tuple[str, ...], unsaid: int | None = None) -> int:
     for name in names:
         value = fields.get(name)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
+    if unsaid is not None and not any(name in fields for name in names):
+        return unsaid
     raise SourceError(f"{path} has no {names[0]}", "a positive whole number", "save the model again")
 
 
@@ -140,9 +181,12 @@ def _check_tokenizer(folder: Path) -> "Tokenizer":
 
     path = folder / TOKENIZER
     if not path.is_file():
-        slow = [name for name in ("tokenizer.model", "vocab.json", "merges.txt") if (folder / name).is_file()]
+        slow = [name for name in _SLOW_FILES if (folder / name).is_file()]
         found = f"{folder} has only a slow tokenizer ({', '.join(slow)})" if slow else f"{folder} has no tokenizer"
-        raise SourceError(found, f"{TOKENIZER}, a fast one", "convert it with AutoTokenizer and save_pretrained")
+        raise SourceError(
+            found, f"{TOKENIZER}, a fast one",
+            "run AutoTokenizer.from_pretrained(folder).save_pretrained(folder), and compare ids with the old one's",
+        )  # fmt: skip
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises Exception itself
@@ -178,64 +222,10 @@ def _producible_ids(folder: Path, tokenizer: "Tokenizer") -> dict[int, str]:
     """
     settings = read_json(folder / TOKENIZER_SETTINGS) if (folder / TOKENIZER_SETTINGS).is_file() else {}
     used = "\n".join(
-        [*(text for _, text in _chat_templates(folder)), *(str(settings.get(key)) for key in _NAMED_TOKENS)]
+        [*(each.text for each in templates_of(folder).values()), *(str(settings.get(key)) for key in _NAMED_TOKENS)]
     )
     ids = {number: token for token, number in tokenizer.get_vocab(with_added_tokens=True).items()}
     for number, token in tokenizer.get_added_tokens_decoder().items():
         if token.special and token.content not in used:
             ids.pop(number, None)
     return ids
-
-
-def _check_chat_template(folder: Path) -> None:
-    from jinja2 import TemplateError
-
-    templates = list(_chat_templates(folder))
-    if not templates:
-        raise SourceError(
-            f"{folder} has no chat template", "one in chat_template.jinja or tokenizer_config.json",
-            "name the instruction-tuned model, or set tokenizer.chat_template and save it",
-        )  # fmt: skip
-    for place, text in templates:
-        try:
-            template_environment().from_string(text)
-        except TemplateError as error:
-            raise SourceError(
-                f"the chat template in {place} does not compile ({error})", "a Jinja template", "correct it"
-            ) from error
-
-
-def _chat_templates(folder: Path) -> list[tuple[Path, str]]:
-    """Return every chat template and its file, wherever the versions of transformers have put them.
-
-    Source: transformers' documentation, "Chat templates".
-    """
-    found = [(path, path.read_text(encoding="utf-8")) for path in sorted(folder.glob("additional_chat_templates/*"))]
-    if (path := folder / "chat_template.jinja").is_file():
-        found.append((path, path.read_text(encoding="utf-8")))
-    for name in ("chat_template.json", TOKENIZER_SETTINGS):
-        if (path := folder / name).is_file():
-            value = read_json(path).get("chat_template")
-            named = value if isinstance(value, list) else [{"template": value}] if value else []
-            texts = [item.get("template") if isinstance(item, dict) else None for item in named]
-            if not all(isinstance(text, str) for text in texts):
-                raise SourceError(f"the chat template in {path} is not text", "a Jinja template", "correct it")
-            found += [(path, text) for text in texts if isinstance(text, str)]
-    return found
-
-
-def template_environment() -> Any:
-    """Return a sandbox that compiles what transformers compiles: loop controls, and `{% generation %}` blocks."""
-    from jinja2 import nodes
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        tags = {"generation"}  # noqa: RUF012 - Jinja's own way
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=line)
-
-    return ImmutableSandboxedEnvironment(extensions=[loopcontrols, Generation])

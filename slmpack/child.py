@@ -65,13 +65,33 @@ def run_in_child(
         SlmpackError: of the class the child raised, or `failure`.
     """
     result_type: type[Result] = inspect.signature(function).return_annotation
+    # -P: nothing from the working folder; -B: no bytecode beside a wrapper that is loaded in place
+    command = [sys.executable, "-P", "-B", "-m", "slmpack.child", f"{function.__module__}:{function.__qualname__}",
+               argument.model_dump_json()]  # fmt: skip
+    result, run = run_command(command, log=log, limit_seconds=limit_seconds, failure=failure, doing=doing)
+    return result_type.model_validate(result), run
+
+
+def run_command(
+    command: list[str],
+    *,
+    log: Path,
+    limit_seconds: float,
+    failure: type[SlmpackError],
+    doing: str,
+    environment: dict[str, str] | None = None,
+) -> tuple[object, ChildRun]:
+    """Run a command that tells events as a child does, and return its result as JSON has it.
+
+    Args:
+        environment: its environment; None: ours.
+
+    The others are those of `run_in_child`, and so are the errors.
+    """
     started = time.monotonic()
     with log.open("wb") as noise:
         process = subprocess.Popen(
-            # -P: nothing from the working folder; -B: no bytecode beside a wrapper that is loaded in place
-            [sys.executable, "-P", "-B", "-m", "slmpack.child", f"{function.__module__}:{function.__qualname__}",
-             argument.model_dump_json()],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=noise,
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=noise
         )  # fmt: skip
         watch = _Watch(process, limit_seconds)
         try:
@@ -81,7 +101,7 @@ def run_in_child(
             watch.stop()
     run = ChildRun(seconds=time.monotonic() - started, peak_private_bytes=watch.peak_private_bytes)
     if "result" in last:
-        return result_type.model_validate(last["result"]), run
+        return last["result"], run
     ours = getattr(errors, str(last.get("kind")), None)
     if isinstance(ours, type) and issubclass(ours, SlmpackError):
         raise ours(str(last["error"]))

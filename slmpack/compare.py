@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slmpack.errors import QualityError
+from slmpack.packaged import open_package
 from slmpack.progress import report
-from slmpack.records import Record
+from slmpack.records import Provider, Record
 from slmpack.reference import LOG_PROBABILITIES_FILE, REFERENCE_FILE, Reference, rows_at_once
 from slmpack.repetition import Answer, package_answer
 
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
 
 
 class PackageRun(Record):
-    """What the package's process is to run: the package's folder and the source's."""
+    """What the package's process is to run: the package's folder and the source's, and by which provider."""
 
     package: Path
     reference: Path
+    provider: Provider = "cpu"
 
 
 class Measured(Record):
@@ -49,11 +51,9 @@ def run_package(request: PackageRun) -> Measured:
     Raises:
         QualityError: logits that are not finite, or a package that does not run or lacks part of the vocabulary.
     """
-    import onnxruntime_genai as og
-
     reference = Reference.model_validate_json((request.reference / REFERENCE_FILE).read_text())
     try:
-        model = og.Model(str(request.package))
+        model = open_package(request.package, request.provider)
         started = time.perf_counter()
         compared = _run_windows(model, reference, request.reference / LOG_PROBABILITIES_FILE)
         seconds = time.perf_counter() - started

@@ -8,12 +8,8 @@ installing, from the package index that pip is set up with (`package_index`).
 
 import json
 import logging
-import os
-import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,25 +18,23 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from slmpack import consumer
-from slmpack.child import kill_tree
 from slmpack.errors import CheckError
 from slmpack.integrity import artifact_location, is_local
 from slmpack.interfaces import check_answer, signature_of
 from slmpack.limits import limit_seconds
-from slmpack.package_index import read_pip_config, settings_for_uv
 from slmpack.progress import report
 from slmpack.records import Check, Interface, LoggedModel, Record, Target
 from slmpack.registry import final_errors
+from slmpack.runtimes import SETS
 from slmpack.store import lock, log_folder
-from slmpack.telemetry import SWITCHES
+from slmpack.uv_environment import UvError, inherited, make_environment, resolve_requirements, run_to_log
 
 logger = logging.getLogger(__name__)
 
-MAKE_LIMIT_SECONDS = 1800.0
 ASK_LIMIT_SECONDS = 1800.0
 ANSWER_TOKENS = 16
 REQUIREMENTS = "requirements.txt"
-UNREACHABLE = re.compile(r"error sending request|error decoding response body|timed out|HTTP status server error")
+CUDA_PLATFORM = "x86_64-manylinux_2_28"  # what ONNX Runtime's wheels for CUDA 13 are built for
 # A module that is importable in there would hide that the model needs it.
 FORBIDDEN = {
     target: ("slmpack",) if target is Target.TRANSFORMERS else ("slmpack", "torch", "transformers") for target in Target
@@ -84,13 +78,35 @@ def check_clean_environment(model: LoggedModel, workspace: Path) -> tuple[Check,
     return Check(name="clean environment", found=cost), Check(name="answer in a clean environment", found=found)
 
 
+def check_resolution(model: LoggedModel, workspace: Path) -> Check:
+    """Ask the package index for all that the logged model needs on a machine with a GPU; nothing is installed.
+
+    Raises:
+        CheckError: a requirement cannot be had, or one brings ONNX Runtime for CPUs, which owns the same import name.
+        ConnectionError: the package index cannot be reached.
+    """
+    log = log_folder(workspace) / f"environment-{model.model_id}.log"
+    log.write_bytes(b"")
+    with _empty_folder(workspace) as folder:
+        with final_errors(CheckError, f"to read {model.uri}"):
+            _fetch_requirements(model, folder)
+        try:
+            lines = resolve_requirements(folder / REQUIREMENTS, CUDA_PLATFORM, log, CheckError)
+        except UvError as refused:
+            raise _unmade(refused, log) from refused
+    names = {line.partition("==")[0].strip() for line in lines}
+    if wrong := sorted(names & set(SETS["cpu"])):
+        raise CheckError(f"clean environment: {wrong[0]} beside {SETS['cuda'][0]}", "one of the two",
+                         f"see which of its {REQUIREMENTS} asks for it; the log is {log}")  # fmt: skip
+    return Check(name="clean environment resolves", found=f"{len(lines)} packages for {CUDA_PLATFORM}, none installed")
+
+
 @contextmanager
 def _empty_folder(workspace: Path) -> Iterator[Path]:
     folder = workspace / "scratch" / "clean-environment"
     with lock(workspace, folder.name):
         shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed: we hold its lock
         folder.mkdir(parents=True)
-        (folder / "uv.toml").touch()  # uv takes the nearest one: no project around the workspace has a say
         try:
             yield folder
         finally:
@@ -104,11 +120,9 @@ def _fetch(model: LoggedModel, folder: Path) -> str:
     out. Everything else is resolved here, in place where the store is on this machine.
     """
     from mlflow import get_tracking_uri
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     location = artifact_location(model)
-    repository: Any = get_artifact_repository(location)
-    repository.download_artifacts(REQUIREMENTS, str(folder))
+    repository = _fetch_requirements(model, folder)
     if urlsplit(get_tracking_uri()).scheme in {"http", "https"} and urlsplit(location).scheme == "mlflow-artifacts":
         return model.uri
     if is_local(location):
@@ -117,39 +131,31 @@ def _fetch(model: LoggedModel, folder: Path) -> str:
     return str(repository.download_artifacts("", str(folder / "model")))
 
 
+def _fetch_requirements(model: LoggedModel, folder: Path) -> Any:
+    """Read the requirements into `folder`; return the model's artifact repository."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    repository: Any = get_artifact_repository(artifact_location(model))
+    repository.download_artifacts(REQUIREMENTS, str(folder))
+    return repository
+
+
 def _make(folder: Path, log: Path) -> Path:
     """Make the environment with uv and return its interpreter."""
-    from uv import find_uv_bin
-
-    uv, settings = find_uv_bin(), settings_for_uv(read_pip_config(sys.executable))
-    environment = folder / "environment"
-    python = environment / "bin" / "python"
-    offered = _inherited() | settings.environment | {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"}
-    for command in (
-        [uv, "venv", "--no-project", "--python", sys.executable, str(environment)],
-        [uv, "pip", "install", "--python", str(python), *settings.arguments, "--requirements", REQUIREMENTS],
-    ):
-        if run_to_log(command, offered, folder, log, MAKE_LIMIT_SECONDS):
-            raise _uv_error(log)
-    return python
+    try:
+        return make_environment(folder / "environment", folder / REQUIREMENTS, log, CheckError)
+    except UvError as refused:
+        raise _unmade(refused, log) from refused
 
 
-def _uv_error(log: Path) -> Exception:
-    reason = reason_of_uv(log.read_text(errors="replace"))
-    if UNREACHABLE.search(reason):
-        return ConnectionError(f"uv could not reach the package index: {reason[:300]}; the log is {log}")
+def _unmade(refused: UvError, log: Path) -> Exception:
+    if refused.is_unreachable:
+        return ConnectionError(f"uv could not reach the package index: {str(refused)[:300]}; the log is {log}")
     return CheckError(
-        f"clean environment: {reason[:300]}",
+        f"clean environment: {str(refused)[:300]}",
         f"a {REQUIREMENTS} that the package index can serve",
         f"log the model again with versions it has; the log is {log}",
     )
-
-
-def reason_of_uv(output: str) -> str:
-    """Return uv's last error and its causes in one line."""
-    start = max(output.rfind("error: "), 0)
-    lines = (line.strip().removeprefix("error: ").removeprefix("cause: ") for line in output[start:].splitlines())
-    return ": ".join(filter(None, lines)) or "uv failed without a word"
 
 
 def _ask(model: LoggedModel, source: str, python: Path, folder: Path, log: Path) -> Answer:
@@ -183,48 +189,19 @@ def _ask(model: LoggedModel, source: str, python: Path, folder: Path, log: Path)
     return Answer.model_validate(told)
 
 
-def _inherited() -> dict[str, str]:
-    """Return our own environment (proxies, certificates, credentials) without what points at this Python or store."""
-    unwanted = ("PYTHON", "VIRTUAL_ENV", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
-    return {name: value for name, value in os.environ.items() if not name.startswith(unwanted)} | SWITCHES
-
-
 def _consumer_environment(folder: Path) -> dict[str, str]:
     """Return what the consumer sees: the server if there is one, no pickles, no Hub and none of its files kept here."""
     import mlflow
 
     stores = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "MLFLOW_REGISTRY_URI": mlflow.get_registry_uri()}
     servers = {name: uri for name, uri in stores.items() if urlsplit(uri).scheme in {"http", "https"}}
-    return _inherited() | servers | {
+    return inherited() | servers | {
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "HF_HOME": str(folder / "hub"),
         "TMPDIR": str(folder / "tmp"),
     }  # fmt: skip
-
-
-def run_to_log(command: list[str], environment: dict[str, str], folder: Path, log: Path, limit_seconds: float) -> int:
-    """Run in `folder`, everything printed to the log; return the exit code. No process is left behind.
-
-    Raises:
-        CheckError: it took too long.
-    """
-    with log.open("ab") as noise:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=noise, stderr=subprocess.STDOUT
-        )
-        try:
-            return process.wait(limit_seconds)
-        except subprocess.TimeoutExpired as error:
-            found = f"clean environment: {Path(command[0]).name} took longer than {limit_seconds:.0f} s and was stopped"
-            raise CheckError(found, "", f"the log is {log}") from error
-        finally:
-            if process.poll() is None:
-                kill_tree(process.pid)
-            process.wait()
-            assert process.stdin is not None
-            process.stdin.close()
 
 
 def _cost(environment: Path, make_seconds: float, ask_seconds: float) -> str:

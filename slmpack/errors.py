@@ -4,9 +4,11 @@
     +-- UsageError          a name, target, recipe or option that cannot be right
     +-- HardwareError       this machine lacks what the target is for
     +-- SourceError         the source does not exist, may not be read, or is not a usable checkpoint
+    +-- DataError           the chats to learn from are missing, damaged, too few or one and the same
     +-- WorkspaceError      no space, or a file changed after it was stored
     +-- BuildError          the builder refused, was killed or took too long
     |   +-- RecipeError     this recipe cannot take this model, or not on this machine; another may
+    +-- TrainError          training diverged, does not fit this machine, or cannot read the chats as it must
     +-- LogError            MLflow would not take the model
     +-- CheckError          the logged model is not what its interface promises
     +-- QualityError        the package lost too much of its source
@@ -39,6 +41,10 @@ class SourceError(SlmpackError):
     """The source does not exist, may not be read, or is not a usable checkpoint."""
 
 
+class DataError(SlmpackError):
+    """The chats to learn from are missing, damaged, too few, or one and the same."""
+
+
 class WorkspaceError(SlmpackError):
     """The workspace has no room, or a stored file no longer has its digest."""
 
@@ -49,6 +55,10 @@ class BuildError(SlmpackError):
 
 class RecipeError(BuildError):
     """This recipe cannot take this model, or not on this machine; `auto` goes on with the next."""
+
+
+class TrainError(SlmpackError):
+    """Training diverged, does not fit this machine, or cannot read the chats as it must."""
 
 
 class LogError(SlmpackError):

@@ -6,6 +6,7 @@ models:/  the artifact store -----links or download---+--> snapshots/<key>/ --ch
 .gguf     -----------------------------converted------+
 pypi://   pip -> a .gguf file ---------converted------+
 
+An adapter is merged: it and its base are put aside so, and what `adapter_merge` makes of both is the snapshot.
 A checkpoint of GPTQ, AWQ or Olive is dequantised, and what the builder can take of it as it is lies in kept/<key>/.
 """
 
@@ -19,8 +20,9 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from slmpack import dequantise, hub, kept_blocks, mlflow_source, wheel
-from slmpack.checkpoint import CONFIG, inspect_checkpoint, relevant_files
+from slmpack import adapter_merge, dequantise, hub, kept_blocks, mlflow_source, wheel
+from slmpack.adapter import ADAPTER_WEIGHTS, adapter_files, write_small_files
+from slmpack.checkpoint import CONFIG, inspect_checkpoint, inspect_model, inspect_tokenizer, relevant_files
 from slmpack.child import run_in_child
 from slmpack.errors import SourceError
 from slmpack.gguf_model import GgufConversion, convert_gguf, inspect_gguf
@@ -60,13 +62,14 @@ def fetch_snapshot(source: ModelSource, workspace: Path) -> Snapshot:
         with _naming(source, into):
             facts = inspect_checkpoint(into)
             require_shapes(into, log_folder(workspace) / f"shapes-{key[:12]}.log")
-        licence = source.licence or origin.get("licence") or licence_of(into)
+        licence = origin.get("licence") or source.licence or licence_of(into)
         return facts.model_dump() | origin | {"licence": licence}
 
     _drop_outdated(workspace, key)
     path = store_folder(workspace, "snapshots", key, make)
     manifest = Manifest.read(path)
-    if dequantise.FACT not in manifest.facts and (complaint := _unfaithful(source, path, manifest.files)):
+    plain = source.base is None and dequantise.FACT not in manifest.facts
+    if plain and (complaint := _unfaithful(source, path, manifest.files)):
         shutil.rmtree(path)  # its key promises other content
         raise complaint
     facts = {name: fact for name, fact in manifest.facts.items() if name not in (dequantise.FACT, kept_blocks.FACT)}
@@ -121,7 +124,8 @@ def _naming(source: ModelSource, folder: Path) -> Iterator[None]:
 def snapshot_key(source: ModelSource) -> str:
     """Return what the content of the snapshot depends on, as one digest.
 
-    A hash of the content makes its place irrelevant; a converted file also depends on what converts it.
+    A hash of the content makes its place irrelevant; a converted file also depends on what converts it, and a merged
+    adapter on its base and on what merges it.
     """
     hashed = source.kind in (SourceKind.FOLDER, SourceKind.GGUF)
     converter = []
@@ -129,11 +133,16 @@ def snapshot_key(source: ModelSource) -> str:
         code = sorted(Path(__file__).parent.glob("gguf_*.py"))
         converter = [*(sha256_of(path) for path in code), *(version(name) for name in ("gguf", "transformers"))]
         converter.append(kept_blocks.FACT)  # which older snapshots lack
-    return digest_of([source.kind, None if hashed else source.location, source.revision, source.member, converter])
+    parts: list[object] = [source.kind, None if hashed else source.location, source.revision, source.member, converter]
+    if source.base is not None:
+        parts.append([snapshot_key(source.base), adapter_merge.VERSION, version("peft")])
+    return digest_of(parts)
 
 
 def _fill(source: ModelSource, into: Path, workspace: Path, key: str) -> dict[str, str | int | None]:
-    """Put the files of `source` into the empty folder `into`; return what a GGUF file says that they do not."""
+    """Put the files of `source` into the empty folder `into`; return what they do not say, such as a GGUF's licence."""
+    if source.base is not None:
+        return _merge(source, source.base, into, workspace, key)
     downloads = into.with_name(f"{into.name}.download")
     shutil.rmtree(downloads, ignore_errors=True)  # left by a run that was killed; we hold the lock of this key
     log = log_folder(workspace) / f"convert-{key[:12]}.log"
@@ -165,12 +174,58 @@ def _place(files: Mapping[str, Path], into: Path, ours: Path) -> None:
     for name, path in files.items():
         target = into / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        if not is_weights(name):
+        if not is_weights(name) and name != ADAPTER_WEIGHTS:
             shutil.copyfile(path, target)
         elif path.resolve().is_relative_to(ours.resolve()):
             path.rename(target)
         else:
             target.symlink_to(path.resolve())
+
+
+def _merge(
+    source: ModelSource, base: ModelSource, into: Path, workspace: Path, key: str
+) -> dict[str, str | int | None]:
+    """Merge an adapter into its base; return the licences of both."""
+    below, beside = (into.with_name(f"{into.name}.{what}") for what in ("base", "adapter"))
+    try:
+        for folder in (below, beside):
+            shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed; we hold the lock of this key
+            folder.mkdir()
+        own = hub.download(source) if source.kind is SourceKind.HUB else Path(source.location)
+        _place(adapter_files(own), beside, ours=beside)
+        with _naming(source, beside), _naming(base, below):
+            write_small_files(_fill_base(base, below, workspace, key), beside, into)
+            with _naming(source, into):
+                inspect_tokenizer(into)
+            _run_merge(source, below, beside, into, log_folder(workspace) / f"merge-{key[:12]}.log")
+        licences = (source.licence or licence_of(beside), base.licence or licence_of(below))
+        return {"licence": " and ".join(dict.fromkeys(filter(None, licences))) or None}
+    finally:
+        for folder in (below, beside):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _fill_base(base: ModelSource, into: Path, workspace: Path, key: str) -> Path:
+    """Put the base's files into the empty folder `into` and look at its weights; its tokenizer may be the adapter's."""
+    _fill(base, into, workspace, key)
+    if complaint := _unfaithful(base, into, digest_files(into, "fetch")):
+        raise complaint
+    inspect_model(into)
+    require_shapes(into, log_folder(workspace) / f"shapes-{key[:12]}-base.log")
+    return into
+
+
+def _run_merge(source: ModelSource, base: Path, adapter: Path, into: Path, log: Path) -> None:
+    if complaint := _unfaithful(source, adapter, digest_files(adapter, "fetch")):
+        raise complaint
+    adapter_merge.require_merge_memory(base, adapter)
+    require_space(into, sum(path.stat().st_size for path in base.iterdir()), "the merged checkpoint")
+    merged, run = run_in_child(
+        adapter_merge.merge_adapter, adapter_merge.MergeRequest(base=base, adapter=adapter, into=into),
+        log=log, limit_seconds=CONVERT_LIMIT_SECONDS, failure=SourceError, doing="the merge",
+    )  # fmt: skip
+    logger.info("merged %s into its base in %.0f s; its logits are %.1g from those of both apart",
+                source.text, run.seconds, merged.distance)  # fmt: skip
 
 
 def _convert(gguf: Path, into: Path, log: Path) -> dict[str, str | int | None]:

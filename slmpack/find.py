@@ -18,6 +18,7 @@ ASKED, ASKED_SEPARATOR = "slmpack.asked", ", "
 DIGEST = "slmpack.digest"
 FORCED = "slmpack.forced"
 MODEL_ID = "slmpack.model_id"
+UNPROVED = "slmpack.unproved"  # of a logged model: the hardware that it waits for
 PUBLISHED = "slmpack.published"  # the alias that was moved to the version, when it was for the first time
 SUPERSEDED_BY, HELD_ALIAS = "slmpack.superseded_by", "slmpack.held_alias"
 WANTED = "slmpack.wanted."  # and the first characters of a `wanted_key` that ended with the version; the alias
@@ -106,10 +107,10 @@ def _newest_published(name: str, alias: str, key: str, value: str) -> PublishedL
         for version in reversed(versions_with(name, key, value))
         if version.tags.get(PUBLISHED) == alias and _is_whole(version)
     )
-    return next((_lookup(version, alias) for version in found), None)
+    return next((lookup_of(version, alias) for version in found), None)
 
 
-def _lookup(version: "ModelVersion", alias: str) -> PublishedLookup:
+def lookup_of(version: "ModelVersion", alias: str) -> PublishedLookup:
     recipe = version.tags["slmpack.recipe"]
     return PublishedLookup(
         name=version.name,

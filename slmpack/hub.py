@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from slmpack.checkpoint import is_relevant
+from slmpack.adapter import ADAPTER_CONFIG, is_adapter_file, names_of, require_weights
+from slmpack.checkpoint import CONFIG, is_relevant
 from slmpack.errors import SourceError, UsageError
 from slmpack.progress import report
-from slmpack.records import ModelSource
+from slmpack.records import ModelSource, Record
 from slmpack.store import require_space
 from slmpack.weights import INDEX, WEIGHTS, no_weights
 
@@ -25,8 +26,21 @@ logger = logging.getLogger(__name__)
 _UNAUTHORISED, _FORBIDDEN = 401, 403
 
 
-def pin(repository: str, revision: str | None) -> tuple[str, str | None]:
-    """Return the commit that `revision` of a model repository is now, and the licence that its card states.
+class Pinned(Record):
+    """What a branch, a tag or a commit of a repository is now.
+
+    Attributes:
+        licence: what its card states.
+        files: the paths of its files; offline, of those that the cache has.
+    """
+
+    commit: str
+    licence: str | None
+    files: frozenset[str]
+
+
+def pin(repository: str, revision: str | None) -> Pinned:
+    """Return what `revision` of a model repository is now.
 
     Costs one request; none with `HF_HUB_OFFLINE`, when the Hub client's cache answers.
 
@@ -38,23 +52,38 @@ def pin(repository: str, revision: str | None) -> tuple[str, str | None]:
 
     with _translated(repository, revision):
         if is_offline_mode():
-            return _cached_commit(repository, revision), None
+            return _cached(repository, revision)
         info = HfApi().model_info(repository, revision=revision or "main")
     if info.sha is None:
         raise SourceError(f"the Hub names no commit for {repository}", "a commit", "ask whoever runs HF_ENDPOINT")
     card = info.card_data
     licence = (card.get("license_name") if card.get("license") == "other" else card.get("license")) if card else None
-    return info.sha, str(licence) if licence else None
+    files = frozenset(item.rfilename for item in info.siblings or ())
+    return Pinned(commit=info.sha, licence=str(licence) if licence else None, files=files)
 
 
-def _cached_commit(repository: str, revision: str | None) -> str:
-    """Return the commit that the cache has for a branch, a tag or a commit."""
+def _cached(repository: str, revision: str | None) -> Pinned:
+    """Return what the cache has for a branch, a tag or a commit."""
     from huggingface_hub import try_to_load_from_cache
 
-    path = try_to_load_from_cache(repository, "config.json", revision=revision or "main")
-    if not isinstance(path, str):
-        raise _not_cached(repository, revision)
-    return Path(path).parent.name  # <cache>/models--owner--name/snapshots/<commit>/config.json
+    for name in (CONFIG, ADAPTER_CONFIG):
+        path = try_to_load_from_cache(repository, name, revision=revision or "main")
+        if isinstance(path, str):
+            folder = Path(path).parent  # <cache>/models--owner--name/snapshots/<commit>/config.json
+            return Pinned(commit=folder.name, licence=None, files=frozenset(names_of(folder)))
+    raise _not_cached(repository, revision)
+
+
+def small_file(repository: str, commit: str, name: str) -> Path:
+    """Return the place of one small file of a repository in the Hub client's cache, fetched unless it is there.
+
+    Raises:
+        SourceError: it may not be read, or is not cached and the client is offline.
+    """
+    from huggingface_hub import hf_hub_download
+
+    with _translated(repository, commit):
+        return Path(hf_hub_download(repository, name, revision=commit))
 
 
 def download(source: ModelSource) -> Path:
@@ -113,6 +142,9 @@ def _needed_sizes(source: ModelSource) -> dict[str, int] | None:
             return None
         tree = HfApi().list_repo_tree(source.location, recursive=True, revision=source.revision)
     sizes = {item.path: item.size for item in tree if isinstance(item, RepoFile)}
+    if source.base is not None:
+        require_weights(sizes, source.location)
+        return {name: size for name, size in sizes.items() if is_adapter_file(name)}
     if WEIGHTS not in sizes and INDEX not in sizes:
         raise no_weights(source.location, list(sizes))
     return {name: size for name, size in sizes.items() if is_relevant(name)}

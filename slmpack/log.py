@@ -117,11 +117,14 @@ def _facts_of(package: Package, interface: Interface, digest: str) -> dict[str, 
         "revision": source.revision,
         "target": str(package.target),
         "recipe": str(package.recipe or "none"),
+        "exporter": package.exporter,
         "interface": str(interface),
         "digest": digest,
         "package_digest": package.digest,
         "size_bytes": str(package.size_bytes),
     }
+    if source.base is not None:
+        facts |= {"base": source.base.shown, "base_revision": source.base.revision}
     return facts | {f"version.{key}": value for key, value in sorted(versions.items())}
 
 
@@ -132,11 +135,11 @@ def _run(name: str, facts: dict[str, str], tags: dict[str, str]) -> Iterator[tup
     from mlflow.entities import Param
 
     client = MlflowClient()
-    experiment_id = _experiment_id(client)
-    run_id = client.create_run(experiment_id, run_name=f"{name} {facts['target']}", tags=tags).info.run_id
+    experiment = experiment_id(client)
+    run_id = client.create_run(experiment, run_name=f"{name} {facts['target']}", tags=tags).info.run_id
     try:
         client.log_batch(run_id, params=[Param(key, value) for key, value in facts.items()])
-        yield experiment_id, run_id
+        yield experiment, run_id
     except BaseException as error:
         if _is_reachable():
             with suppress(Exception):  # the error that brought us here is the one to tell
@@ -153,7 +156,8 @@ def _is_reachable() -> bool:
     return True
 
 
-def _experiment_id(client: Any) -> str:
+def experiment_id(client: Any) -> str:
+    """Return the id of the experiment that all runs belong to, made if need be."""
     from mlflow.exceptions import MlflowException
 
     experiment = client.get_experiment_by_name(EXPERIMENT)

@@ -18,9 +18,10 @@ from typing import Any
 from slmpack.child import run_in_child
 from slmpack.compare import PackageRun, run_package
 from slmpack.errors import QualityError, UsageError
+from slmpack.hardware import device_of, provider_here
 from slmpack.integrity import artifact_location, is_local
 from slmpack.limits import limit_seconds
-from slmpack.records import Check, LoggedModel, Quality, QualityPolicy, QualityReport, Target
+from slmpack.records import Check, LoggedModel, Provider, Quality, QualityPolicy, QualityReport, Target
 from slmpack.reference import PROMPTS, REFERENCE_FILE, Reference, dtype_of, source_reference
 from slmpack.registry import final_errors
 from slmpack.repetition import count_new_loops
@@ -64,10 +65,14 @@ def measure_quality(
         if model.package.target is Target.TRANSFORMERS:
             return QualityReport(model=model, quality=None, policy=policy, checks=(same,))
         reference = source_reference(model.package.snapshot, content, workspace)
-        quality = _measure(model, folder, reference, workspace)
+        provider = provider_here(model.package.target)
+        quality = _measure(model, folder, reference, workspace, provider)
     read = "the built-in text" if text is None else "a text of the user's"
     checks = (same, Check(name="text", found=f"{quality.tokens} positions of {read}"))
-    return judge(QualityReport(model=model, quality=quality, policy=policy, checks=checks, waiver=waiver), advice)
+    measured = QualityReport(
+        model=model, quality=quality, policy=policy, checks=checks, waiver=waiver, device=device_of(provider)
+    )
+    return judge(measured, advice)
 
 
 def checked_waiver(waiver: str) -> str:
@@ -140,10 +145,10 @@ def _check_bytes(model: LoggedModel, folder: Path) -> Check:
     return Check(name="weights", found=f"sha256 of {len(expected)} files")
 
 
-def _measure(model: LoggedModel, package: Path, reference: Path, workspace: Path) -> Quality:
+def _measure(model: LoggedModel, package: Path, reference: Path, workspace: Path, provider: Provider) -> Quality:
     snapshot = model.package.snapshot
     measured, _ = run_in_child(
-        run_package, PackageRun(package=package, reference=reference),
+        run_package, PackageRun(package=package, reference=reference, provider=provider),
         log=log_folder(workspace) / f"measure-{model.model_id}.log",
         limit_seconds=limit_seconds(MEASURE_LIMIT_SECONDS, model.package.size_bytes),
         failure=QualityError, doing="the run of the package",

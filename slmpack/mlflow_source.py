@@ -85,7 +85,7 @@ def _check_flavour(uri: str, flavours: dict[str, Any]) -> None:
         )  # fmt: skip
     flavour = flavours[_FLAVOUR]
     if "peft_adaptor" in flavour:
-        raise SourceError(f"{uri} is an adapter", "a whole model", "merge it into its base model and log that")
+        raise SourceError(f"{uri} is an adapter", "a whole model", "download its peft folder and name that")
     if "model_binary" not in flavour:
         raise SourceError(
             f"{uri} was logged without its weights", "a model that holds them", "log it with save_pretrained=True"

@@ -8,13 +8,14 @@ Whichever it is, its digest is the one that was recorded when the package was ma
 """
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from slmpack.errors import CheckError, SourceError
 from slmpack.fetch import fetch_snapshot
-from slmpack.provenance import Provenance, SourceFacts, source_of
+from slmpack.provenance import Provenance, SourceFacts, source_of_facts
 from slmpack.records import ModelSource, SourceKind, digest_of_files
-from slmpack.resolve import model_name, resolve_source
+from slmpack.resolve import adapter_source, base_source, model_name, resolve_source
 from slmpack.store import MANIFEST, Manifest, damage_since, lock
 
 logger = logging.getLogger(__name__)
@@ -31,11 +32,13 @@ def snapshot_path(uri: str, told: Provenance, workspace: Path) -> Path:
     expected = told.snapshot.digest
     if (path := _stored_snapshot(expected, workspace)) is not None:
         return path
-    source = _source_here(uri, told.source, workspace) if told.source.location is None else _pinned(source_of(told))
+    source = _source(uri, told.source, workspace)
     snapshot = fetch_snapshot(source, workspace)
     if snapshot.digest != expected:
         advice = "it cannot be proved against another source"
-        if source.kind in (SourceKind.GGUF, SourceKind.WHEEL):
+        if source.base is not None:
+            advice = "merge it with the releases of slmpack and peft that packaged it"
+        elif source.kind in (SourceKind.GGUF, SourceKind.WHEEL):
             advice = "convert it with the releases of slmpack, gguf and transformers that packaged it"
         raise CheckError(f"{source.text} gives a checkpoint with digest {snapshot.digest[:12]}...",
                          f"{expected[:12]}..., which {uri} was made from", advice)  # fmt: skip
@@ -56,15 +59,39 @@ def _stored_snapshot(digest: str, workspace: Path) -> Path | None:
     return None
 
 
+def _source(uri: str, told: SourceFacts, workspace: Path) -> ModelSource:
+    """Return a source that can be fetched here: as it was pinned, or a path of the same content.
+
+    Raises:
+        CheckError: its path elsewhere did not travel, and there is none of its name and content here.
+    """
+    if told.location is not None:
+        return _pinned(source_of_facts(told))
+    if told.base is None:
+        return _source_here(uri, told, lambda path: resolve_source(str(path), workspace))
+    base = _base(uri, told.base, told.name, workspace)  # whatever the adapter names here and today
+    return _source_here(uri, told, lambda path: adapter_source(str(path), path, base, workspace))
+
+
+def _base(uri: str, told: SourceFacts, adapter: str, workspace: Path) -> ModelSource:
+    if told.location is not None:
+        return _pinned(source_of_facts(told))
+    return _source_here(uri, told, lambda path: base_source(path, adapter, workspace))
+
+
 def _pinned(source: ModelSource) -> ModelSource:
     """Return the source to fetch again: the Hub's client must not take the old commit for the branch of today."""
     if source.kind is not SourceKind.HUB:
         return source
-    return source.model_copy(update={"text": f"hf://{source.location}@{source.revision}"})
+    base = _pinned(source.base) if source.base else None
+    return source.model_copy(update={"text": f"hf://{source.location}@{source.revision}", "base": base})
 
 
-def _source_here(uri: str, told: SourceFacts, workspace: Path) -> ModelSource:
+def _source_here(uri: str, told: SourceFacts, pin: Callable[[Path], ModelSource]) -> ModelSource:
     """Find a source that was a path of the machine that packaged it: by its name, in the working folder.
+
+    Args:
+        pin: resolves a path of that name.
 
     Raises:
         CheckError: there is none, or none with that content.
@@ -72,7 +99,7 @@ def _source_here(uri: str, told: SourceFacts, workspace: Path) -> ModelSource:
     for path in sorted(Path.cwd().iterdir()):
         if model_name(path.name) == told.name:
             try:
-                source = resolve_source(str(path), workspace)
+                source = pin(path.resolve())
             except SourceError as error:
                 logger.info("%s is not the source: %s", path.name, error)
                 continue

@@ -20,6 +20,7 @@ from slmpack.records import (
     Speed,
     Status,
     Target,
+    UnprovedModel,
 )
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,22 @@ def unchanged_outcome(found: PublishedLookup, stages: Stages) -> Outcome:
     )
 
 
+def unproved_outcome(found: UnprovedModel, stages: Stages) -> Outcome:
+    """Describe a model that waits for its hardware."""
+    return Outcome(
+        status="unproved",
+        target=found.target,
+        recipe=Recipe(found.recipe) if found.recipe else None,
+        name=found.name,
+        model_uri=found.uri,
+        digest=found.digest,
+        size_bytes=found.size_bytes,
+        quality=found.quality,
+        seconds=stages.seconds,
+        reason=found.reason,
+    )
+
+
 def told_of(outcome: Outcome) -> str:
     """Say in one line what became of a target."""
     if outcome.reason is not None:
@@ -113,6 +130,16 @@ def failed_outcome(target: Target, error: BaseException) -> Outcome:
         speed=last.speed,
         reason=reason,
     )
+
+
+def verified_outcome(unproved: Outcome, verified: Outcome) -> Outcome:
+    """Join what became of a target with what became of its verification elsewhere.
+
+    Where that came to no end, the logged model still waits: it stays unproved, for the reason that is known now.
+    """
+    if verified.status == "failed":
+        return unproved.model_copy(update={"reason": f"{unproved.reason}; verifying it failed: {verified.reason}"})
+    return verified
 
 
 def lost_outcome(target: Target, found: str) -> Outcome:
@@ -163,7 +190,7 @@ def unbuilt_rung(recipe: Recipe, error: RecipeError) -> Rung:
 def rung_of(
     package: Package,
     status: Literal["published", "refused"],
-    speed: Speed,
+    speed: Speed | None,
     quality: Quality | None,
     reason: str | None = None,
 ) -> Rung:

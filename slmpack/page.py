@@ -82,7 +82,8 @@ def page_summary(facts: PageFacts) -> str:
     ]
     against = f"against version {facts.previous.version}" if facts.previous else ""
     title = f"**{_plain(facts.name)} version {facts.version} for {facts.target}: {HEADLINES[state_of(facts)].lower()}**"
-    origin = f"{facts.source}, licence {facts.licence or 'not stated'}, digest {facts.digest[:12]}"
+    base = f" merged into {facts.base}" if facts.base else ""
+    origin = f"{facts.source}{base}, licence {facts.licence or 'not stated'}, digest {facts.digest[:12]}"
     lines = [title, "", _plain(f"{verdict_of(facts)} {changes_of(facts)}"), "",
              f"| | version {facts.version} | {against} |", "|---|--:|--:|", *table, "", _plain(origin)]  # fmt: skip
     return "\n".join(lines) + "\n"

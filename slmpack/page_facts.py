@@ -23,6 +23,7 @@ from slmpack.records import (
     Target,
     ValidationReport,
 )
+from slmpack.targets import BATCH_SIZES
 
 
 def _told(chat: list[smoke_stage.Message]) -> str:
@@ -77,6 +78,7 @@ class Earlier(Record):
     version: int
     recipe: Text | None = None
     revision: Text | None = None
+    base_revision: Text | None = None
     licence: Text | None = None
     size_bytes: int | None = None
     quality: dict[str, Any] | None = None
@@ -91,6 +93,7 @@ class PageFacts(Record):
 
     Attributes:
         created: ISO 8601.
+        base: of an adapter, the model that it was merged into.
         source_bytes: size of the source's checkpoint.
         versions: builder and runtime, name to version.
         chat_template: None where the package has none.
@@ -126,6 +129,8 @@ class PageFacts(Record):
     waiver: Text | None
     speed: Speed
     quantisation: tuple[Text, ...] = ()
+    base: Text | None = None
+    base_revision: Text | None = None
     rungs: tuple[Rung, ...] = ()
     previous: Earlier | None = None
 
@@ -151,6 +156,7 @@ def facts_of(
     """
     model = validation.model
     package, snapshot = model.package, model.package.snapshot
+    base = snapshot.source.base
     return PageFacts(
         name=model.name, version=version, alias=alias, target=package.target, interface=model.interface,
         created=created, machine=machine, chat_template=chat_template, rungs=rungs, previous=previous,
@@ -161,7 +167,7 @@ def facts_of(
         proofs=_proofs(validation, quality, smoke, others or {}),
         answers=tuple(Answer(asked=ASKED[c.name], said=c.found) for c in smoke.checks if c.name in ASKED),
         quality=quality.quality, policy=quality.policy, waiver=quality.waiver, speed=smoke.speed,
-        quantisation=package.quantisation,
+        quantisation=package.quantisation, base=base and base.shown, base_revision=base and base.revision,
     )  # fmt: skip
 
 
@@ -185,10 +191,12 @@ def _findings(checks: tuple[Check, ...]) -> tuple[Finding, ...]:
 
 def _smoke_findings(report: SmokeReport) -> tuple[Finding, ...]:
     """Tell each check; the answers themselves have a place of their own on the page."""
-    return tuple(
+    told = tuple(
         Finding(name=check.name, found="answered, see below" if check.name in ASKED else check.found)
         for check in report.checks
     )
+    batches = BATCH_SIZES.get(report.model.package.target)
+    return told if batches is None else (*told, Finding(name="batch sizes", found=batches))
 
 
 def _quality_findings(report: QualityReport) -> tuple[Finding, ...]:

@@ -51,6 +51,10 @@ Name = Annotated[
     str | None,
     asked(title="Name", max_length=200, description="The registered model; taken from the source if left empty."),
 ]
+PublishedName = Annotated[
+    str,
+    asked(title="Name", min_length=1, max_length=200, description="The registered model."),
+]
 Force = Annotated[
     bool, asked(title="Force", description="Build, prove and publish even if the same is published already.")
 ]

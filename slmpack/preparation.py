@@ -81,6 +81,8 @@ def prepare(snapshot: Snapshot, options: BuilderOptions, calibration_text: str |
     if is_kept(snapshot, options):  # what is left to quantise is the head
         calibration = calibrate(snapshot, calibration_text, workspace) if options.weighted else None
         return Prepared(checkpoint=kept_folder(snapshot.path), calibration=calibration)
+    if not options.quantises:
+        return Prepared()
     types = kept_types(snapshot.path) if options.block_size == BLOCK_SIZE else {}
     kept = {name: BITS[found] for name, found in types.items() if found in BITS}
     if not options.weighted:

@@ -60,7 +60,7 @@ def page_facts(
         version=version,
         alias=alias,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        machine=this_machine(),
+        machine=this_machine(proofs.smoke.device),
         chat_template=_chat_template(validation.model.package),
         others=others,
         rungs=proofs.rungs,

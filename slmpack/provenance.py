@@ -28,7 +28,11 @@ PROVENANCE = "slmpack.json"
 
 
 class SourceFacts(Record):
-    """A source as it may be told elsewhere; `location` is None where it is a path of the machine that fetched it."""
+    """A source as it may be told elsewhere; `location` is None where it is a path of the machine that fetched it.
+
+    Attributes:
+        base: of an adapter, the model that it was merged into.
+    """
 
     kind: SourceKind
     text: str
@@ -37,6 +41,7 @@ class SourceFacts(Record):
     member: str | None
     name: str
     licence: str | None
+    base: "SourceFacts | None" = None  # not there in what 0.1 logged before it
 
 
 class SnapshotFacts(Record):
@@ -68,6 +73,7 @@ class PackageFacts(Record):
     build_peak_bytes: int
     repairs: tuple[str, ...]
     quantisation: tuple[str, ...] = ()  # not there in what 0.1 logged before it
+    exporter: Literal["onnxruntime-genai", "optimum", "none"] = "onnxruntime-genai"  # as `quantisation`
 
 
 class Provenance(Record):
@@ -87,8 +93,7 @@ def provenance_of(
     package: Package, interface: Interface, name: str, requirements: tuple[str, ...], digest: str
 ) -> Provenance:
     """Return what may travel of the records of a model that is about to be logged."""
-    snapshot, source = package.snapshot, package.snapshot.source
-    shown = {"text": source.shown, "location": None if source.is_local else source.location}
+    snapshot = package.snapshot
     return Provenance(
         name=name,
         interface=interface,
@@ -99,13 +104,25 @@ def provenance_of(
             snapshot.model_dump(exclude={"source", "path"})
             | {"digest": snapshot.digest, "stored_types": kept_types(snapshot.path)}
         ),
-        source=SourceFacts.model_validate(source.model_dump() | shown),
+        source=_facts_of(snapshot.source),
     )
+
+
+def _facts_of(source: ModelSource) -> SourceFacts:
+    shown = {"text": source.shown, "location": None if source.is_local else source.location}
+    base = _facts_of(source.base) if source.base else None
+    return SourceFacts.model_validate(source.model_dump() | shown | {"base": base})
 
 
 def source_of(told: Provenance) -> ModelSource:
     """Return the source's record; a path that did not travel is replaced by the source's name."""
-    return ModelSource.model_validate(told.source.model_dump() | {"location": told.source.location or told.source.name})
+    return source_of_facts(told.source)
+
+
+def source_of_facts(told: SourceFacts) -> ModelSource:
+    """Return the record of a source or of its base, as `source_of` does."""
+    base = source_of_facts(told.base) if told.base else None
+    return ModelSource.model_validate(told.model_dump() | {"location": told.location or told.name, "base": base})
 
 
 def model_of(told: Provenance, model_id: str, run_id: str, *, package: Path, snapshot: Path) -> LoggedModel:

@@ -26,6 +26,8 @@ from slmpack.find import (
     MODEL_ID,
     PUBLISHED,
     SUPERSEDED_BY,
+    UNPROVED,
+    WANTED,
     alias_of,
     asked_of,
     holder_before,
@@ -76,10 +78,14 @@ def publish_version(
     for report in (proofs.validation, proofs.quality, proofs.smoke):
         if report.model != model:
             raise PublishError(f"a report about {report.model.uri}", f"reports about {model.uri}", "prove this model")
+        if report.device.provider != model.package.target.provider:
+            raise PublishError(f"a proof of {model.uri} on {report.device.provider}",
+                               f"proofs on {model.package.target.provider}, for which it is",
+                               f"verify it on a machine of the pool {model.package.target.provider}")  # fmt: skip
     check_name(model.name)
     with final_errors(PublishError, f"to publish {model.name}"):
         figures = figures_of(proofs.smoke.speed, proofs.quality.quality)
-        _log_figures(model, figures)
+        log_figures(model, figures)
         tags = _tags_of(model, proofs, figures, trace or {}) | _tags_of_request(asked, force)
         version = claim_version(model, tags, force)
         try:
@@ -90,9 +96,12 @@ def publish_version(
                 return publish_version(model, proofs, asked=asked, wanted=wanted, force=True, trace=trace)
             _refuse(model, proofs, version, refusal)
             raise
-        _remember(asked, version)
+        for each in (asked, *_asked_before(model)):
+            _remember(each, version)
         if wanted is not None:
             remember_wanted(model.name, published.version, wanted, published.alias)
+        for key in _wanted_before(model):
+            remember_wanted(model.name, published.version, key, published.alias)
         _close_run(model, published.version)
     logger.info("published %s version %s as %s", model.name, published.version, published.alias)
     return published
@@ -150,7 +159,7 @@ def _refuse(model: LoggedModel, proofs: Proofs, version: "ModelVersion", refusal
     """Take the version of a model that is not served as it was built away again; one that was published stays."""
     if PUBLISHED not in version.tags:
         delete_version(version)
-        mark_refused(model, str(refusal), proofs.smoke.speed, proofs.quality.quality)
+        mark_refused(model, str(refusal), proofs.smoke.own_speed, proofs.quality.quality)
 
 
 def mark_refused(model: LoggedModel, reason: str, speed: Speed | None = None, quality: Quality | None = None) -> None:
@@ -159,7 +168,7 @@ def mark_refused(model: LoggedModel, reason: str, speed: Speed | None = None, qu
 
     with final_errors(PublishError, f"to mark {model.uri} as refused"):
         client = MlflowClient()
-        _log_figures(model, figures_of(speed, quality))
+        log_figures(model, figures_of(speed, quality))
         text = " ".join(reason.split())[:1000]
         client.set_logged_model_tags(model.model_id, {REFUSED: text})
         client.set_tag(model.run_id, REFUSED, text)
@@ -176,6 +185,7 @@ def _tags_of(model: LoggedModel, proofs: Proofs, figures: dict[str, float], trac
         "licence": package.snapshot.licence or "unknown",
         "target": package.target,
         "recipe": package.recipe or "none",
+        "exporter": package.exporter,
         "interface": model.interface,
         "digest": model.digest,
         "size_bytes": package.size_bytes,
@@ -183,10 +193,14 @@ def _tags_of(model: LoggedModel, proofs: Proofs, figures: dict[str, float], trac
         "mlflow_run": model.run_id,
         "page": page_uri(model.run_id),
     }
+    if source.base is not None:
+        facts |= {"base": source.base.shown, "base_revision": source.base.revision}
     if proofs.quality.waiver is not None:
         facts["waiver"] = proofs.quality.waiver
     if package.repairs:
         facts["repairs"] = " ".join(package.repairs)
+    if (device := proofs.smoke.device).name:
+        facts |= {"device": device.name, "driver": device.driver, "compute_capability": device.compute_capability}
     facts |= {f"version.{name}": found for name, found in (package.versions | runtime_versions(package.target)).items()}
     facts |= {name: f"{value:.6g}" for name, value in figures.items()}
     return {f"slmpack.{key}": str(value) for key, value in (trace | facts).items()}
@@ -216,7 +230,7 @@ def figures_of(speed: Speed | None, quality: Quality | None) -> dict[str, float]
     }
 
 
-def _log_figures(model: LoggedModel, figures: dict[str, float]) -> None:
+def log_figures(model: LoggedModel, figures: dict[str, float]) -> None:
     """Log the figures to the run and the logged model; the same call again adds nothing.
 
     They bear the run's own time, so that two publishers at once say the same. Where a run goes on after a crash and has
@@ -240,20 +254,37 @@ def _remember(asked: str, version: "ModelVersion") -> None:
     """Add what was asked for to a version that something else was asked for with before; `auto` is found by it."""
     from mlflow import MlflowClient
 
-    if asked and asked not in asked_of(version):
-        told = ASKED_SEPARATOR.join(filter(None, (*asked_of(version), asked)))
+    known = asked_of(MlflowClient().get_model_version(version.name, version.version))
+    if asked and asked not in known:
+        told = ASKED_SEPARATOR.join(filter(None, (*known, asked)))
         MlflowClient().set_model_version_tag(version.name, version.version, ASKED, told)
 
 
+def _asked_before(model: LoggedModel) -> tuple[str, ...]:
+    """Return what ended with the model before it could be proved: the version is found by that, too."""
+    from mlflow import MlflowClient
+
+    told = str(MlflowClient().get_logged_model(model.model_id).tags.get(ASKED, ""))
+    return tuple(filter(None, told.split(ASKED_SEPARATOR)))
+
+
+def _wanted_before(model: LoggedModel) -> tuple[str, ...]:
+    from mlflow import MlflowClient
+
+    tags = MlflowClient().get_logged_model(model.model_id).tags
+    return tuple(key.removeprefix(WANTED) for key in tags if key.startswith(WANTED))
+
+
 def _close_run(model: LoggedModel, version: int) -> None:
-    """Leave the version on the run and the logged model, and no refusal that was before it."""
+    """Leave the version on the run and the logged model, and nothing of what it was before."""
     from mlflow import MlflowClient
 
     client = MlflowClient()
-    if REFUSED in client.get_logged_model(model.model_id).tags:
-        client.delete_logged_model_tag(model.model_id, REFUSED)
-    if REFUSED in client.get_run(model.run_id).data.tags:
-        client.delete_tag(model.run_id, REFUSED)
+    for tag in (REFUSED, UNPROVED):
+        if tag in client.get_logged_model(model.model_id).tags:
+            client.delete_logged_model_tag(model.model_id, tag)
+        if tag in client.get_run(model.run_id).data.tags:
+            client.delete_tag(model.run_id, tag)
     client.set_logged_model_tags(model.model_id, {"slmpack.version": str(version)})
     client.set_tag(model.run_id, "slmpack.version", version)
     client.set_terminated(model.run_id, "FINISHED")

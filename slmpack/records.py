@@ -28,6 +28,11 @@ class Target(StrEnum):
     CUDA_INT4 = "cuda-int4"
     CUDA_FP16 = "cuda-fp16"
 
+    @property
+    def provider(self) -> "Provider":
+        """The execution provider that the target's packages are for, and so the work pool of its machines."""
+        return "cuda" if self in {Target.CUDA_INT4, Target.CUDA_FP16} else "cpu"
+
 
 class Recipe(StrEnum):
     """How weights are quantised, from cheap to dear; `auto` is the cheapest that passes the quality policy.
@@ -66,6 +71,28 @@ class SourceKind(StrEnum):
     GGUF = "gguf"
     WHEEL = "pypi"
     MLFLOW = "mlflow"
+
+
+Provider = Literal["cpu", "cuda"]  # ONNX Runtime's execution providers, as ONNX Runtime GenAI writes them
+
+
+class Device(Record):
+    """What a proof ran on.
+
+    Attributes:
+        provider: the execution provider that the session really had.
+        name: the GPU's; "" for a processor, which a version's page names.
+        driver: version of the GPU's driver.
+        compute_capability: of the GPU, such as `9.0`.
+    """
+
+    provider: Provider = "cpu"
+    name: str = ""
+    driver: str = ""
+    compute_capability: str = ""
+
+
+CPU = Device()
 
 
 class Progress(Record):
@@ -108,6 +135,7 @@ class ModelSource(Record):
         member: the file inside a wheel, else None.
         name: the registered model's name unless the user gives one.
         licence: what the source itself states before it is fetched, else None.
+        base: of an adapter, the model that it is merged into; None of a whole model.
     """
 
     text: str
@@ -117,6 +145,7 @@ class ModelSource(Record):
     member: str | None = None
     name: str
     licence: str | None = None
+    base: "ModelSource | None" = None
 
     @property
     def is_local(self) -> bool:
@@ -172,6 +201,8 @@ class Package(Record):
         build_peak_bytes: peak private memory of the builder and its children; 0 where nothing was built.
         repairs: what was mended in the builder's tokenizer or chat template, a sentence each.
         quantisation: what was done to the weights and why, a sentence each.
+        exporter: what made the graph: `onnxruntime-genai` is its builder, `optimum` is for what that does not know,
+            `none` for `transformers`.
     """
 
     snapshot: Snapshot
@@ -184,6 +215,7 @@ class Package(Record):
     build_peak_bytes: int = 0
     repairs: tuple[str, ...] = ()
     quantisation: tuple[str, ...] = ()
+    exporter: Literal["onnxruntime-genai", "optimum", "none"] = "onnxruntime-genai"
 
     @property
     def size_bytes(self) -> int:
@@ -226,12 +258,14 @@ class ValidationReport(Record):
         checks: signature, example, requirements, leaks, files, and the prediction of the example.
         parity: tokenizer, chat template and end-of-turn tokens against the source; none for `transformers`.
         clean_environment: loaded and asked in an environment made only from its requirements.
+        device: what it was loaded and asked on.
     """
 
     model: LoggedModel
     checks: tuple[Check, ...]
     parity: tuple[Check, ...] = ()
     clean_environment: tuple[Check, ...] = ()
+    device: Device = CPU
 
 
 class Speed(Record):
@@ -289,6 +323,7 @@ class QualityReport(Record):
     Attributes:
         quality: None where the package is the source's own bytes, which are compared instead.
         waiver: the reason for publishing all the same, else None.
+        device: what the package ran on.
     """
 
     model: LoggedModel
@@ -296,17 +331,49 @@ class QualityReport(Record):
     policy: QualityPolicy
     checks: tuple[Check, ...]
     waiver: str | None = None
+    device: Device = CPU
 
 
 class SmokeReport(Record):
-    """The logged model was loaded by URI in a process of its own and answered; exists only if it did."""
+    """The logged model was loaded by URI in a process of its own and answered; exists only if it did.
+
+    Attributes:
+        device: what it answered on, and so what the speed is the speed of.
+    """
 
     model: LoggedModel
     checks: tuple[Check, ...]
     speed: Speed
+    device: Device = CPU
+
+    @property
+    def own_speed(self) -> Speed | None:
+        """The speed on what the target is for; None where something else stood in for it."""
+        return self.speed if self.device.provider == self.model.package.target.provider else None
 
 
 Status = Literal["published", "unchanged", "unproved", "refused", "failed"]
+
+
+class UnprovedModel(Record):
+    """A model that was logged, holds in all that its machine could prove, and waits for the hardware it is for.
+
+    Attributes:
+        reason: what it waits for, and how it is proved there.
+    """
+
+    name: str
+    model_id: str
+    target: Target
+    recipe: str | None
+    digest: str
+    size_bytes: int
+    quality: "QualityFigures | None"
+    reason: str
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.model_id}"
 
 
 class PublishedVersion(Record):

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from slmpack.checkpoint import template_environment
+from slmpack.chat_templates import template_environment
 from slmpack.json_file import read_json, write_json
 from slmpack.parity_corpus import CHATS, texts_with
 

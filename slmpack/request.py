@@ -6,7 +6,7 @@ from slmpack.errors import UsageError
 from slmpack.measure import checked_waiver, read_text
 from slmpack.records import Interface, QualityPolicy, Recipe, Record, Target, digest_of
 from slmpack.registry import check_name
-from slmpack.targets import RECIPES, ladder_for
+from slmpack.targets import ladder_for, options_for
 
 
 class Request(Record):
@@ -76,7 +76,8 @@ def check_request(
     if name is not None:
         check_name(name)
     ladder = ladder_for(target, recipe)
-    if calibration_text is not None and not any(rung and RECIPES[target][rung].weighted for rung in ladder):
+    options = [options_for(target, rung) for rung in ladder]
+    if calibration_text is not None and not any(each and each.weighted for each in options):
         raise UsageError(f"a calibration text for target {target}, recipe {recipe}", "a recipe that calibrates",
                          "leave --calibration-text out")  # fmt: skip
     text = read_text(quality_text)

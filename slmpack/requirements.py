@@ -3,28 +3,46 @@
 A model that is loaded elsewhere meets the versions that answered here, and nothing that only the build needed.
 """
 
-from importlib.metadata import version
-
 from slmpack.records import Target
+from slmpack.runtimes import SETS, release_of
 
-_ONNX = ("mlflow-skinny", "onnxruntime-genai", "onnxruntime", "numpy", "pandas")
+# The CUDA 13 libraries that onnxruntime-gpu 1.31 and onnxruntime-genai-cuda 0.18 link to, and cuDNN, which the former
+# opens when it is asked for. They need no GPU to be named: what is not installed here is pinned to what was resolved
+# together on 2026-11-25. Source: the wheels' METADATA (extras cuda, cudnn) and their shared objects' NEEDED entries.
+CUDA_LIBRARIES = {
+    "nvidia-cublas": "13.10.0.20",
+    "nvidia-cuda-nvrtc": "13.5.37",
+    "nvidia-cuda-runtime": "13.5.37",
+    "nvidia-cudnn-cu13": "9.28.1.4",
+    "nvidia-cufft": "12.5.0.14",
+    "nvidia-curand": "10.4.5.25",
+    "nvidia-nvjitlink": "13.5.37",
+}
 
 # What MLflow's transformers flavour imports to load and to answer. It renders chat templates with jinja2, which
 # transformers itself does not ask for; accelerate, scipy and the rest of `mlflow` stay untouched.
 # Source: tried in an environment that has nothing but these and what they require (mlflow 3.17.2, transformers 5.22.2).
 _TRANSFORMERS = ("mlflow-skinny", "transformers", "tokenizers", "safetensors", "torch", "jinja2", "numpy", "pandas")
 
-PACKAGES: dict[Target, tuple[str, ...]] = {
-    target: _TRANSFORMERS if target is Target.TRANSFORMERS else _ONNX for target in Target
-}
+
+def _packages(target: Target) -> tuple[str, ...]:
+    if target is Target.TRANSFORMERS:
+        return _TRANSFORMERS
+    provider = target.provider
+    libraries = CUDA_LIBRARIES if provider == "cuda" else ()
+    return ("mlflow-skinny", *SETS[provider], "numpy", "pandas", *libraries)
+
+
+PACKAGES: dict[Target, tuple[str, ...]] = {target: _packages(target) for target in Target}
 
 
 def runtime_versions(target: Target) -> dict[str, str]:
-    """Return the installed versions of what `target` needs at run time, without local labels such as `+cpu`.
+    """Return the versions of what `target` needs at run time, without local labels such as `+cpu`: the installed ones.
 
-    A local label names a build of the same release, and no package index serves it under that name.
+    A local label names a build of the same release, and no package index serves it under that name. ONNX Runtime for
+    CUDA is the same release as the one for CPUs, where that is installed.
     """
-    return {name: version(name).partition("+")[0] for name in PACKAGES[target]}
+    return {name: CUDA_LIBRARIES.get(name) or release_of(name).partition("+")[0] for name in PACKAGES[target]}
 
 
 def requirements_for(target: Target) -> tuple[str, ...]:

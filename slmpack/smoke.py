@@ -16,9 +16,10 @@ from typing import Any
 
 from slmpack.child import run_in_child
 from slmpack.errors import SmokeError
+from slmpack.hardware import device_of, provider_here
 from slmpack.limits import limit_seconds
 from slmpack.progress import report
-from slmpack.records import Check, Interface, LoggedModel, Record, SmokeReport, Speed, Target
+from slmpack.records import Check, Interface, LoggedModel, Provider, Record, SmokeReport, Speed, Target
 from slmpack.store import log_folder
 
 SMOKE_LIMIT_SECONDS = 1800.0
@@ -40,13 +41,18 @@ BYTE_MARKERS = ("Ġ", "Ċ", "▁")
 
 
 class SmokeRequest(Record):
-    """What the process is to load and from which tracking server; `streams` is whether the flavour can."""
+    """What the process is to load and from which tracking server; `streams` is whether the flavour can.
+
+    Attributes:
+        provider: what the package is to run by.
+    """
 
     tracking_uri: str
     registry_uri: str
     uri: str
     interface: Interface
     streams: bool
+    provider: Provider = "cpu"
 
 
 class SmokeAnswers(Record):
@@ -62,6 +68,8 @@ def smoke_test(model: LoggedModel, workspace: Path, *, small_limit_seconds: floa
     Args:
         small_limit_seconds: for all of it, of a package up to 4 GB; a model that never answers is refused then.
 
+    A package for a GPU that this machine lacks answers by the provider for CPUs, which the report says.
+
     Raises:
         SmokeError: it does not load, or an answer is not one.
     """
@@ -73,13 +81,15 @@ def smoke_test(model: LoggedModel, workspace: Path, *, small_limit_seconds: floa
         uri=model.uri,
         interface=model.interface,
         streams=model.package.target is not Target.TRANSFORMERS,
+        provider=provider_here(model.package.target),
     )
     log = log_folder(workspace) / f"smoke-{model.digest[:12]}.log"
     answers, _ = run_in_child(
         ask_model, request, log=log, limit_seconds=limit_seconds(small_limit_seconds, model.package.size_bytes),
         failure=SmokeError, doing="the smoke test",
     )  # fmt: skip
-    return SmokeReport(model=model, checks=answers.checks, speed=answers.speed)
+    device = device_of(request.provider)
+    return SmokeReport(model=model, checks=answers.checks, speed=answers.speed, device=device)
 
 
 def ask_model(request: SmokeRequest) -> SmokeAnswers:
@@ -92,6 +102,7 @@ def ask_model(request: SmokeRequest) -> SmokeAnswers:
     started = time.perf_counter()
     model = Consumer(mlflow.pyfunc.load_model(request.uri, model_config=_config_of(request)), request)
     load_seconds = time.perf_counter() - started
+    model.require_provider(request.provider)
     steps = CHECKS[request.interface]
     checks = []
     for done, check in enumerate(steps, start=1):
@@ -106,7 +117,9 @@ def ask_model(request: SmokeRequest) -> SmokeAnswers:
 
 def _config_of(request: SmokeRequest) -> dict[str, object]:
     """Short and greedy answers, by the settings that any consumer may override."""
-    return {"max_tokens": SHORT_TOKENS} if request.streams else {"do_sample": False}
+    if not request.streams:
+        return {"do_sample": False}
+    return {"max_tokens": SHORT_TOKENS, "execution_provider": request.provider}
 
 
 class Consumer:
@@ -116,6 +129,18 @@ class Consumer:
         self._model = model
         self.chats = request.interface is Interface.CHAT
         self.streams = request.streams
+
+    def require_provider(self, provider: Provider) -> None:
+        """Refuse a model that runs elsewhere than it was asked to, such as on the CPU for want of CUDA.
+
+        Raises:
+            SmokeError: it does.
+        """
+        if not self.streams:
+            return
+        found = str(getattr(self._model.unwrap_python_model(), "device", "cpu"))  # older wrappers know CPUs only
+        if found != provider:
+            raise SmokeError(f"the model runs on {found}", provider, "see what CUDA lacks: slmpack targets")
 
     @cached_property
     def answer(self) -> str:

@@ -7,7 +7,7 @@ snapshot that is made of the folder is digested by itself, so what changed in be
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -33,15 +33,21 @@ class KnownFiles(Record):
     files: dict[str, Known]
 
 
-def digest_folder(folder: Path, workspace: Path | None, settled_ns: int = SETTLED_NS) -> str:
+def digest_folder(
+    folder: Path,
+    workspace: Path | None,
+    settled_ns: int = SETTLED_NS,
+    files_of: Callable[[Path], dict[str, Path]] = relevant_files,
+) -> str:
     """Return the digest over the files that a snapshot of `folder` would hold.
 
     Args:
-        folder: a checkpoint.
+        folder: a checkpoint or an adapter.
         workspace: remembers what was hashed; with None everything is read.
         settled_ns: how long a file must have been untouched to be remembered.
+        files_of: which files those are.
     """
-    files = relevant_files(folder)
+    files = files_of(folder)
     stamps = settled_stamps(files, settled_ns)  # before hashing, so that a change meanwhile shows
     place = None if workspace is None else workspace / "stamps" / f"source-{digest_of(str(folder))}.json"
     known = _read(place)
@@ -51,7 +57,7 @@ def digest_folder(folder: Path, workspace: Path | None, settled_ns: int = SETTLE
     digests |= _hash({name: path for name, path in files.items() if name not in digests})
     if place is not None:
         kept = {name: Known(stamp=stamp, sha256=digests[name]) for name, stamp in stamps.items()}
-        _write(place, KnownFiles(files=kept))
+        _write(place, KnownFiles(files=known | kept))  # an adapter and its base may be in one folder
     sizes = {name: path.stat().st_size for name, path in files.items()}
     return digest_of_files(FileDigest(name=name, sha256=digests[name], size_bytes=sizes[name]) for name in files)
 

@@ -106,7 +106,8 @@ def logits_from(model: Any, said: Any, parts: "Iterable[Tensor]") -> "Iterator[T
     """
     import torch
 
-    model.base_model.forward = lambda *_, **__: said
+    for decoder in (model.base_model, model.get_decoder()):  # OPT's head asks the latter
+        decoder.forward = lambda *_, **__: said
     for part in parts:
         said["last_hidden_state"] = part[None]
         yield model(input_ids=torch.zeros((1, 1), dtype=torch.long), use_cache=False).logits[0]
@@ -128,12 +129,13 @@ def run_in_float32(decoder: Any, maps: Maps, told: Told, change: Change = _uncha
         return {name: weight for name, weight in module.named_parameters(recurse=False) if weight.is_floating_point()}
 
     owners = {module: own(module) for module in decoder.modules() if own(module)}
+    tokens = decoder.get_input_embeddings()  # OPT looks its positions up by the attention mask
     total = sum(weight.numel() for weights in owners.values() for weight in weights.values())
     done = 0
 
     def before(module: Any, args: tuple[Any, ...]) -> None:
         for name, weight in owners[module].items():
-            looks_up = isinstance(module, torch.nn.Embedding) and args
+            looks_up = module is tokens and args
             wide = _looked_up(weight, args[0]) if looks_up else _float32(weight, name, maps)
             setattr(module, name, torch.nn.Parameter(change(module, name, wide), requires_grad=False))
 

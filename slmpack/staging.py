@@ -70,7 +70,7 @@ def _save_onnx(package: Package, interface: Interface, folder: Path, metadata: d
         metadata=metadata,
         model_config={
             "name": name, "interface": str(interface), "max_tokens": DEFAULT_NEW_TOKENS,
-            "intra_op_num_threads": None, "apply_chat_template": True,
+            "intra_op_num_threads": None, "apply_chat_template": True, "execution_provider": None,
         },
     )  # fmt: skip
     link_tree(package.path, folder / PACKAGE_FOLDER)
@@ -117,7 +117,7 @@ def _public_name(package: Package, name: str) -> str:
     It would look in the folder that the model was saved from. A Hub id is right anywhere; `models:/name` is no Hub
     id, so that `stop` then fails with an error instead of fetching a stranger's tokenizer of the same name.
     """
-    source = package.snapshot.source
+    source = package.snapshot.source.base or package.snapshot.source  # an adapter's repository may lack a tokenizer
     return source.location if source.kind is SourceKind.HUB else f"models:/{name}"
 
 

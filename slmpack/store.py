@@ -5,6 +5,10 @@
     <workspace>/references/<key>/  sources' own logits   <workspace>/logs/     what child processes wrote
     <workspace>/parities/<key>/    tokenizers compared   <workspace>/stamps/   what need not be hashed again
     <workspace>/kept/<key>/        checkpoints as they were quantised, beside plain snapshots of the same key
+    <workspace>/exports/<key>/     float32 graphs from optimum, beside environments/<key>/, in which it runs
+    <workspace>/chats/<key>/       chats to learn from, and chats held out
+    <workspace>/tunings/<key>/     tuned models           <workspace>/training/ checkpoints of trainings that run
+    <workspace>/environments/<key>/ what exports models that the builder does not know
     <workspace>/calibrations/, folds/, sensitivities/, gptq/<key>/  what was found out about a source for its recipes
 
 A folder is made in `scratch/`, synced, made read-only and renamed into place, so a whole one is never half one.

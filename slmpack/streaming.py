@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -40,6 +39,7 @@ from slmpack.matmul_nbits import (
 )
 from slmpack.plan import Plan
 from slmpack.quantise import Bits
+from slmpack.runtimes import release_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -51,7 +51,7 @@ CHECKED = {"onnxruntime-genai": "0.18.0", "onnxruntime": "1.31.1", "onnx-ir": "1
 def unchecked_builder(checked_versions: Mapping[str, str] = CHECKED) -> str | None:
     """Name the first package that is not the version that streaming was checked against; None if all are."""
     for name, checked in checked_versions.items():
-        if (found := version(name)) != checked:
+        if (found := release_of(name)) != checked:
             return f"{name} {found} is not {checked}, against which streaming was checked"
     return None
 

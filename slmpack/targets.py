@@ -5,15 +5,14 @@ at decode, `is_symmetric=false` on tied embeddings does not load), so it is give
 """
 
 from functools import partial
-from importlib.metadata import version
 from typing import Any, Literal
 
 from slmpack.errors import UsageError
-from slmpack.records import Recipe, Record, Target
+from slmpack.records import Provider, Recipe, Record, Target
+from slmpack.runtimes import release_of
 
-Precision = Literal["int4", "int8"]
+Precision = Literal["int4", "int8", "fp16"]
 Algorithm = Literal["default", "k_quant_mixed"]
-Provider = Literal["cpu", "cuda"]
 BlockSize = Literal[16, 32, 128]
 Placement = Literal["last_matmul"]
 Quantiser = Literal["stock", "scales", "zero_points", "gptq"]
@@ -44,6 +43,10 @@ class BuilderOptions(Record):
     quantiser: Quantiser = "stock"
     fold: bool = False
     most_bytes: float | None = None
+
+    @property
+    def quantises(self) -> bool:
+        return self.precision != "fp16"
 
     @property
     def weighted(self) -> bool:
@@ -87,6 +90,10 @@ RECIPES: dict[Target, dict[Recipe, BuilderOptions]] = {
     Target.CUDA_FP16: {},
     Target.TRANSFORMERS: {},
 }
+# What is built without a recipe, since nothing is quantised.
+PLAIN: dict[Target, BuilderOptions] = {
+    Target.CUDA_FP16: BuilderOptions(precision="fp16", execution_provider="cuda", block_size=32),
+}
 BY_NAME = (Recipe.BEST, Recipe.STOCK_SMALL, Recipe.STOCK_MIXED)  # `auto` does not try them
 
 _BUILDER = ("onnxruntime-genai", "onnxruntime", "onnx-ir", "transformers")
@@ -94,6 +101,13 @@ _BUILDER = ("onnxruntime-genai", "onnxruntime", "onnx-ir", "transformers")
 # What the bytes of a build depend on.
 BUILDERS: dict[Target, tuple[str, ...]] = {
     target: ("transformers",) if target is Target.TRANSFORMERS else _BUILDER for target in Target
+}
+
+# What a version's page says of batches. Source: the figures on the model card of microsoft/Phi-3-mini-4k-instruct-onnx,
+# for an A100: against PyTorch, 4 bits gain most for one request at a time, and at 16 less than float16 does.
+BATCH_SIZES = {
+    Target.CUDA_INT4: "good for one request at a time; take cuda-fp16 for batches of 16 (published figures of Phi-3)",
+    Target.CUDA_FP16: "good for batches; cuda-int4 is faster for one request at a time (published figures of Phi-3)",
 }
 
 # An upper bound for the space check: tied embeddings may be stored twice, once in float32.
@@ -104,7 +118,12 @@ BYTES_PER_PARAMETER = {
 
 def builder_versions(target: Target) -> dict[str, str]:
     """Return the installed versions of what builds `target`."""
-    return {name: version(name) for name in BUILDERS[target]}
+    return {name: release_of(name) for name in BUILDERS[target]}
+
+
+def options_for(target: Target, recipe: Recipe | None) -> BuilderOptions | None:
+    """Return what is asked of the builder; None for a target that is not built."""
+    return PLAIN.get(target) if recipe is None else RECIPES[target][recipe]
 
 
 def recipe_for(target: Target, recipe: Recipe) -> Recipe:

@@ -76,7 +76,7 @@ class Pair:
     @cached_property
     def specials(self) -> tuple[str, ...]:
         """The special tokens that a prompt may hold: the named ones and those that the chat template writes."""
-        template = str(self.source.chat_template or "")
+        template = self.source.get_chat_template() if self.source.chat_template else ""
         named = [self.source.bos_token, self.source.eos_token, self.source.pad_token]
         written = [text for text in self.source.get_added_vocab() if text in template]
         return tuple(dict.fromkeys([*filter(None, named), *written]))[:MOST_SPECIALS]

@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Any
 import yaml  # type: ignore[import-untyped]
 
 from slmpack.child import run_in_child
-from slmpack.environment import check_clean_environment
+from slmpack.environment import check_clean_environment, check_resolution
 from slmpack.errors import CheckError
+from slmpack.graph import check_graph
+from slmpack.hardware import device_of, provider_here
 from slmpack.interfaces import check_answer, input_example_of, metadata_of, signature_of
 from slmpack.known_parity import known_parity
 from slmpack.limits import limit_seconds
 from slmpack.progress import report
 from slmpack.provenance import PROVENANCE
-from slmpack.records import Check, Interface, LoggedModel, Record, Target, ValidationReport
+from slmpack.records import Check, Interface, LoggedModel, Provider, Record, Target, ValidationReport
 from slmpack.registry import artifact_names, final_errors, one_line
 from slmpack.requirements import PACKAGES
 from slmpack.store import log_folder
@@ -61,7 +63,7 @@ class PredictRequest(Record):
     uri: str
     interface: Interface
     listed: bool
-    model_config_override: dict[str, int]
+    model_config_override: dict[str, int | str]
 
 
 def validate_model(model: LoggedModel, workspace: Path) -> ValidationReport:
@@ -76,14 +78,25 @@ def validate_model(model: LoggedModel, workspace: Path) -> ValidationReport:
     for done, check in enumerate(CHECKS, start=1):
         checks.append(check(files))
         report("validate", done, len(CHECKS) + 1, "checks")
-    checks.append(_check_prediction(model, workspace))
+    provider = provider_here(model.package.target)
+    checks.append(_check_prediction(model, provider, workspace))
     report("validate", len(CHECKS) + 1, len(CHECKS) + 1, "checks")
+    if model.package.target is not Target.TRANSFORMERS:
+        checks.append(check_graph(model.package.path, log_folder(workspace) / f"graph-{model.model_id}.log"))
     return ValidationReport(
         model=model,
         checks=tuple(checks),
         parity=_parity_of(model, workspace),
-        clean_environment=check_clean_environment(model, workspace),
+        clean_environment=_environment_of(model, provider, workspace),
+        device=device_of(provider),
     )
+
+
+def _environment_of(model: LoggedModel, provider: Provider, workspace: Path) -> tuple[Check, ...]:
+    """Try the model in an environment of its own requirements; those for another machine are looked up only."""
+    if provider == model.package.target.provider:
+        return check_clean_environment(model, workspace)
+    return (check_resolution(model, workspace),)
 
 
 def _parity_of(model: LoggedModel, workspace: Path) -> tuple[Check, ...]:
@@ -242,18 +255,21 @@ CHECKS: tuple[Callable[[LoggedFiles], Check], ...] = (
 )
 
 
-def _check_prediction(model: LoggedModel, workspace: Path) -> Check:
+def _check_prediction(model: LoggedModel, provider: Provider, workspace: Path) -> Check:
     """Predict the model's own example in a process of its own, offline and without pickles."""
     import mlflow
 
     is_transformers = model.package.target is Target.TRANSFORMERS
+    override: dict[str, int | str] = {"max_new_tokens": ANSWER_TOKENS}
+    if not is_transformers:
+        override = {"max_tokens": ANSWER_TOKENS, "execution_provider": provider}
     request = PredictRequest(
         tracking_uri=mlflow.get_tracking_uri(),
         registry_uri=mlflow.get_registry_uri(),
         uri=model.uri,
         interface=model.interface,
         listed=is_transformers or model.interface is Interface.PROMPT,
-        model_config_override={"max_new_tokens" if is_transformers else "max_tokens": ANSWER_TOKENS},
+        model_config_override=override,
     )
     check, _ = run_in_child(
         predict_example,

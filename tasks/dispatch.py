@@ -1,5 +1,7 @@
 """Dispatch: a target in a run of its own, started by its deployment on some worker of its pool, and waited for.
 
+What no machine of that pool could prove is verified by another run, in the pool of its hardware.
+
 This is the one place that talks to Prefect's API about other runs. A run is started once: a parent that is retried
 finds what it started before, and starts anew only what did not end well.
 """
@@ -32,6 +34,11 @@ def deployment_of(target: Target) -> str:
     return f"package-model/package-{target}"
 
 
+def verifier_of(target: Target) -> str:
+    """Return the name of the deployment that verifies where the target's hardware is, as prefect.yaml has it."""
+    return f"verify-model/verify-{target.provider}"
+
+
 @task(task_run_name="start {target}", **REMOTE)
 def start_target(target: Target, parameters: dict[str, Any]) -> UUID:
     """Start the run, or find the one that this parent started before; retried, since the server is remote.
@@ -39,17 +46,30 @@ def start_target(target: Target, parameters: dict[str, Any]) -> UUID:
     Raises:
         UsageError: the target has no deployment.
     """
+    return _start(deployment_of(target), {"target": str(target), **parameters}, str(target))
+
+
+@task(task_run_name="start verifying {model_uri}", **REMOTE)
+def start_verifying(target: Target, model_uri: str, parameters: dict[str, Any]) -> UUID:
+    """Start the verification of a logged model where the target's hardware is; as `start_target`.
+
+    Raises:
+        UsageError: there is no deployment for it.
+    """
+    return _start(verifier_of(target), {"model_uri": model_uri, **parameters}, model_uri)
+
+
+def _start(deployment: str, parameters: dict[str, Any], key: str) -> UUID:
     parent = str(runtime.flow_run.id)
     try:
         for attempt in count():
             run: Any = run_deployment(
-                deployment_of(target), parameters={"target": str(target), **parameters}, timeout=0,
-                idempotency_key=f"{parent}-{target}-{attempt}",
-            )  # fmt: skip
+                deployment, parameters=parameters, timeout=0, idempotency_key=f"{parent}-{key}-{attempt}"
+            )
             if not _ended_badly(run):
                 return UUID(str(run.id))
     except ObjectNotFound as error:
-        raise UsageError(f"there is no deployment {deployment_of(target)}", "one for each target of a run in pools",
+        raise UsageError(f"there is no deployment {deployment}", "one for each target of a run in pools",
                          "type: make deploy") from error  # fmt: skip
     raise AssertionError("count() does not end")
 
@@ -60,7 +80,10 @@ def _ended_badly(run: FlowRun) -> bool:
 
 @task(task_run_name="wait for {target}", **LOCAL)
 def await_target(target: Target, run_id: UUID) -> Outcome:
-    """Wait until the run ends, whatever its end, and return what became of the target."""
+    """Wait until the run ends, whatever its end, and return what became of the target.
+
+    Where no worker takes the run for ten minutes, it is cancelled.
+    """
     without_worker_since: float | None = None
     with get_client(sync_client=True) as client:
         while True:

@@ -55,7 +55,7 @@ def _build(case: Case) -> Streaming:
 
     where = (None, str(case.checkpoint), str(case.into), case.precision, case.execution_provider, f"{case.into}.cache")
     options = [f"block_size={case.block_size}", "algo_config=default", "hf_token=false"]
-    with _methods_put_back() as model_class, contextlib.redirect_stdout(io.StringIO()):
+    with methods_put_back() as model_class, contextlib.redirect_stdout(io.StringIO()):
         raise_to_int8(model_class, case.int8_nodes)
         streaming = stream_weights(model_class, 2, lambda: None, _plan(case)) if case.streamed else Streaming()
         create_model(*where, **parse_extra_options(*where, options))
@@ -71,7 +71,7 @@ def _plan(case: Case) -> Plan:
 
 
 @contextlib.contextmanager
-def _methods_put_back() -> Iterator[type]:
+def methods_put_back() -> Iterator[type]:
     """Give the builder's class, and undo what a case replaces in it: in the product one process builds one package."""
     import torch
     from builders import base  # type: ignore[import-not-found]

@@ -9,16 +9,13 @@ import onnxruntime_genai as og
 import psutil
 import pytest
 import torch
-from checkpoints import write_tiny_gpt2
 from transformers import AutoModelForCausalLM
 
 from slmpack import builder
 from slmpack.build import DriveRequest, build_package, drive_package, package_digest
 from slmpack.child import run_in_child
 from slmpack.errors import BuildError, UsageError, WorkspaceError
-from slmpack.fetch import fetch_snapshot
 from slmpack.records import Package, Recipe, Snapshot, Target
-from slmpack.resolve import resolve_source
 from slmpack.store import damage
 from slmpack.targets import RECIPES, ladder_for
 
@@ -85,15 +82,6 @@ def test_the_transformers_target_is_the_snapshot_itself(tiny_snapshot: Snapshot,
     package = build_package(tiny_snapshot, Target.TRANSFORMERS, None, workspace)
     assert package.path == tiny_snapshot.path
     assert package.files == tiny_snapshot.files
-
-
-@pytest.mark.slow
-def test_names_an_architecture_that_no_builder_knows(smollm2: Snapshot, tmp_path: Path) -> None:
-    write_tiny_gpt2(tmp_path / "tiny-gpt2", tokenizer=smollm2.path)
-    snapshot = fetch_snapshot(resolve_source(str(tmp_path / "tiny-gpt2")), tmp_path)
-    with pytest.raises(BuildError, match=r"architecture GPT2LMHeadModel; one that .* builder knows; use --target"):
-        build_package(snapshot, Target.CPU_INT4, Recipe.SMALL, tmp_path)
-    assert not (tmp_path / "packages").exists()
 
 
 @pytest.mark.slow

@@ -207,6 +207,24 @@ def edit_rows(folder: Path, rows: int) -> None:
     save_torch(tensors, folder / "model.safetensors")
 
 
+def settings_template(value: Any) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / "chat_template.jinja").unlink()
+        edit_json(folder / "tokenizer_config.json", chat_template=value)
+
+    return damage
+
+
+def only_template(name: str, settings: str | None = None) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / "chat_template.jinja").unlink()
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text('{"chat_template": "{{ messages }}"}')
+        edit_json(folder / "tokenizer_config.json", chat_template=settings)
+
+    return damage
+
+
 BEYOND = {"weight": {"dtype": "F32", "shape": [1024], "data_offsets": [0, 4096]}}
 NOT_ALIGNED = {"weight": {"dtype": "F32", "shape": [1024], "data_offsets": [0, 8]}}
 
@@ -260,7 +278,32 @@ BAD = {
     "a tokenizer that is cut off": (text("tokenizer.json", '{"model": {'), r"tokenizer\.json does not load"),
     "no chat template": (remove("chat_template.jinja"), r"no chat template; one in chat_template\.jinja"),
     "a chat template that does not compile": (text("chat_template.jinja", "{% for m in %}"), r"does not compile"),
-    "a chat template that is not text": (text("chat_template.json", '{"chat_template": [7]}'), r"json is not text"),
+    "a chat template that is not text": (settings_template(7), r"in .*tokenizer_config\.json is not text"),
+    "named templates that are not text": (settings_template([7]), r"in .*tokenizer_config\.json is not text"),
+    "a template whose name is a path": (
+        settings_template([{"name": "../x", "template": "{{ messages }}"}]),
+        r"has the name '\.\./x'; one such as default",
+    ),
+    "named templates and no default": (
+        settings_template([{"name": "chatml", "template": "x"}, {"name": "rag", "template": "x"}]),
+        r"has the chat templates chatml, rag, and none that is the default; one in chat_template\.jinja, or named",
+    ),
+    "a named file and no default": (
+        only_template("additional_chat_templates/rag.jinja"),
+        r"the chat templates rag, and",
+    ),
+    "a named file, whatever the settings have": (
+        only_template("additional_chat_templates/rag.jinja", settings="{{ messages }}"),
+        r"the chat templates rag, and",
+    ),
+    "a template for processors": (
+        only_template("chat_template.json"),
+        r"template in chat_template\.json, which tokenizers do not read; one in",
+    ),
+    "a named template that does not compile": (
+        settings_template([{"name": "default", "template": "x"}, {"name": "rag", "template": "{% for %}"}]),
+        r"does not compile",
+    ),
     "a tokenizer configuration that is not JSON": (text("tokenizer_config.json", "{"), r"config\.json is not JSON"),
 }
 
@@ -282,16 +325,14 @@ def test_takes_rows_without_a_token_and_special_tokens_that_nothing_uses(
     assert inspect_checkpoint(checkpoint).architecture == "Phi3ForCausalLM"
 
 
-def test_says_so_when_there_is_only_a_slow_tokenizer(checkpoint: Path) -> None:
-    (checkpoint / "tokenizer.json").rename(checkpoint / "tokenizer.model")
-    with pytest.raises(SourceError, match=r"only a slow tokenizer \(tokenizer\.model\)"):
+@pytest.mark.parametrize("names", [("tokenizer.model",), ("vocab.json", "merges.txt"), ("vocab.json",), ("vocab.txt",)])
+def test_says_so_when_there_is_only_a_slow_tokenizer(checkpoint: Path, names: tuple[str, ...]) -> None:
+    (checkpoint / "tokenizer.json").unlink()
+    for name in names:
+        (checkpoint / name).write_text("{}")
+    message = rf"only a slow tokenizer \({', '.join(names)}\); tokenizer\.json, a fast one; run AutoTokenizer\.from_pre"
+    with pytest.raises(SourceError, match=message):
         inspect_checkpoint(checkpoint)
-
-
-def test_says_so_when_the_folder_is_an_adapter(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(SourceError, match="is an adapter; a whole model; merge"):
-        inspect_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -301,8 +342,7 @@ def test_says_so_when_the_folder_is_an_adapter(tmp_path: Path) -> None:
             "chat_template.jinja",
             "{% generation %}{{ messages }}{% endgeneration %}{% for m in [] %}{% break %}{% endfor %}",
         ),
-        ("chat_template.json", '{"chat_template": "{{ messages }}"}'),
-        ("additional_chat_templates/tools.jinja", "{{ messages }}"),
+        ("additional_chat_templates/default.jinja", "{{ messages }}"),
         ("tokenizer_config.json", '{"chat_template": "{{ messages }}"}'),
         ("tokenizer_config.json", '{"chat_template": [{"name": "default", "template": "{{ messages }}"}]}'),
     ],

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from checkpoints import write_tiny_gpt2
 from command_line import SLMPACK, environment, objects, slmpack, versions
+from exported_checkpoints import write_unknown
 from mlflow import MlflowClient
 
 CONTRACT = {
@@ -236,10 +236,10 @@ def test_an_unknown_alias_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_targets_are_two_objects_and_one_that_fails_does_not_stop_the_other(
-    tiny_phi3: Path, tmp_path: Path, prefect_api: str
+    tmp_path: Path, prefect_api: str
 ) -> None:
-    checkpoint = tmp_path / "gpt2-like"
-    write_tiny_gpt2(checkpoint, tokenizer=tiny_phi3)
+    checkpoint = tmp_path / "unknown"
+    write_unknown(checkpoint)
     done = slmpack(
         "package", str(checkpoint), "--target", "cpu-int4", "--target", "transformers", "--json", "--workspace",
         str(tmp_path / "workspace"), cwd=tmp_path, PREFECT_API_URL=prefect_api,
@@ -247,9 +247,9 @@ def test_two_targets_are_two_objects_and_one_that_fails_does_not_stop_the_other(
     first, second = objects(done)
     assert done.returncode == 1
     assert (first["target"], first["status"]) == ("cpu-int4", "failed")
-    assert "GPT2LMHeadModel" in first["reason"]
+    assert "Starcoder2ForCausalLM" in first["reason"]
     assert (second["target"], second["status"]) == ("transformers", "published")
-    assert versions(tmp_path) == ["gpt2-like/1"]
+    assert versions(tmp_path) == ["unknown/1"]
 
 
 @pytest.mark.slow

@@ -17,7 +17,6 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_stack import PrefectServer, running_prefect_server
 
 from flows.deploy import LOST_RUNS, STUCK_RUNS
-from slmpack.hardware import pool_of
 from slmpack.records import Target
 
 pytestmark = pytest.mark.slow
@@ -50,14 +49,18 @@ def deployments(server: PrefectServer) -> dict[str, DeploymentResponse]:
         return {each.name: each for each in client.read_deployments()}
 
 
-def test_each_target_has_a_deployment_in_the_pool_of_its_hardware(deployments: dict[str, DeploymentResponse]) -> None:
+def test_each_target_is_built_in_the_pool_of_cpus_and_verified_in_that_of_its_hardware(
+    deployments: dict[str, DeploymentResponse],
+) -> None:
     for target in Target:
         deployment = deployments[f"package-{target}"]
         assert deployment.parameters == {"target": target.value}
-        assert deployment.work_pool_name == pool_of(target)
-        assert pool_of(target) in deployment.tags
+        assert deployment.work_pool_name == "cpu"
+        assert target.provider in deployment.tags
     assert deployments["package-all"].parameters["targets"] == ["cpu-int4", "cpu-int8", "transformers"]
     assert [deployments[f"verify-{pool}"].work_pool_name for pool in ("cpu", "cuda")] == ["cpu", "cuda"]
+    assert [deployments[name].work_pool_name for name in ("rollback", "rollback-cuda")] == ["cpu", "cuda"]
+    assert not deployments["rollback"].schedules
 
 
 def test_deploying_twice_leaves_one_of_each(server: PrefectServer, deployments: dict[str, DeploymentResponse]) -> None:
@@ -128,6 +131,9 @@ def test_the_form_has_a_help_text_for_each_parameter(deployments: dict[str, Depl
         ("package-all", "targets", {"targets": []}),
         ("package-all", "targets", {"targets": ["cpu-int4", "npu"]}),
         ("verify-cpu", "model_uri", {}),
+        ("rollback", "target", {"name": "tiny"}),
+        ("rollback", "name", {"name": "", "target": "cpu-int4"}),
+        ("rollback", "version", {"name": "tiny", "target": "cpu-int4", "version": 1}),
     ],
 )
 def test_the_server_refuses_a_wrong_parameter_by_its_name(

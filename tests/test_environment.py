@@ -17,10 +17,11 @@ from mlflow import MlflowClient
 from mlflow_server import running_mlflow_server
 
 from slmpack import consumer, progress
-from slmpack.environment import check_clean_environment, run_to_log
+from slmpack.environment import check_clean_environment
 from slmpack.errors import CheckError
 from slmpack.log import log_model
 from slmpack.records import Interface, LoggedModel, Package
+from slmpack.uv_environment import run_to_log
 
 
 @pytest.fixture(scope="module")

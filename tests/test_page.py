@@ -366,3 +366,19 @@ def test_this_machine_has_a_processor_and_memory() -> None:
     assert machine.cpu
     assert machine.cores >= 1
     assert machine.memory_bytes > 10**8
+
+
+def test_an_adapters_base_is_on_the_page_and_in_the_summary() -> None:
+    model = logged()
+    base = ModelSource(
+        text="hf://org/base@v1", kind=SourceKind.HUB, location="org/base", revision="ba5e" * 10, name="base"
+    )
+    source = model.package.snapshot.source.model_copy(update={"base": base})
+    snapshot = model.package.snapshot.model_copy(update={"source": source})
+    package = model.package.model_copy(update={"snapshot": snapshot})
+    found = facts(model=model.model_copy(update={"package": package}))
+    assert "merged into hf://org/base@v1" in Page(version_page(found)).text
+    assert "ba5e" * 10 in version_page(found)
+    assert "example-1b merged into hf://org/base@v1, licence" in page_summary(found)
+    assert read_earlier(summary_json(found), 4).base_revision == "ba5e" * 10
+    assert "merged into" not in version_page(facts())

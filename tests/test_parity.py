@@ -22,14 +22,16 @@ from small_tokenizers import (
 )
 
 from slmpack.build import build_package
+from slmpack.chat_templates import require_templates
 from slmpack.end_of_turn import end_ids_of
-from slmpack.errors import CheckError
+from slmpack.errors import CheckError, SourceError
 from slmpack.json_file import write_json
 from slmpack.known_parity import known_parity
 from slmpack.parity import ParityRequest, check_parity, parity_of
 from slmpack.records import Package, Recipe, Target
+from slmpack.repair import repair_tokenizer
 from slmpack.store import digest_files
-from slmpack.tokenizer_pair import read_tokenizer
+from slmpack.tokenizer_pair import Pair, read_tokenizer
 
 NAMES = [
     "tokenizer file", "vocabulary", "token ids", "token ids of raw text", "decoding", "chat template", "end of turn",
@@ -255,6 +257,67 @@ def test_what_the_decoder_does_besides_is_refused(tmp_path: Path) -> None:
     package = write_package(tmp_path / "package", source, ("<|im_end|>",))
     with pytest.raises(CheckError, match=r"^decoding: 'The quick .* in the runtime; 'he quick .* by the source's"):
         found(package, source)
+
+
+# ---------------------------------------------------------------------------------------------- where templates are
+
+OTHER = (
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+INDENTED = (
+    "{% for m in messages %}\n  {% if true %}\n<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "  {% endif %}\n"
+    "{% endfor %}\n{% if add_generation_prompt %}\n<|im_start|>assistant\n{% endif %}\n"
+)
+FILE, NAMED, SETTINGS = "chat_template.jinja", "additional_chat_templates", "tokenizer_config.json"
+PLACES: dict[str, dict[str, Any]] = {
+    "a file": {FILE: CHATML},
+    "a string in the settings": {SETTINGS: CHATML},
+    "a list in the settings": {
+        SETTINGS: [{"name": "tool_use", "template": OTHER}, {"name": "default", "template": CHATML}],
+    },
+    "a file, and another in the settings": {FILE: CHATML, SETTINGS: OTHER},
+    "a file, and a list in the settings": {FILE: CHATML, SETTINGS: [{"name": "default", "template": OTHER}]},
+    "a file and named ones": {FILE: CHATML, f"{NAMED}/rag.jinja": OTHER, f"{NAMED}/tool_use.jinja": OTHER},
+    "a file, and a named default": {FILE: OTHER, f"{NAMED}/default.jinja": CHATML},
+    "the settings, and one for processors": {SETTINGS: CHATML, "chat_template.json": OTHER},
+}  # fmt: skip
+
+
+def write_templates(folder: Path, places: dict[str, Any]) -> None:
+    (folder / FILE).unlink()
+    for name, value in places.items():
+        if name == SETTINGS:
+            edit(folder / name, lambda config, value=value: config.update(chat_template=value))  # type: ignore[misc]
+        else:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(value)
+
+
+@pytest.mark.parametrize("template", [CHATML, INDENTED], ids=["plain", "indented"])
+@pytest.mark.parametrize("case", PLACES)
+def test_the_package_renders_the_template_that_transformers_takes_wherever_it_is(
+    tmp_path: Path, case: str, template: str
+) -> None:
+    source = qwen2(tmp_path / "source")
+    places = json.loads(json.dumps(PLACES[case]).replace(json.dumps(CHATML), json.dumps(template)))
+    write_templates(source, places)
+    assert require_templates(source)["default"].text == template
+    package = write_package(tmp_path / "package", source, ("<|im_end|>", "<|endoftext|>"))
+    repair_tokenizer(package, source)
+    assert found(package, source)["chat template"].startswith("12 chats, 0 refused by both")
+    prompt = Pair(package, source).runtime.apply_chat_template(json.dumps([{"role": "user", "content": "Hi"}]))
+    assert str(prompt).startswith("<|im_start|>user\nHi<|im_end|>")
+
+
+def test_templates_that_transformers_could_not_choose_from_are_not_chosen_from(tmp_path: Path) -> None:
+    source = qwen2(tmp_path / "source")
+    write_templates(source, {SETTINGS: [{"name": "chatml", "template": CHATML}, {"name": "rag", "template": OTHER}]})
+    with pytest.raises(SourceError, match=r"has the chat templates chatml, rag, and none that is the default"):
+        require_templates(source)
+    with pytest.raises(ValueError, match="multiple chat templates with no default"):
+        read_tokenizer(source).apply_chat_template([{"role": "user", "content": "Hi"}])
 
 
 # ---------------------------------------------------------------------------------------------- the end of a turn

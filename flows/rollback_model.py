@@ -1,0 +1,70 @@
+"""Roll a model back: its alias returns to the version that had it before, after that one has answered here.
+
+    find -> (interrupted when all was moved? complete) -> read back -> smoke -> give back
+                                                          ^               |
+                                                          +-- the version before it, where one does not hold
+
+The registry is written to only at the end. Quality and parity are not measured again: the version was proved when it
+was published, and its files are those of then.
+"""
+
+import logging
+
+from prefect import flow
+
+from slmpack.errors import SlmpackError
+from slmpack.outcome import Stages, failed_outcome
+from slmpack.parameters import InterfaceChoice, PublishedName, TargetChoice, Workspace
+from slmpack.records import Interface, Outcome, Target
+from slmpack.request import workspace_of
+from slmpack.rollback import UNUSABLE, check_rollback, failed_candidates, rolled_back_outcome
+from tasks.outcome import completed, keep_outcome
+from tasks.registry import require_registry
+from tasks.rollback import find_way_back, give_back, read_version
+from tasks.smoke import smoke_test
+
+logger = logging.getLogger("slmpack.rollback")  # the library's, so that a run's log and the command line show it
+
+
+@flow(name="rollback-model", flow_run_name="roll {name} back for {target}")
+def rollback_model(
+    name: PublishedName,
+    target: TargetChoice,
+    interface: InterfaceChoice = Interface.CHAT,
+    workspace: Workspace = None,
+) -> Outcome:
+    """Return the alias of a target to the version that had it before, if that one still is whole and answers."""
+    try:
+        check_rollback(name, target)
+        outcome = roll_back(name, target, interface, workspace)
+    except SlmpackError as error:
+        keep_outcome(failed_outcome(target, error))
+        raise
+    keep_outcome(outcome)
+    return completed(outcome)  # type: ignore[no-any-return]
+
+
+def roll_back(name: str, target: Target, interface: Interface, workspace: Workspace) -> Outcome:
+    """Try those that had the alias before, the last one first, and give it to the first that holds."""
+    stages = Stages()
+    with stages("find"):
+        require_registry()
+        way = find_way_back(name, target, interface)
+    if way.interrupted:
+        logger.info("the last rollback was interrupted when the alias had moved: it is completed, and goes no further")
+        return rolled_back_outcome(give_back(way, way.holder), None, stages)
+    reasons: dict[int, str] = {}
+    for version in way.candidates:
+        try:
+            with stages("read back"):
+                model = read_version(name, version)
+            with stages("smoke"):
+                smoke = smoke_test(model, workspace_of(workspace))
+        except UNUSABLE as error:
+            logger.warning("version %d cannot be used: %s", version, error)
+            reasons[version] = str(error)
+            continue
+        with stages("give back"):
+            found = give_back(way, version)
+        return rolled_back_outcome(found, smoke, stages)
+    raise failed_candidates(way, reasons)

@@ -1,0 +1,28 @@
+"""Rollback: an alias goes back to a version that had it before."""
+
+from prefect import task
+
+from slmpack import rollback
+from slmpack.find import PublishedLookup
+from slmpack.records import Interface, LoggedModel, Target
+from slmpack.rollback import WayBack
+from tasks.policies import REMOTE
+from tasks.trace import trace_of_run
+
+
+@task(task_run_name="find the way back of {name} for {target}", **REMOTE)
+def find_way_back(name: str, target: Target, interface: Interface) -> WayBack:
+    """Find who has the alias and who had it before; retried, since the registry is remote."""
+    return rollback.find_way_back(name, target, interface)
+
+
+@task(task_run_name="read back {name} version {version}", **REMOTE)
+def read_version(name: str, version: int) -> LoggedModel:
+    """Compare every file of the version with what was built; retried, since the artifact store is remote."""
+    return rollback.read_version(name, version)
+
+
+@task(task_run_name="give {way.name}@{way.alias} back to version {version}", **REMOTE)
+def give_back(way: WayBack, version: int) -> PublishedLookup:
+    """Move the alias; retried, since the registry is remote and the same call again changes nothing more."""
+    return rollback.give_back(way, version, trace_of_run())
