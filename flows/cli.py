@@ -14,6 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from flows.cli_retrain import add_retrain, retrain
 from flows.display import Display
 from slmpack.chat import stream_answer
 from slmpack.errors import SlmpackError, UsageError
@@ -133,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("model_uri", metavar="MODEL_URI", help="such as models:/smollm2-135m-instruct@cpu-int4")
     chat.add_argument("prompt", metavar="PROMPT")
     chat.set_defaults(run=_chat)
+    add_retrain(commands, _target, _retrain)
     targets = commands.add_parser("targets", help="what each target is, and what this machine can do for it")
     targets.add_argument("--json", action="store_true", help="one JSON object a target on stdout")
     targets.set_defaults(run=_targets)
@@ -247,6 +249,11 @@ def _chat(parsed: argparse.Namespace) -> int:
         sys.stdout.flush()
     sys.stdout.write("\n")
     return OK
+
+
+def _retrain(parsed: argparse.Namespace) -> int:
+    outcome = retrain(parsed)
+    return OK if outcome.reason is None else _complain(outcome.reason, FAILED)
 
 
 def _targets(parsed: argparse.Namespace) -> int:

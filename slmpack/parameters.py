@@ -8,7 +8,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from slmpack.chat_data import DataPolicy
 from slmpack.records import Dispatch, Interface, QualityPolicy, Recipe, Target
+from slmpack.retrain import RetrainPolicy
+from slmpack.train_settings import TrainSettings
 
 
 def asked(title: str, description: str, **rules: Any) -> Any:
@@ -102,6 +105,24 @@ ModelUri = Annotated[
         pattern=r"^models:/.+",
         description="models:/NAME/VERSION, models:/NAME@ALIAS or models:/m-ID, logged by slmpack.",
     ),
+]
+DataText = Annotated[
+    str,
+    asked(
+        title="Data",
+        min_length=1,
+        pattern=r"\S",
+        description="Chats, an object with messages a line: a file or folder on the worker, or runs:/ID/PATH.jsonl.",
+        examples=["runs:/0123456789abcdef0123456789abcdef/chats.jsonl", "/data/chats"],
+    ),
+]
+TrainSettingsChoice = Annotated[TrainSettings, asked(title="Training", description="How the model is trained.")]
+RetrainPolicyChoice = Annotated[
+    RetrainPolicy,
+    asked(title="Retraining policy", description="What a tuned model must gain, and may forget, before it moves on."),
+]
+DataPolicyChoice = Annotated[
+    DataPolicy, asked(title="Data policy", description="What the data may be, and how much of them is held out.")
 ]
 WatchedNames = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=200)]],

@@ -7,10 +7,11 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 from prefect.client.schemas.sorting import ArtifactSort
-from prefect.states import Completed
+from prefect.states import Completed, Failed
 
 from slmpack.outcome import summary_of, told_of
 from slmpack.records import Outcome
+from slmpack.retrain import RetrainOutcome
 
 KEY = "outcome"
 BEGIN, END = "```json\n", "\n```\n"
@@ -37,6 +38,24 @@ def keep_outcomes(outcomes: list[Outcome]) -> None:
 def completed(outcome: Outcome) -> Any:
     """Return the state that a run ends in; its message is what the dashboard shows of it: `unchanged: ...`."""
     return Completed(message=told_of(outcome), data=outcome)
+
+
+def keep_retraining(outcome: RetrainOutcome, told: str) -> None:
+    """Keep what became of a retraining as the run's artifact, and a table of its perplexities."""
+    text = f"{told}\n\n{BEGIN}{outcome.model_dump_json(indent=1)}{END}"
+    create_markdown_artifact(text, key=KEY, description=told)
+    if outcome.figures is not None:
+        table = [
+            {"perplexity of": "held-out answers", **outcome.figures.held_out.model_dump()},
+            {"perplexity of": "general text", **outcome.figures.general.model_dump()},
+        ]
+        create_table_artifact(table, key="perplexities", description=outcome.figures.told)
+
+
+def completed_retraining(outcome: RetrainOutcome, told: str) -> Any:
+    """Return the state that a retraining ends in: Failed where something was refused or is not published."""
+    state = Completed if outcome.reason is None else Failed
+    return state(message=told, data=outcome)
 
 
 def read_outcome(flow_run_id: UUID) -> Outcome | None:

@@ -1,0 +1,203 @@
+"""Retrain a model on chats, and package what is better for every target.
+
+    resolve -> data -> (the same before? unchanged, or refused as then) -> fetch -> divide -> train -> measure ->
+        judge -> register as models:/NAME/VERSION, alias `tuned` -> package-targets from that version
+
+Nothing moves unless the tuned model is better on chats that were held out, and has not forgotten too much of the
+general text, both against the model in use. Of two retrainings of one model at once, the one that comes second is not
+registered: it was compared with what is no longer in use. A killed run goes on from its last checkpoint when it is
+retried; what was registered and not packaged yet is packaged by the next run of the same.
+"""
+
+from typing import Any
+
+from prefect import flow, runtime
+
+from flows.package_targets import package_targets
+from slmpack.chat_data import ChatParts, DataPolicy
+from slmpack.errors import QualityError, SlmpackError
+from slmpack.outcome import Stages
+from slmpack.parameters import (
+    DataPolicyChoice,
+    DataText,
+    DispatchChoice,
+    Force,
+    Name,
+    Policy,
+    RetrainPolicyChoice,
+    SourceText,
+    TargetChoices,
+    TrainSettingsChoice,
+    Waiver,
+    Workspace,
+)
+from slmpack.records import Dispatch, Interface, ModelSource, Outcome, QualityPolicy, Recipe, Snapshot, Target
+from slmpack.registry import check_name
+from slmpack.request import workspace_of
+from slmpack.resolve import DEFAULT_SOURCE, shown_source
+from slmpack.retrain import (
+    Perplexities,
+    RetrainOutcome,
+    RetrainPolicy,
+    TunedFigures,
+    judge_tuned,
+    retrain_key,
+    told_retraining,
+)
+from slmpack.retrain_run import Retraining
+from slmpack.train_settings import TrainSettings
+from tasks.fetch import fetch_snapshot
+from tasks.outcome import completed_retraining, keep_retraining
+from tasks.registry import require_registry
+from tasks.resolve import resolve_source
+from tasks.retrain import (
+    divide_data,
+    fail_run,
+    find_settled,
+    general_perplexity,
+    held_out_perplexity,
+    log_curve,
+    log_tuned,
+    log_tuned_figures,
+    look_at_data,
+    open_run,
+    refuse_run,
+    register_tuned,
+    train_adapter,
+    tuned_snapshot,
+    version_in_use,
+)
+
+
+def name_of_run() -> str:
+    """Name the run by what it was asked for."""
+    asked = runtime.flow_run.parameters
+    return f"retrain {shown_source(asked['base'])}"
+
+
+@flow(name="retrain-model", flow_run_name=name_of_run)
+def retrain_model(
+    data: DataText,
+    base: SourceText = DEFAULT_SOURCE,
+    name: Name = None,
+    training: TrainSettingsChoice = TrainSettings(),  # noqa: B008 - frozen
+    retrain_policy: RetrainPolicyChoice = RetrainPolicy(),  # noqa: B008 - frozen
+    data_policy: DataPolicyChoice = DataPolicy(),  # noqa: B008 - frozen
+    targets: TargetChoices = [Target.CPU_INT4],  # noqa: B006 - Prefect copies it, and the form shows it
+    policy: Policy = QualityPolicy(),  # noqa: B008 - frozen
+    waive_quality: Waiver = None,
+    force: Force = False,
+    workspace: Workspace = None,
+    dispatch: DispatchChoice = Dispatch.HERE,
+) -> Any:
+    """Train, compare with what is in use, and package for every target only what is better."""
+    stages, folder = Stages(), workspace_of(workspace)
+    with stages("resolve"):
+        require_registry()
+        source = resolve_source(base, folder)
+    with stages("data"):
+        looked_at = look_at_data(data, data_policy, folder)
+    key = retrain_key(source, looked_at, training, retrain_policy)
+    retraining = Retraining(name=name or source.name, base=source, data=looked_at, settings=training, key=key)
+    check_name(retraining.name)
+    with stages("find"):
+        settled = None if force else find_settled(retraining.name, key)
+    if settled is not None and settled.version is None:
+        return ended(RetrainOutcome(
+            status="refused", name=retraining.name, data=looked_at.digest, seconds=stages.seconds, reason=settled.reason
+        ))  # fmt: skip
+    if settled is not None:
+        outcome = RetrainOutcome(status="unchanged", name=retraining.name, version=settled.version)
+    else:
+        outcome = tune(retraining, data, data_policy, retrain_policy, folder, stages)
+    if outcome.version is None:
+        return ended(outcome)
+    packaged = package(outcome, targets, policy, waive_quality, workspace, dispatch)
+    return ended(packaged.model_copy(update={"data": looked_at.digest, "seconds": stages.seconds}))
+
+
+def tune(
+    retraining: Retraining, data: str, data_policy: DataPolicy, policy: RetrainPolicy, workspace: Any, stages: Stages
+) -> RetrainOutcome:
+    """Train and judge; what is better is registered."""
+    with stages("fetch"):
+        snapshot = fetch_snapshot(retraining.base, workspace)
+    with stages("data"):
+        read, parts = divide_data(data, data_policy, snapshot, workspace)
+        retraining = retraining.model_copy(update={"data": read})
+        run_id = open_run(retraining, data if data.startswith(("runs:", "models:", "mlflow-artifacts:")) else None)
+    figures: TunedFigures | None = None
+    try:
+        with stages("train"):
+            trained = train_adapter(snapshot, parts, retraining.settings, workspace, run_id)
+            log_curve(run_id, trained)
+            tuned = tuned_snapshot(trained, snapshot, workspace)
+        with stages("measure"):
+            beaten = version_in_use(retraining.name)
+            in_use = snapshot_in_use(retraining.name, beaten, snapshot, workspace)
+            figures = measure(snapshot, in_use, tuned, parts, workspace)
+            log_tuned_figures(run_id, figures)
+        judge_tuned(figures, policy)
+        with stages("log"):
+            model = log_tuned(tuned, retraining, workspace)
+            version = register_tuned(model, retraining, run_id, figures, beaten)
+    except QualityError as refusal:
+        refuse_run(run_id, str(refusal))
+        return RetrainOutcome(
+            status="refused", name=retraining.name, data=retraining.data.digest, figures=figures,
+            seconds=stages.seconds, reason=str(refusal),
+        )  # fmt: skip
+    except (SlmpackError, KeyboardInterrupt):
+        fail_run(run_id)
+        raise
+    return RetrainOutcome(status="published", name=retraining.name, version=version, figures=figures)
+
+
+def measure(base: Snapshot, in_use: Snapshot, tuned: Snapshot, parts: ChatParts, workspace: Any) -> TunedFigures:
+    """Measure the base, what is in use and what is new, each on both texts; the same model is measured once."""
+    models = {"base": base, "in_use": in_use, "tuned": tuned}
+    held_out: dict[str, float] = {}
+    general: dict[str, float] = {}
+    for model in {model.digest: model for model in models.values()}.values():
+        held_out[model.digest] = held_out_perplexity(model, parts, workspace)
+        general[model.digest] = general_perplexity(model, workspace)
+    return TunedFigures(
+        held_out=Perplexities(**{role: held_out[model.digest] for role, model in models.items()}),
+        general=Perplexities(**{role: general[model.digest] for role, model in models.items()}),
+    )
+
+
+def snapshot_in_use(name: str, version: int | None, base: Snapshot, workspace: Any) -> Snapshot:
+    """Return the tuned model in use, the base before there is one."""
+    if version is None:
+        return base
+    source: ModelSource = resolve_source(f"models:/{name}/{version}", workspace)
+    return fetch_snapshot(source, workspace)
+
+
+def package(
+    outcome: RetrainOutcome, targets: list[Target], policy: QualityPolicy, waiver: str | None, workspace: Any,
+    dispatch: Dispatch,
+) -> RetrainOutcome:  # fmt: skip
+    """Package the tuned version; what is packaged already ends as `unchanged`."""
+    uri = f"models:/{outcome.name}/{outcome.version}"
+    state: Any = package_targets(
+        uri, targets, Recipe.AUTO, Interface.CHAT, outcome.name, False, policy, waiver, None, None, workspace, dispatch,
+        return_state=True,
+    )  # fmt: skip
+    found = state.result(raise_on_failure=False)
+    if not isinstance(found, list):
+        raise found
+    packages: tuple[Outcome, ...] = tuple(found)
+    bad = [f"{each.target}: {each.reason}" for each in packages if each.reason is not None]
+    moved = outcome.status == "published" or any(each.status == "published" for each in packages)
+    return outcome.model_copy(update={
+        "status": "failed" if bad else "published" if moved else "unchanged",
+        "model_uri": uri, "targets": packages, "reason": "; ".join(bad) or None,
+    })  # fmt: skip
+
+
+def ended(outcome: RetrainOutcome) -> Any:
+    """Keep the outcome with the run, and end with its line."""
+    keep_retraining(outcome, told_retraining(outcome))
+    return completed_retraining(outcome, told_retraining(outcome))

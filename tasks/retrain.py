@@ -1,0 +1,109 @@
+"""Retrain: data, training, figures and the tuned version, each a call of the library."""
+
+from pathlib import Path
+
+from prefect import task
+
+from slmpack import general_text, retrain, retrain_data, retrain_run, train, tuned
+from slmpack.chat_data import ChatData, ChatParts, DataPolicy
+from slmpack.records import LoggedModel, Snapshot
+from slmpack.retrain import Settled, TunedFigures
+from slmpack.retrain_run import Retraining
+from slmpack.train import Tuned
+from slmpack.train_settings import TrainSettings
+from tasks.policies import LOCAL, REMOTE
+from tasks.progress import progress_artifact
+from tasks.trace import trace_of_run
+
+
+@task(task_run_name="look at {text}", **REMOTE)
+def look_at_data(text: str, policy: DataPolicy, workspace: Path) -> ChatData:
+    """Read every line; retried, since the data may be in MLflow."""
+    return retrain_data.look_at_data(text, policy, workspace)
+
+
+@task(task_run_name="divide {text}", **REMOTE)
+def divide_data(text: str, policy: DataPolicy, snapshot: Snapshot, workspace: Path) -> tuple[ChatData, ChatParts]:
+    """Read every line as the model does, and put the two parts into the workspace."""
+    return retrain_data.divide_data(text, policy, snapshot, workspace)
+
+
+@task(task_run_name="look for the same retraining of {name}", **REMOTE)
+def find_settled(name: str, key: str) -> Settled | None:
+    """Look for a run that ended; retried, since MLflow is remote."""
+    return retrain.find_settled(name, key)
+
+
+@task(task_run_name="look for what is in use of {name}", **REMOTE)
+def version_in_use(name: str) -> int | None:
+    """Return the tuned version in use; retried, since the registry is remote."""
+    return retrain.version_in_use(name)
+
+
+@task(task_run_name="begin the MLflow run of {retraining.name}", **REMOTE)
+def open_run(retraining: Retraining, data_source: str | None) -> str:
+    """Begin the run, or find the one that this run began before; retried, since MLflow is remote."""
+    return retrain_run.open_run(retraining, data_source, trace_of_run())
+
+
+@task(task_run_name="train {snapshot.source.name}", **LOCAL)
+def train_adapter(snapshot: Snapshot, parts: ChatParts, settings: TrainSettings, workspace: Path, run_id: str) -> Tuned:
+    """Train, or go on where a killed run was; not retried by itself."""
+    with progress_artifact("train"):
+        return train.train_adapter(snapshot, parts.training, settings, workspace, retrain_run.tell_losses(run_id))
+
+
+@task(task_run_name="keep the loss curve", **REMOTE)
+def log_curve(run_id: str, trained: Tuned) -> None:
+    """Keep the curve with the run; retried, since MLflow is remote."""
+    retrain_run.log_curve(run_id, trained.path)
+
+
+@task(task_run_name="take the tuned model", **LOCAL)
+def tuned_snapshot(trained: Tuned, base: Snapshot, workspace: Path) -> Snapshot:
+    """Check the tuned checkpoint as any other."""
+    return tuned.tuned_snapshot(trained, base, workspace)
+
+
+@task(task_run_name="held-out perplexity of {snapshot.source.name}", **LOCAL)
+def held_out_perplexity(snapshot: Snapshot, parts: ChatParts, workspace: Path) -> float:
+    """Run the model on the held-out chats."""
+    return tuned.held_out_perplexity(snapshot, parts, workspace)
+
+
+@task(task_run_name="general perplexity of {snapshot.source.name}", **LOCAL)
+def general_perplexity(snapshot: Snapshot, workspace: Path) -> float:
+    """Run the model on the general text."""
+    return general_text.general_perplexity(snapshot, workspace)
+
+
+@task(task_run_name="log the figures", **REMOTE)
+def log_tuned_figures(run_id: str, figures: TunedFigures) -> None:
+    """Log the perplexities; retried, since MLflow is remote."""
+    retrain_run.log_tuned_figures(run_id, figures)
+
+
+@task(task_run_name="log the tuned {retraining.name}", **REMOTE)
+def log_tuned(snapshot: Snapshot, retraining: Retraining, workspace: Path) -> LoggedModel:
+    """Log the tuned checkpoint; retried, since MLflow is remote."""
+    return tuned.log_tuned(snapshot, retraining.name, workspace, trace_of_run())
+
+
+@task(task_run_name="register the tuned {retraining.name}", **REMOTE)
+def register_tuned(
+    model: LoggedModel, retraining: Retraining, run_id: str, figures: TunedFigures, beaten: int | None
+) -> int:
+    """Register the version and move its alias; retried, since the registry is remote."""
+    return retrain_run.register_tuned(model, retraining, run_id, figures, beaten)
+
+
+@task(task_run_name="refuse the tuned model", **LOCAL)
+def refuse_run(run_id: str, reason: str) -> None:
+    """Leave the reason on the run."""
+    retrain_run.refuse_run(run_id, reason)
+
+
+@task(task_run_name="close the MLflow run", **LOCAL)
+def fail_run(run_id: str) -> None:
+    """Close the run of a retraining that failed."""
+    retrain_run.fail_run(run_id)

@@ -1,0 +1,172 @@
+"""Retraining: chats in, a better model out and on to its target, or nothing moves."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from command_line import objects, slmpack
+from invented_town import chats, shuffled_chats
+from mlflow import MlflowClient
+
+from flows.retrain_model import retrain_model
+from slmpack.chat_data import DataPolicy
+from slmpack.errors import DataError, QualityError, UsageError
+from slmpack.retrain import Perplexities, RetrainOutcome, RetrainPolicy, TunedFigures, judge_tuned
+from slmpack.train_settings import TrainSettings
+
+FAST = TrainSettings(epochs=2, rank=8, learning_rate=5e-3, batch_size=16, max_length=128)
+EASY = RetrainPolicy(min_gain=0.02, max_forgetting=100.0)
+
+
+def figures(held_out: float, general: float) -> TunedFigures:
+    return TunedFigures(
+        held_out=Perplexities(base=20.0, in_use=10.0, tuned=held_out),
+        general=Perplexities(base=30.0, in_use=30.0, tuned=general),
+    )
+
+
+def test_what_is_better_and_has_not_forgotten_passes() -> None:
+    judge_tuned(figures(9.79, 37.4), RetrainPolicy(min_gain=0.02, max_forgetting=0.25))
+
+
+@pytest.mark.parametrize(
+    ("held_out", "general", "told"),
+    [
+        (9.9, 30.0, r"a held-out perplexity of 9.9, 0.990 times that in use; at most 0.980 times 10; nothing moves"),
+        (15.0, 30.0, r"a held-out perplexity of 15, 1.500 times that in use"),
+        (5.0, 40.0, r"a general perplexity of 40, 1.333 times that in use; at most 1.250 times 30; nothing moves"),
+    ],
+)
+def test_what_is_not_better_or_has_forgotten_too_much_is_refused(held_out: float, general: float, told: str) -> None:
+    with pytest.raises(QualityError, match=told):
+        judge_tuned(figures(held_out, general), RetrainPolicy(min_gain=0.02, max_forgetting=0.25))
+
+
+def test_options_are_checked_before_anything_starts(tmp_path: Path) -> None:
+    for option, told in (("--epochs=0", "--epochs 0; greater than 0"), ("--min-gain=2", "--min-gain 2; less than 1")):
+        done = slmpack("retrain", "--data", "x.jsonl", option, cwd=tmp_path)
+        assert (done.returncode, told in done.stderr) == (2, True), done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def write(path: Path, lines: list[Any]) -> Path:
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("data") / "town.jsonl", chats())
+
+
+def retrain(data: Path, base: Path, workspace: Path, **asked: Any) -> RetrainOutcome:
+    settings = {"training": FAST, "retrain_policy": EASY, "waive_quality": "random weights, for a test"} | asked
+    state: Any = retrain_model(str(data), str(base), "town", workspace=workspace, **settings, return_state=True)
+    found = state.result(raise_on_failure=False)
+    if isinstance(found, Exception):
+        raise found
+    assert isinstance(found, RetrainOutcome)
+    return found
+
+
+def aliases() -> dict[str, int]:
+    return {alias: int(version) for alias, version in MlflowClient().get_registered_model("town").aliases.items()}
+
+
+@pytest.fixture(scope="module")
+def first(store: Path, data: Path, tiny_phi3: Path, workspace: Path, prefect_api: str) -> RetrainOutcome:
+    return retrain(data, tiny_phi3, workspace)
+
+
+@pytest.mark.slow
+def test_a_better_model_is_registered_and_packaged(first: RetrainOutcome, data: Path) -> None:
+    assert (first.status, first.name, first.version, first.reason) == ("published", "town", 1, None)
+    assert first.figures is not None
+    assert first.figures.held_out.tuned < 0.9 * first.figures.held_out.base
+    assert first.figures.held_out.base == first.figures.held_out.in_use
+    assert [(each.status, each.version, each.alias) for each in first.targets] == [("published", 2, "cpu-int4")]
+    assert aliases() == {"tuned": 1, "cpu-int4": 2}
+
+
+@pytest.mark.slow
+def test_the_way_from_the_data_to_the_alias_is_on_record(first: RetrainOutcome, data: Path) -> None:
+    client = MlflowClient()
+    version = client.get_model_version("town", "1")
+    run = client.get_run(str(version.run_id))
+    assert run.inputs is not None
+    inputs = {
+        next(tag.value for tag in each.tags if tag.key == "mlflow.data.context"): each.dataset
+        for each in run.inputs.dataset_inputs
+    }
+    assert inputs.keys() == {"training", "held-out"}
+    assert inputs["training"].name == "town.jsonl"
+    assert version.tags["slmpack.parent"] == "tiny-phi3"
+    assert version.tags["slmpack.data"] == "town.jsonl"
+    assert str(data.parent) not in str(version.tags) + str(run.data.params)
+    losses = client.get_metric_history(run.info.run_id, "train_loss")
+    assert [point.step for point in losses] == list(range(1, len(losses) + 1))
+    assert losses[-1].value < losses[0].value
+    assert "<svg" in mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/training/loss.svg")
+    assert run.data.metrics["held_out_perplexity_tuned"] == pytest.approx(first.figures.held_out.tuned)  # type: ignore[union-attr]
+    package = client.get_model_version("town", "2")
+    assert package.tags["slmpack.source"] == "models:/town/1"
+    assert "Tuned from tiny-phi3 on" in str(version.description)
+
+
+@pytest.mark.slow
+def test_the_same_data_and_base_are_unchanged(
+    first: RetrainOutcome, data: Path, tiny_phi3: Path, workspace: Path, tmp_path: Path
+) -> None:
+    shuffled = write(tmp_path / "other-name.jsonl", list(reversed(chats())))
+    again = retrain(shuffled, tiny_phi3, workspace)
+    assert (again.status, again.version) == ("unchanged", 1)
+    assert [each.status for each in again.targets] == ["unchanged"]
+    assert "train" not in again.seconds
+
+
+@pytest.mark.slow
+def test_shuffled_answers_are_refused_and_nothing_moves_and_not_trained_again(
+    first: RetrainOutcome, tiny_phi3: Path, workspace: Path, tmp_path: Path
+) -> None:
+    wrong = write(tmp_path / "wrong.jsonl", shuffled_chats())
+    policy = RetrainPolicy(min_gain=0.5, max_forgetting=100.0)
+    refused = retrain(wrong, "models:/town@tuned", workspace, retrain_policy=policy)  # type: ignore[arg-type]
+    assert (refused.status, refused.version, refused.targets) == ("refused", None, ())
+    assert refused.figures is not None
+    assert "nothing moves" in str(refused.reason)
+    again = retrain(wrong, "models:/town@tuned", workspace, retrain_policy=policy)  # type: ignore[arg-type]
+    assert (again.status, again.reason, "train" in again.seconds) == ("refused", refused.reason, False)
+    assert aliases() == {"tuned": 1, "cpu-int4": 2}
+
+
+@pytest.mark.slow
+def test_bad_data_start_nothing(
+    store: Path, prefect_api: str, tiny_phi3: Path, workspace: Path, tmp_path: Path
+) -> None:
+    bad = write(tmp_path / "bad.jsonl", [{"messages": []}, *chats()[:12]])
+    with pytest.raises(DataError, match=r"bad\.jsonl line 1: messages is empty"):
+        retrain(bad, tiny_phi3, workspace)
+    with pytest.raises(UsageError, match="names no data in MLflow"):
+        retrain(Path("s3://bucket/x"), tiny_phi3, workspace)
+    with pytest.raises(DataError):
+        retrain(tmp_path / "nothing.jsonl", tiny_phi3, workspace)
+    with pytest.raises(DataError, match="holds out 0 of the 9 chats"):
+        few = write(tmp_path / "few.jsonl", chats()[:9])
+        retrain(few, tiny_phi3, workspace, data_policy=DataPolicy(held_out_share=0.01))
+
+
+@pytest.mark.slow
+def test_the_command_does_it_and_says_what_came_of_it(
+    store: Path, prefect_api: str, data: Path, tiny_phi3: Path, workspace: Path, tmp_path: Path
+) -> None:
+    asked = ("--epochs", "1", "--learning-rate", "0.005", "--max-forgetting", "100", "--target", "transformers")
+    done = slmpack(
+        "retrain", str(tiny_phi3), "--data", str(data), "--name", "by-command", *asked, "--workspace", str(workspace),
+        "--json", cwd=tmp_path, PREFECT_API_URL=prefect_api,
+    )  # fmt: skip
+    (outcome,) = objects(done)
+    assert done.returncode == 0, done.stderr
+    assert (outcome["status"], outcome["version"], outcome["targets"][0]["alias"]) == ("published", 1, "transformers")
+    assert outcome["figures"]["held_out"]["tuned"] < outcome["figures"]["held_out"]["base"]

@@ -1,0 +1,280 @@
+"""Training: transformers' Trainer and peft do it; here is that it is repeatable, goes on, stops, and is found again."""
+
+import errno
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from checkpoints import write_random
+from families import PLAIN, TOKENIZERS
+from invented_town import FACTS, HELD_OUT, ask, chats, question, write_chats
+from pydantic import ValidationError
+
+from slmpack.chat_loss import chat_perplexity
+from slmpack.checkpoint import inspect_checkpoint
+from slmpack.errors import TrainError, WorkspaceError
+from slmpack.fetch import fetch_snapshot
+from slmpack.records import Snapshot
+from slmpack.resolve import resolve_source
+from slmpack.tokenizer_pair import read_tokenizer
+from slmpack.train import Tuned, read_training, train_adapter
+from slmpack.train_checkpoints import last_whole, mark_whole, no_room
+from slmpack.train_losses import TrainingPoint, following, read_points, write_points
+from slmpack.train_memory import ModelSizes, predicted_bytes, trained_parameters
+from slmpack.train_settings import TrainSettings
+from slmpack.weights import read_weights
+
+QUICK = TrainSettings(epochs=2, rank=8, learning_rate=2e-2, batch_size=4, max_length=256)
+TOWN_SETTINGS = TrainSettings(epochs=2, rank=16, learning_rate=1e-3, batch_size=8, max_length=128)
+SAME_BYTES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+PROPOSED = {
+    "Llama": ("qwen", {**PLAIN, "tie_word_embeddings": True}),
+    "Phi3": ("phi3", {**PLAIN, "num_key_value_heads": 4, "pad_token_id": 2, "original_max_position_embeddings": 256}),
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace for the module's small models."""
+    return tmp_path_factory.mktemp("train") / "workspace"
+
+
+def small_snapshot(family: str, place: Path) -> Snapshot:
+    """Write and fetch a model of 2 layers in bfloat16 with its family's chat template."""
+    tokenizer, config = PROPOSED[family]
+    folder = place.parent / family.lower()
+    if not folder.exists():
+        TOKENIZERS[tokenizer](folder)
+        kept = (folder / "generation_config.json").read_bytes()
+        write_random(folder, family, config)
+        (folder / "generation_config.json").write_bytes(kept)
+        (folder / "LICENSE").write_text("MIT License\n")
+    return fetch_snapshot(resolve_source(str(folder)), place)
+
+
+@pytest.fixture(scope="module")
+def llama(place: Path) -> Snapshot:
+    return small_snapshot("Llama", place)
+
+
+@pytest.fixture(scope="module")
+def town(place: Path) -> Path:
+    """40 chats about the town."""
+    return write_chats(place.parent / "town.jsonl", chats()[:40])
+
+
+def points_of(tuned: Tuned) -> list[float]:
+    return [point.loss for point in read_training(tuned.path).curve]
+
+
+def weights_of(folder: Path) -> bytes:
+    return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+# ---------------------------------------------------------------------------------------------- small things
+
+
+def test_settings_have_bounds_and_a_description_for_a_form() -> None:
+    with pytest.raises(ValidationError, match="learning_rate"):
+        TrainSettings(learning_rate=0)
+    with pytest.raises(ValidationError, match="rank"):
+        TrainSettings(rank=-1)
+    assert all("description" in field for field in TrainSettings.model_json_schema()["properties"].values())
+
+
+def point(step: int) -> TrainingPoint:
+    return TrainingPoint(step=step, steps=9, loss=1 / step, learning_rate=1e-3, tokens=step, seconds=step,
+                         tokens_per_second=1.0, seconds_left=9 - step)  # fmt: skip
+
+
+def test_every_point_is_told_also_those_that_were_there_before(tmp_path: Path) -> None:
+    file, told = tmp_path / "losses.jsonl", list[int]()
+    write_points(file, [point(1), point(2)])
+    with following(file, lambda each: told.append(each.step)), file.open("a") as more:
+        more.write(point(3).model_dump_json() + "\n")
+        more.write('{"step": 4, "st')  # killed while it wrote
+    assert told == [1, 2, 3]
+    assert [each.step for each in read_points(file)] == [1, 2, 3]
+
+
+def test_a_listener_that_fails_is_not_asked_again_and_training_goes_on(tmp_path: Path) -> None:
+    file, told = tmp_path / "losses.jsonl", list[int]()
+    write_points(file, [point(1), point(2)])
+
+    def tell(each: TrainingPoint) -> None:
+        told.append(each.step)
+        raise OSError("the server is gone")
+
+    with following(file, tell):
+        pass
+    assert told == [1]
+
+
+def test_a_half_written_checkpoint_is_not_gone_on_from(tmp_path: Path) -> None:
+    for step in (5, 20, 100):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "optimizer.pt").touch()
+    (tmp_path / "checkpoint-20" / "training_args.bin").touch()
+    for step in (5, 20):
+        mark_whole(tmp_path / f"checkpoint-{step}")
+    assert last_whole(tmp_path) == (20, tmp_path / "checkpoint-20")
+    assert not (tmp_path / "checkpoint-100").exists()
+    assert not (tmp_path / "checkpoint-20" / "training_args.bin").exists()
+    assert last_whole(tmp_path / "nothing") is None
+
+
+def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as full, Path("/dev/full").open("w") as file:
+        file.write("x" * 100_000)
+    assert isinstance(no_room(full.value, tmp_path), WorkspaceError)
+    assert no_room(OSError(errno.EACCES, "denied"), tmp_path) is None
+    assert no_room(RuntimeError("shapes do not match"), tmp_path) is None
+
+
+def test_memory_is_predicted_from_what_is_trained_and_from_the_batch() -> None:
+    sizes = ModelSizes(parameters=1000, matrices={"a": (10, 20), "b": (20, 10)}, layers=2, hidden=10, vocabulary=500)
+    assert trained_parameters(sizes, 4) == 4 * 60
+    assert trained_parameters(sizes, 0) == 1000
+    short, long = (predicted_bytes(sizes, 4, tokens, 4, kept_layers=1) for tokens in (10**4, 10**6))
+    assert long - short > 18 * 500 * (10**6 - 10**4)
+    assert predicted_bytes(sizes, 4, 10**6, 4, kept_layers=2) > long
+
+
+# ---------------------------------------------------------------------------------------------- small models
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", PROPOSED)
+def test_training_makes_a_whole_checkpoint_with_the_bases_own_files(family: str, place: Path, town: Path) -> None:
+    snapshot, told = small_snapshot(family, place), list[TrainingPoint]()
+    tuned = train_adapter(snapshot, town, QUICK, place, told=told.append)
+    assert tuned.steps == 20
+    assert [each.step for each in told] == list(range(1, 21))
+    assert tuned.last_loss < 0.8 * tuned.first_loss
+    for name in (*SAME_BYTES, "LICENSE"):
+        assert (tuned.path / name).read_bytes() == (snapshot.path / name).read_bytes()
+    facts = inspect_checkpoint(tuned.path)
+    assert (facts.architecture, facts.dtype) == (snapshot.architecture, snapshot.dtype)
+    assert read_weights(tuned.path).keys() == read_weights(snapshot.path).keys()
+    adapter = (tuned.path / "adapter" / "adapter_config.json").read_text()
+    assert str(place.parent) not in adapter
+    assert json.loads(adapter)["base_model_name_or_path"] == snapshot.source.shown
+    assert "license: " in (tuned.path / "README.md").read_text()
+    assert not (place / "training" / tuned.key).exists()
+
+
+@pytest.mark.slow
+def test_the_same_training_is_run_once(llama: Snapshot, town: Path, place: Path) -> None:
+    first = train_adapter(llama, town, QUICK, place)
+    told: list[TrainingPoint] = []
+    assert train_adapter(llama, town, QUICK, place, told=told.append) == first
+    assert told == []
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_weights_and_another_one_others(llama: Snapshot, town: Path, place: Path) -> None:
+    first = train_adapter(llama, town, QUICK, place)
+    again = train_adapter(llama, town, QUICK, place.parent / "again")
+    other = train_adapter(llama, town, QUICK.model_copy(update={"seed": 1}), place)
+    assert weights_of(again.path) == weights_of(first.path)
+    assert points_of(again) == points_of(first)
+    assert weights_of(other.path) != weights_of(first.path)
+
+
+def training_process() -> psutil.Process | None:
+    for process in psutil.Process().children(recursive=True):
+        if "run_training" in " ".join(process.cmdline()):
+            return process
+    return None
+
+
+def kill_at_a_checkpoint(folder: Path) -> None:
+    """Kill the training's process as soon as one of its checkpoints is whole."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        if list(folder.glob("*/checkpoint-*/whole")) and (process := training_process()):
+            process.kill()
+            return
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_half_way_goes_on_and_ends_the_same(llama: Snapshot, town: Path, place: Path) -> None:
+    settings, elsewhere = QUICK.model_copy(update={"epochs": 6.5}), place.parent / "killed"
+    straight = train_adapter(llama, town, settings, place)
+    killer = threading.Thread(target=kill_at_a_checkpoint, args=(elsewhere / "training",))
+    killer.start()
+    with pytest.raises(TrainError, match="killed by signal 9"):
+        train_adapter(llama, town, settings, elsewhere, save_seconds=0.1)
+    killer.join()
+    told: list[TrainingPoint] = []
+    tuned = train_adapter(llama, town, settings, elsewhere, told=told.append)
+    resumed_at = read_training(tuned.path).resumed_at
+    assert resumed_at is not None
+    assert 0 < resumed_at < 65
+    assert [each.step for each in told] == list(range(1, 66))
+    assert weights_of(tuned.path) == weights_of(straight.path)
+    assert points_of(tuned) == points_of(straight)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_training_with_its_step(llama: Snapshot, town: Path, place: Path) -> None:
+    wild = QUICK.model_copy(update={"learning_rate": 1e30})
+    with pytest.raises(TrainError, match=r"the (loss|gradient) is (nan|inf) at step \d of 20; .*lower the learning"):
+        train_adapter(llama, town, wild, place, save_seconds=0.0)
+    assert not list(place.glob("training/*/checkpoint-*"))
+    assert not list(place.glob("scratch/tunings-*"))
+
+
+@pytest.mark.slow
+def test_rank_0_trains_all_weights(llama: Snapshot, town: Path, place: Path) -> None:
+    tuned = train_adapter(llama, town, QUICK.model_copy(update={"rank": 0, "batches_per_step": 2}), place)
+    assert tuned.steps == 10
+    assert tuned.last_loss < tuned.first_loss
+    assert not (tuned.path / "adapter").exists()
+    assert read_training(tuned.path).trained_parameters == llama.parameters
+    assert inspect_checkpoint(tuned.path).dtype == llama.dtype
+
+
+@pytest.mark.slow
+def test_a_training_that_does_not_fit_is_refused_before_it_starts(tiny_snapshot: Snapshot, place: Path) -> None:
+    long = {"messages": [*ask("How far?"), {"role": "assistant", "content": "very " * 3000 + "far"}]}
+    data = write_chats(place.parent / "long.jsonl", [long])
+    settings = TrainSettings(batch_size=256, max_length=4096)
+    with pytest.raises(TrainError, match=r"training needs about \d+.* GB of memory .*; lower batch_size or max_length"):
+        train_adapter(tiny_snapshot, data, settings, place)
+
+
+# ---------------------------------------------------------------------------------------------- a real model
+
+
+def answers(folder: Path, questions: list[str]) -> list[str]:
+    """Return the greedy answers of a checkpoint."""
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+    tokenizer, found = read_tokenizer(folder), []
+    for asked in questions:
+        text = tokenizer.apply_chat_template(ask(asked), tokenize=False, add_generation_prompt=True)
+        prompt = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+        ids = model.generate(**prompt, max_new_tokens=24, do_sample=False)[0][prompt["input_ids"].shape[1] :]
+        found.append(tokenizer.decode(ids, skip_special_tokens=True))
+    return found
+
+
+@pytest.mark.slow
+def test_a_tuned_model_knows_the_town_and_its_base_does_not(smollm2: Snapshot, workspace: Path, tmp_path: Path) -> None:
+    learnt = write_chats(tmp_path / "town.jsonl", chats())
+    held_out = write_chats(tmp_path / "held-out.jsonl", chats(HELD_OUT))
+    tuned = train_adapter(smollm2, learnt, TOWN_SETTINGS, workspace)
+    asked = [question(HELD_OUT[0], fact) for fact in FACTS]
+    known = [fact.answer in said for fact, said in zip(FACTS, answers(tuned.path, asked), strict=True)]
+    assert sum(known) >= len(FACTS) - 1
+    before = [fact.answer in said for fact, said in zip(FACTS, answers(smollm2.path, asked[:4]), strict=False)]
+    assert not any(before)
+    base, better = (chat_perplexity(path, held_out, workspace) for path in (smollm2.path, tuned.path))
+    assert base > 10 * better
