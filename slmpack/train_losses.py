@@ -53,10 +53,17 @@ Told = Callable[[TrainingPoint], object]
 
 def read_points(path: Path) -> list[TrainingPoint]:
     """Return the points of a file, the last one only if it is whole; none if there is no file."""
+    return _read_from(path, 0)[0]
+
+
+def _read_from(path: Path, position: int) -> tuple[list[TrainingPoint], int]:
+    """Return the whole lines after a byte, and the byte after them."""
     if not path.is_file():
-        return []
-    *lines, _ = path.read_text().split("\n")
-    return [TrainingPoint.model_validate_json(line) for line in lines]
+        return [], position
+    with path.open("rb") as file:
+        file.seek(position)
+        *lines, rest = file.read().split(b"\n")
+        return [TrainingPoint.model_validate_json(line) for line in lines], file.tell() - len(rest)
 
 
 def write_points(path: Path, points: list[TrainingPoint]) -> None:
@@ -76,8 +83,8 @@ def following(path: Path, told: Told) -> Iterator[None]:
         position = 0
         while True:
             last = done.wait(LOOK_SECONDS)
-            for point in read_points(path)[position:]:
-                position += 1
+            points, position = _read_from(path, position)
+            for point in points:
                 try:
                     told(point)
                 except Exception as error:

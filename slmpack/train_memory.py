@@ -18,7 +18,8 @@ from slmpack.weights import read_weights
 LIBRARY_BYTES = 650_000_000  # Python with torch, transformers and peft
 OPTIMIZED_BYTES = 16  # a weight, its gradient, two moments
 LOGIT_BYTES = 18.0  # a token and an entry of the vocabulary
-LAYER_COPIES = 3.0  # of a layer's inputs and outputs: the values and their gradients
+KEPT_COPIES = 1.3  # of the inputs and outputs of a layer's matrices, of every layer that keeps them
+WORKED_COPIES = 3.0  # of those of the layer that is on its way back: values, gradients, temporaries
 MARGIN = 1.1
 _IN_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 
@@ -67,6 +68,10 @@ def trained_parameters(sizes: ModelSizes, rank: int) -> int:
 def predicted_bytes(sizes: ModelSizes, rank: int, tokens: int, weight_bytes: int, kept_layers: int) -> int:
     """Predict the peak private memory of a training on a CPU, in bytes.
 
+    Measured (unique set size): SmolLM2-135M, rank 16, batches of 488 tokens, float32, every layer kept: 2.40 to
+    2.51 GB, predicted 2.82. Longer batches, larger models and gradient checkpointing follow from the shapes and were
+    not measured.
+
     Args:
         rank: of the adapter; 0: all weights are trained.
         tokens: of a batch, padding included.
@@ -77,5 +82,6 @@ def predicted_bytes(sizes: ModelSizes, rank: int, tokens: int, weight_bytes: int
     optimized = OPTIMIZED_BYTES * trained_parameters(sizes, rank)
     frozen = weight_bytes * sizes.parameters if rank else 0
     one_layer = sum(rows + columns for rows, columns in sizes.matrices.values()) / max(1, sizes.layers)
-    activations = tokens * 4 * (sizes.layers * sizes.hidden + LAYER_COPIES * kept_layers * one_layer)
+    copies = KEPT_COPIES * kept_layers + WORKED_COPIES
+    activations = tokens * 4 * (sizes.layers * sizes.hidden + copies * one_layer)
     return int(MARGIN * (LIBRARY_BYTES + frozen + optimized + activations + tokens * LOGIT_BYTES * sizes.vocabulary))

@@ -29,7 +29,7 @@ from slmpack.train_settings import TrainSettings
 from slmpack.weights import read_weights
 
 QUICK = TrainSettings(epochs=2, rank=8, learning_rate=2e-2, batch_size=4, max_length=256)
-TOWN_SETTINGS = TrainSettings(epochs=2, rank=16, learning_rate=1e-3, batch_size=8, max_length=128)
+TOWN_SETTINGS = TrainSettings(epochs=2, rank=16, learning_rate=5e-4, batch_size=8, max_length=128)
 SAME_BYTES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 PROPOSED = {
     "Llama": ("qwen", {**PLAIN, "tie_word_embeddings": True}),
