@@ -79,10 +79,10 @@ def validate_model(model: LoggedModel, workspace: Path) -> ValidationReport:
         checks.append(check(files))
         report("validate", done, len(CHECKS) + 1, "checks")
     provider = provider_here(model.package.target)
-    checks.append(_check_prediction(model, provider, workspace))
-    report("validate", len(CHECKS) + 1, len(CHECKS) + 1, "checks")
     if model.package.target is not Target.TRANSFORMERS:
         checks.append(check_graph(model.package.path, log_folder(workspace) / f"graph-{model.model_id}.log"))
+    checks.append(_check_prediction(model, provider, workspace))
+    report("validate", len(CHECKS) + 1, len(CHECKS) + 1, "checks")
     return ValidationReport(
         model=model,
         checks=tuple(checks),
