@@ -15,6 +15,7 @@ from prefect import flow, runtime
 
 from flows.package_targets import package_targets
 from slmpack.chat_data import ChatParts, DataPolicy
+from slmpack.chat_dataset import is_artifact
 from slmpack.errors import QualityError, SlmpackError
 from slmpack.outcome import Stages
 from slmpack.parameters import (
@@ -42,7 +43,6 @@ from slmpack.retrain import (
     TunedFigures,
     judge_tuned,
     retrain_key,
-    told_retraining,
 )
 from slmpack.retrain_run import Retraining
 from slmpack.train_settings import TrainSettings
@@ -125,7 +125,7 @@ def tune(
     with stages("data"):
         read, parts = divide_data(data, data_policy, snapshot, workspace)
         retraining = retraining.model_copy(update={"data": read})
-        run_id = open_run(retraining, data if data.startswith(("runs:", "models:", "mlflow-artifacts:")) else None)
+        run_id = open_run(retraining, data if is_artifact(data) else None)
     figures: TunedFigures | None = None
     try:
         with stages("train"):
@@ -199,5 +199,5 @@ def package(
 
 def ended(outcome: RetrainOutcome) -> Any:
     """Keep the outcome with the run, and end with its line."""
-    keep_retraining(outcome, told_retraining(outcome))
-    return completed_retraining(outcome, told_retraining(outcome))
+    keep_retraining(outcome)
+    return completed_retraining(outcome)

@@ -3,7 +3,7 @@
 A version is known by its tags: `slmpack.digest` says what it is, `slmpack.published` that the alias was moved to it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from slmpack.records import Interface, QualityFigures, Record, Speed, Target
@@ -21,6 +21,7 @@ MODEL_ID = "slmpack.model_id"
 UNPROVED = "slmpack.unproved"  # of a logged model: the hardware that it waits for
 PUBLISHED = "slmpack.published"  # the alias that was moved to the version, when it was for the first time
 SUPERSEDED_BY, HELD_ALIAS = "slmpack.superseded_by", "slmpack.held_alias"
+HELD_SINCE, HELD_UNTIL = "slmpack.held_since", "slmpack.held_until"
 WANTED = "slmpack.wanted."  # and the first characters of a `wanted_key` that ended with the version; the alias
 
 
@@ -122,21 +123,26 @@ def lookup_of(version: "ModelVersion", alias: str) -> PublishedLookup:
         target=Target(version.tags["slmpack.target"]),
         recipe=None if recipe == "none" else recipe,
         size_bytes=int(version.tags["slmpack.size_bytes"]),
-        asked=asked_of(version),
-        speed=_told(version, Speed),
-        quality=_told(version, QualityFigures),
+        asked=asked_in(version.tags),
+        speed=figures_in(version.tags, Speed),
+        quality=figures_in(version.tags, QualityFigures),
     )
 
 
-def asked_of(version: "ModelVersion") -> tuple[str, ...]:
-    """Return all that was asked for and ended with the version."""
-    return tuple(version.tags.get(ASKED, "").split(ASKED_SEPARATOR))
+def asked_in(tags: Mapping[str, str]) -> tuple[str, ...]:
+    """Return all that was asked for and ended with what has the tags: a version, or a model that waits."""
+    return tuple(tags.get(ASKED, "").split(ASKED_SEPARATOR))
 
 
-def _told(version: "ModelVersion", figures: type[Told]) -> Told | None:
-    """Read figures back from the tags of a version; None where one of them is missing."""
+def with_asked(tags: Mapping[str, str], *asked: str) -> str:
+    """Return the value of the tag with `asked` added, each once."""
+    return ASKED_SEPARATOR.join(filter(None, dict.fromkeys((*asked_in(tags), *asked))))
+
+
+def figures_in(tags: Mapping[str, str], figures: type[Told]) -> Told | None:
+    """Read figures back from tags; None where one of them is missing."""
     names = figures.model_fields.keys()
-    values = {name: version.tags[f"slmpack.{name}"] for name in names if f"slmpack.{name}" in version.tags}
+    values = {name: tags[f"slmpack.{name}"] for name in names if f"slmpack.{name}" in tags}
     if len(values) < len(names):
         return None
     return figures.model_validate({name: float(value) for name, value in values.items()})

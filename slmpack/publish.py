@@ -20,19 +20,21 @@ from slmpack.claim import claim_version, delete_version
 from slmpack.errors import CheckError, PublishError
 from slmpack.find import (
     ASKED,
-    ASKED_SEPARATOR,
     FORCED,
     HELD_ALIAS,
+    HELD_SINCE,
+    HELD_UNTIL,
     MODEL_ID,
     PUBLISHED,
     SUPERSEDED_BY,
     UNPROVED,
     WANTED,
     alias_of,
-    asked_of,
+    asked_in,
     holder_before,
     holder_of,
     remember_wanted,
+    with_asked,
 )
 from slmpack.integrity import read_back
 from slmpack.proof import Proofs, log_page, page_facts, page_uri
@@ -96,12 +98,7 @@ def publish_version(
                 return publish_version(model, proofs, asked=asked, wanted=wanted, force=True, trace=trace)
             _refuse(model, proofs, version, refusal)
             raise
-        for each in (asked, *_asked_before(model)):
-            _remember(each, version)
-        if wanted is not None:
-            remember_wanted(model.name, published.version, wanted, published.alias)
-        for key in _wanted_before(model):
-            remember_wanted(model.name, published.version, key, published.alias)
+        _remember(model, version, published, asked, wanted)
         _close_run(model, published.version)
     logger.info("published %s version %s as %s", model.name, published.version, published.alias)
     return published
@@ -147,10 +144,10 @@ def _move_alias(version: "ModelVersion", alias: str, holder: "ModelVersion | Non
     client = MlflowClient()
     now = datetime.now(UTC).isoformat(timespec="seconds")
     if holder is not None and holder.tags.get(SUPERSEDED_BY) != str(version.version):
-        told = {"slmpack.held_until": now, HELD_ALIAS: alias, SUPERSEDED_BY: str(version.version)}
+        told = {HELD_UNTIL: now, HELD_ALIAS: alias, SUPERSEDED_BY: str(version.version)}
         for key, value in told.items():
             client.set_model_version_tag(holder.name, holder.version, key, value)
-    client.set_model_version_tag(version.name, version.version, "slmpack.held_since", now)
+    client.set_model_version_tag(version.name, version.version, HELD_SINCE, now)
     client.set_registered_model_alias(version.name, alias, version.version)
     client.set_model_version_tag(version.name, version.version, PUBLISHED, alias)
 
@@ -250,29 +247,20 @@ def log_figures(model: LoggedModel, figures: dict[str, float]) -> None:
     client.log_batch(model.run_id, metrics=metrics)
 
 
-def _remember(asked: str, version: "ModelVersion") -> None:
-    """Add what was asked for to a version that something else was asked for with before; `auto` is found by it."""
+def _remember(
+    model: LoggedModel, version: "ModelVersion", published: PublishedVersion, asked: str, wanted: str | None
+) -> None:
+    """Let the version be found by all that ended with it: now, and before the model could be proved."""
     from mlflow import MlflowClient
 
-    known = asked_of(MlflowClient().get_model_version(version.name, version.version))
-    if asked and asked not in known:
-        told = ASKED_SEPARATOR.join(filter(None, (*known, asked)))
-        MlflowClient().set_model_version_tag(version.name, version.version, ASKED, told)
-
-
-def _asked_before(model: LoggedModel) -> tuple[str, ...]:
-    """Return what ended with the model before it could be proved: the version is found by that, too."""
-    from mlflow import MlflowClient
-
-    told = str(MlflowClient().get_logged_model(model.model_id).tags.get(ASKED, ""))
-    return tuple(filter(None, told.split(ASKED_SEPARATOR)))
-
-
-def _wanted_before(model: LoggedModel) -> tuple[str, ...]:
-    from mlflow import MlflowClient
-
-    tags = MlflowClient().get_logged_model(model.model_id).tags
-    return tuple(key.removeprefix(WANTED) for key in tags if key.startswith(WANTED))
+    client = MlflowClient()
+    before = client.get_logged_model(model.model_id).tags
+    told = with_asked(version.tags, asked, *asked_in(before))
+    if told != version.tags.get(ASKED, ""):
+        client.set_model_version_tag(version.name, version.version, ASKED, told)
+    keys = [key.removeprefix(WANTED) for key in before if key.startswith(WANTED)]
+    for key in keys if wanted is None else [wanted, *keys]:
+        remember_wanted(model.name, published.version, key, published.alias)
 
 
 def _close_run(model: LoggedModel, version: int) -> None:

@@ -14,6 +14,7 @@ from slmpack.chat_data import ChatData
 from slmpack.errors import QualityError
 from slmpack.find import versions_with
 from slmpack.log import EXPERIMENT
+from slmpack.publish import REFUSED
 from slmpack.records import ModelSource, Outcome, Record, Status, digest_of
 from slmpack.registry import is_absent
 from slmpack.train_settings import TrainSettings
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 TUNED_ALIAS = "tuned"
 RETRAINED = "slmpack.retrained"  # the key of the retraining that a run or a version came from
-REFUSED = "slmpack.refused"
 KEY_CHARACTERS = 24
 
 

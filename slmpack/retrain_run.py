@@ -13,10 +13,12 @@ from typing import Any
 from slmpack.chat_data import ChatData
 from slmpack.chat_dataset import log_chat_dataset
 from slmpack.errors import PublishError
+from slmpack.find import versions_with
 from slmpack.log import EXPERIMENT, PREFECT_RUN, experiment_id
+from slmpack.publish import REFUSED
 from slmpack.records import LoggedModel, ModelSource, Record
 from slmpack.registry import final_errors
-from slmpack.retrain import REFUSED, RETRAINED, TUNED_ALIAS, TunedFigures, version_in_use
+from slmpack.retrain import RETRAINED, TUNED_ALIAS, TunedFigures, version_in_use
 from slmpack.train import TRAINING, read_training
 from slmpack.train_losses import Told, TrainingPoint
 from slmpack.train_settings import TrainSettings
@@ -210,16 +212,8 @@ def register_tuned(
     from mlflow.entities import LoggedModelOutput
     from mlflow.exceptions import MlflowException
 
-    from slmpack.find import versions_with
-
     client, name = MlflowClient(), retraining.name
-    tags = {
-        RETRAINED: retraining.key, "slmpack.parent": retraining.parent, "slmpack.base": retraining.base.shown,
-        "slmpack.base_revision": retraining.base.revision, "slmpack.data": retraining.data.name,
-        "slmpack.data_digest": retraining.data.digest, "slmpack.mlflow_run": run_id,
-        "slmpack.licence": model.package.snapshot.licence or "unknown",
-        **{f"slmpack.{key}": f"{value:.6g}" for key, value in figures.metrics().items()},
-    }  # fmt: skip
+    tags = _tags_of(model, retraining, run_id, figures)
     with final_errors(PublishError, f"to register {name}"):
         try:
             client.create_registered_model(name)
@@ -241,6 +235,16 @@ def register_tuned(
         client.set_terminated(run_id, "FINISHED")
     logger.info("registered %s version %s, tuned from %s", name, version.version, retraining.parent)
     return int(version.version)
+
+
+def _tags_of(model: LoggedModel, retraining: Retraining, run_id: str, figures: TunedFigures) -> dict[str, str]:
+    return {
+        RETRAINED: retraining.key, "slmpack.parent": retraining.parent, "slmpack.base": retraining.base.shown,
+        "slmpack.base_revision": retraining.base.revision, "slmpack.data": retraining.data.name,
+        "slmpack.data_digest": retraining.data.digest, "slmpack.mlflow_run": run_id,
+        "slmpack.licence": model.package.snapshot.licence or "unknown",
+        **{f"slmpack.{key}": f"{value:.6g}" for key, value in figures.metrics().items()},
+    }  # fmt: skip
 
 
 def _description(retraining: Retraining, figures: TunedFigures) -> str:

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 from slmpack.errors import CheckError, PublishError, SmokeError, SourceError
 from slmpack.find import (
     HELD_ALIAS,
+    HELD_SINCE,
+    HELD_UNTIL,
     PUBLISHED,
     SUPERSEDED_BY,
     PublishedLookup,
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ROLLED_BACK, ROLLED_BACK_TO = "slmpack.rolled_back", "slmpack.rolled_back_to"
-HELD_SINCE, HELD_UNTIL = "slmpack.held_since", "slmpack.held_until"
 RESTORED, RESTORED_FROM = "slmpack.restored", "slmpack.restored_from"
 UNUSABLE = (CheckError, SmokeError, SourceError)  # of a candidate: the one before it is next
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from slmpack.errors import HardwareError, PublishError
-from slmpack.find import ASKED, ASKED_SEPARATOR, DIGEST, UNPROVED, wanted_tag
+from slmpack.find import ASKED, DIGEST, UNPROVED, asked_in, figures_in, wanted_tag, with_asked
 from slmpack.hardware import obstacle_to_prove
 from slmpack.log import ready_models
 from slmpack.proof import Proofs
@@ -65,7 +65,7 @@ def find_unproved(name: str, target: Target, digests: Sequence[str], asked: str,
     `asked` ended with.
     """
     for logged in (logged for digest in digests for logged in _waiting(name, target, {DIGEST: digest})):
-        if len(digests) == 1 or asked in _asked_of(logged):
+        if len(digests) == 1 or asked in asked_in(logged.tags):
             _remember(logged, asked, target, wanted)
             return _described(logged, target)
     return None
@@ -82,20 +82,12 @@ def _waiting(name: str, target: Target, tags: dict[str, str]) -> "list[MlflowMod
 def _remember(logged: "MlflowModel", asked: str, target: Target, wanted: str) -> None:
     from mlflow import MlflowClient
 
-    told = dict.fromkeys((*_asked_of(logged), asked))
-    tags = {ASKED: ASKED_SEPARATOR.join(filter(None, told)), wanted_tag(wanted): str(target)}
+    tags = {ASKED: with_asked(logged.tags, asked), wanted_tag(wanted): str(target)}
     MlflowClient().set_logged_model_tags(logged.model_id, tags)
-
-
-def _asked_of(logged: "MlflowModel") -> tuple[str, ...]:
-    return tuple(str(logged.tags.get(ASKED, "")).split(ASKED_SEPARATOR))
 
 
 def _described(logged: "MlflowModel", target: Target) -> UnprovedModel:
     tags, facts = logged.tags, logged.params
-    names = QualityFigures.model_fields.keys()
-    has_figures = all(f"slmpack.{name}" in tags for name in names)
-    figures = {name: float(tags[f"slmpack.{name}"]) for name in names} if has_figures else {}
     return UnprovedModel(
         name=str(logged.name),
         model_id=str(logged.model_id),
@@ -103,7 +95,7 @@ def _described(logged: "MlflowModel", target: Target) -> UnprovedModel:
         recipe=None if facts["recipe"] == "none" else facts["recipe"],
         digest=str(tags[DIGEST]),
         size_bytes=int(facts["size_bytes"]),
-        quality=QualityFigures.model_validate(figures) if figures else None,
+        quality=figures_in(tags, QualityFigures),
         reason=_reason(f"models:/{logged.model_id}", target),
     )
 

@@ -46,15 +46,11 @@ def make_environment(
     Raises:
         UvError: the package index has not all of it, or cannot be reached.
     """
-    from uv import find_uv_bin
-
-    uv, settings = find_uv_bin(), settings_for_uv(read_pip_config(sys.executable))
     folder, python = environment.parent, environment / "bin" / "python"
-    (folder / "uv.toml").touch()
-    offered = inherited() | settings.environment | {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"}
+    uv, arguments, offered = _uv_in(folder)
     for command in (
         [uv, "venv", "--no-project", "--relocatable", "--python", sys.executable, str(environment)],
-        [uv, "pip", "install", "--python", str(python), *settings.arguments, "--requirements", str(requirements)],
+        [uv, "pip", "install", "--python", str(python), *arguments, "--requirements", str(requirements)],
     ):
         if run_to_log(command, offered, folder, log, MAKE_LIMIT_SECONDS, failure, doing):
             raise UvError(reason_of_uv(log.read_text(errors="replace")))
@@ -73,19 +69,25 @@ def resolve_requirements(requirements: Path, platform: str, log: Path, failure: 
     Raises:
         UvError: the package index has not all of it, or cannot be reached.
     """
-    from uv import find_uv_bin
-
-    uv, settings = find_uv_bin(), settings_for_uv(read_pip_config(sys.executable))
     folder, result = requirements.parent, requirements.with_suffix(".resolved")
-    (folder / "uv.toml").touch()
-    offered = inherited() | settings.environment | {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"}
+    uv, arguments, offered = _uv_in(folder)
     command = [
         uv, "pip", "compile", "--python", sys.executable, "--python-platform", platform, "--no-header", "--no-annotate",
-        *settings.arguments, "--output-file", str(result), str(requirements),
+        *arguments, "--output-file", str(result), str(requirements),
     ]  # fmt: skip
     if run_to_log(command, offered, folder, log, MAKE_LIMIT_SECONDS, failure):
         raise UvError(reason_of_uv(log.read_text(errors="replace")))
     return tuple(line for line in result.read_text().splitlines() if "==" in line)
+
+
+def _uv_in(folder: Path) -> tuple[str, tuple[str, ...], dict[str, str]]:
+    """Return uv, its arguments and its environment, for a run in `folder`."""
+    from uv import find_uv_bin
+
+    settings = settings_for_uv(read_pip_config(sys.executable))
+    (folder / "uv.toml").touch()
+    offered = inherited() | settings.environment | {"UV_PYTHON_DOWNLOADS": "never", "UV_NO_PROGRESS": "1"}
+    return find_uv_bin(), settings.arguments, offered
 
 
 def inherited() -> dict[str, str]:

@@ -10,8 +10,8 @@ from prefect.client.schemas.sorting import ArtifactSort
 from prefect.states import Completed, Failed
 
 from slmpack.outcome import summary_of, told_of
-from slmpack.records import Outcome
-from slmpack.retrain import RetrainOutcome
+from slmpack.records import Outcome, Record
+from slmpack.retrain import RetrainOutcome, told_retraining
 
 KEY = "outcome"
 BEGIN, END = "```json\n", "\n```\n"
@@ -19,8 +19,12 @@ BEGIN, END = "```json\n", "\n```\n"
 
 def keep_outcome(outcome: Outcome) -> None:
     """Keep it as the run's artifact; a run that is retried keeps a newer one."""
-    text = f"{told_of(outcome)}\n\n{BEGIN}{outcome.model_dump_json(indent=1)}{END}"
-    create_markdown_artifact(text, key=KEY, description=told_of(outcome))
+    _keep(outcome, told_of(outcome))
+
+
+def _keep(outcome: Record, told: str) -> None:
+    text = f"{told}\n\n{BEGIN}{outcome.model_dump_json(indent=1)}{END}"
+    create_markdown_artifact(text, key=KEY, description=told)
 
 
 def keep_outcomes(outcomes: list[Outcome]) -> None:
@@ -40,10 +44,9 @@ def completed(outcome: Outcome) -> Any:
     return Completed(message=told_of(outcome), data=outcome)
 
 
-def keep_retraining(outcome: RetrainOutcome, told: str) -> None:
+def keep_retraining(outcome: RetrainOutcome) -> None:
     """Keep what became of a retraining as the run's artifact, and a table of its perplexities."""
-    text = f"{told}\n\n{BEGIN}{outcome.model_dump_json(indent=1)}{END}"
-    create_markdown_artifact(text, key=KEY, description=told)
+    _keep(outcome, told_retraining(outcome))
     if outcome.figures is not None:
         table = [
             {"perplexity of": "held-out answers", **outcome.figures.held_out.model_dump()},
@@ -52,10 +55,10 @@ def keep_retraining(outcome: RetrainOutcome, told: str) -> None:
         create_table_artifact(table, key="perplexities", description=outcome.figures.told)
 
 
-def completed_retraining(outcome: RetrainOutcome, told: str) -> Any:
+def completed_retraining(outcome: RetrainOutcome) -> Any:
     """Return the state that a retraining ends in: Failed where something was refused or is not published."""
     state = Completed if outcome.reason is None else Failed
-    return state(message=told, data=outcome)
+    return state(message=told_retraining(outcome), data=outcome)
 
 
 def read_outcome(flow_run_id: UUID) -> Outcome | None:

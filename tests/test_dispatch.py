@@ -3,13 +3,13 @@
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from crashing import until
 from mlflow_server import running_mlflow_server
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, StateType
@@ -84,15 +84,6 @@ def site(tmp_path_factory: pytest.TempPathFactory, tiny_phi3: Path) -> Iterator[
 def client(site: Site) -> Iterator[SyncPrefectClient]:
     with get_client(sync_client=True) as client:
         yield client
-
-
-def until(found: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + LIMIT_SECONDS
-    while time.monotonic() < deadline:
-        if result := found():
-            return result
-        time.sleep(0.5)
-    raise AssertionError(f"no {what} in {LIMIT_SECONDS:.0f} s")
 
 
 def runs_of(client: SyncPrefectClient, flow: str) -> list[FlowRun]:
