@@ -19,7 +19,7 @@ from slmpack.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from slmpack.checkpoint import GENERATION_CONFIG
 from slmpack.errors import SourceError
 from slmpack.json_file import read_json
-from slmpack.memory import available_bytes
+from slmpack.memory import available_bytes, require_memory
 from slmpack.progress import report
 from slmpack.records import Record
 from slmpack.weights import Tensor, read_header, read_weights
@@ -63,11 +63,7 @@ def require_merge_memory(base: Path, adapter: Path) -> None:
         SourceError: too little is available.
     """
     needed = merge_bytes(read_weights(base), read_header(adapter / ADAPTER_WEIGHTS))
-    if (free := available_bytes()) < needed:
-        raise SourceError(
-            f"merging needs about {needed / 1e9:,.1f} GB of memory", f"{free / 1e9:,.1f} GB are free here",
-            "package it on a machine with more memory",
-        )  # fmt: skip
+    require_memory(needed, available_bytes(), "merging", SourceError, "package it on a machine with more memory")
 
 
 def merge_bytes(base: dict[str, Tensor], adapter: dict[str, Tensor]) -> int:

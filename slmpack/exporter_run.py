@@ -21,7 +21,7 @@ from slmpack.exporter_graph import GraphOptions
 from slmpack.exporter_package import PackageRequest, write_package
 from slmpack.json_file import read_json
 from slmpack.limits import limit_seconds
-from slmpack.memory import available_bytes
+from slmpack.memory import available_bytes, require_memory
 from slmpack.records import Snapshot, digest_of
 from slmpack.reference import dtype_of
 from slmpack.runtimes import release_of
@@ -150,7 +150,6 @@ def _require_known(snapshot: Snapshot) -> None:
 
 
 def _require_memory(snapshot: Snapshot) -> None:
-    needed, free = LIBRARY_BYTES + snapshot.parameters * BYTES_PER_PARAMETER, available_bytes()
-    if free < needed:
-        raise BuildError(f"the export needs about {needed / 1e9:,.1f} GB of memory", f"{free / 1e9:,.1f} GB are free",
-                         "use --target transformers, or a machine with more memory")  # fmt: skip
+    needed = LIBRARY_BYTES + int(snapshot.parameters * BYTES_PER_PARAMETER)
+    advice = "use --target transformers, or a machine with more memory"
+    require_memory(needed, available_bytes(), "the export", BuildError, advice)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 
-from slmpack.errors import RecipeError
+from slmpack.errors import RecipeError, SlmpackError
 from slmpack.weights import Tensor
 
 MEMBERSHIPS = Path("/proc/self/cgroup")
@@ -74,20 +74,28 @@ def _reclaimable(path: Path) -> int:
     return sum(facts.get(f"total_{name}", facts.get(name, 0)) for name in ("inactive_file", "active_file"))
 
 
-def require_memory(needed_bytes: int, available: int, what_for: str) -> None:
+def require_memory(
+    needed_bytes: int,
+    available: int,
+    what_for: str,
+    failure: type[SlmpackError] = RecipeError,
+    advice: str = "use --recipe small, which streams, or a machine with more memory",
+) -> None:
     """Refuse work that would be killed for its memory, before it starts.
 
     Args:
         what_for: who needs it, and for what: "the stock builder for recipe balanced".
+        failure: of the stage that needs it.
+        advice: what to do instead.
 
     Raises:
-        RecipeError: fewer than `needed_bytes` are available.
+        SlmpackError: `failure`: fewer than `needed_bytes` are available.
     """
     if available < needed_bytes:
-        raise RecipeError(
+        raise failure(
             f"{what_for} needs about {_gigabytes(needed_bytes, math.ceil)} of memory",
             f"{_gigabytes(available, math.floor)} are free here",
-            "use --recipe small, which streams, or a machine with more memory",
+            advice,
         )
 
 
