@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
 from checkpoints import write_tiny_phi3
@@ -91,6 +92,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
         yield folder
         mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+    rmtree(folder, ignore_errors=True)  # its packages, hundreds of megabytes in some modules
 
 
 @pytest.fixture
