@@ -145,6 +145,11 @@ def _add_proof_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object a target on stdout")
     parser.add_argument("--workspace", type=Path, metavar="DIR", help=f"work files (default: {default_workspace()})")
     parser.add_argument("--quality-text", type=Path, metavar="FILE", help="UTF-8 text to measure the quality on")
+    parser.add_argument(
+        "--quality-chats",
+        metavar="FILE",
+        help="chats whose answers the package has to keep: a file, a folder, runs:/...",
+    )
     parser.add_argument("--waive-quality", metavar="REASON", help="publish below the quality policy, for this reason")
 
 
@@ -155,7 +160,7 @@ def _package(parsed: argparse.Namespace) -> int:
         check_request(
             target, recipe, parsed.interface, parsed.name, parsed.workspace,
             policy=QualityPolicy(), quality_text=parsed.quality_text, waive_quality=parsed.waive_quality,
-            calibration_text=parsed.calibration_text,
+            calibration_text=parsed.calibration_text, quality_chats=parsed.quality_chats,
         )  # fmt: skip
     with Display() as display:
         outcomes = _run_flow(parsed, targets)
@@ -184,14 +189,17 @@ def _run_flow(parsed: argparse.Namespace, targets: list[Target]) -> list[Outcome
     if len(targets) > 1:
         from flows.package_targets import package_targets
 
-        state: Any = package_targets(parsed.source, targets, *rest, return_state=True)
+        state: Any = package_targets(
+            parsed.source, targets, *rest, quality_chats=parsed.quality_chats, return_state=True
+        )
         outcomes: list[Outcome] | Exception = state.result(raise_on_failure=False)
         if isinstance(outcomes, Exception):  # before the first target
             raise outcomes
         return outcomes
     from flows.package_model import package_model
 
-    return [_outcome_of(targets[0], lambda: package_model(parsed.source, targets[0], *rest))]
+    chats = parsed.quality_chats
+    return [_outcome_of(targets[0], lambda: package_model(parsed.source, targets[0], *rest, quality_chats=chats))]
 
 
 def _outcome_of(target: Target, run: Callable[[], Outcome]) -> Outcome:
@@ -212,6 +220,7 @@ def _verify(parsed: argparse.Namespace) -> int:
     check_request(  # before Prefect is imported
         target, told.package.recipe or Recipe.AUTO, told.interface, told.name, parsed.workspace,
         policy=QualityPolicy(), quality_text=parsed.quality_text, waive_quality=parsed.waive_quality,
+        quality_chats=parsed.quality_chats,
     )  # fmt: skip
     with Display() as display:
         outcome = _run_verify_flow(parsed, target)
@@ -224,7 +233,8 @@ def _run_verify_flow(parsed: argparse.Namespace, target: Target) -> Outcome:
 
     logging.captureWarnings(True)
     rest = (QualityPolicy(), parsed.waive_quality, parsed.quality_text, parsed.workspace)
-    return _outcome_of(target, lambda: verify_model(parsed.model_uri, *rest))
+    chats = parsed.quality_chats
+    return _outcome_of(target, lambda: verify_model(parsed.model_uri, *rest, quality_chats=chats))
 
 
 def _rollback(parsed: argparse.Namespace) -> int:

@@ -36,6 +36,7 @@ from slmpack.parameters import (
     InterfaceChoice,
     Name,
     Policy,
+    QualityChats,
     QualityText,
     RecipeChoice,
     SourceText,
@@ -82,6 +83,7 @@ def package_model(
     calibration_text: CalibrationText = None,
     workspace: Workspace = None,
     checkpoint: CheckpointUri = None,
+    quality_chats: QualityChats = None,
 ) -> Outcome:
     """Package one model for one target, prove it and publish it, unless the same is published already."""
     try:
@@ -89,6 +91,7 @@ def package_model(
         request = check_request(
             target, recipe, interface, name, workspace,
             policy=policy, quality_text=quality_text, waive_quality=waive_quality, calibration_text=calibration_text,
+            quality_chats=quality_chats,
         )  # fmt: skip
         outcome = package(source, target, interface, request, force, checkpoint)
     except SlmpackError as error:

@@ -24,6 +24,7 @@ from slmpack.parameters import (
     InterfaceChoice,
     Name,
     Policy,
+    QualityChats,
     QualityText,
     RecipeChoice,
     SourceText,
@@ -63,19 +64,21 @@ def package_targets(
     calibration_text: CalibrationText = None,
     workspace: Workspace = None,
     dispatch: DispatchChoice = Dispatch.HERE,
+    quality_chats: QualityChats = None,
 ) -> State[Any]:
     """Package one model for every target; Failed, with how many were published, unless all were."""
     for target in targets:
         check_request(
             target, recipe_for(target, recipe), interface, name, workspace,
             policy=policy, quality_text=quality_text, waive_quality=waive_quality,
-            calibration_text=calibration_text,
+            calibration_text=calibration_text, quality_chats=quality_chats,
         )  # fmt: skip
     require_registry()
     resolved = resolve_source(source, workspace_of(workspace))  # what is wrong with it is wrong for every target
     rest = {
         "recipe": recipe, "interface": interface, "name": name, "force": force, "policy": policy,
         "waive_quality": waive_quality, "quality_text": quality_text, "calibration_text": calibration_text,
+        "quality_chats": quality_chats,
     }  # fmt: skip
     if dispatch is Dispatch.HERE:
         outcomes = package_here(source, targets, rest | {"workspace": workspace})
@@ -125,7 +128,7 @@ def start(target: Target, parameters: dict[str, Any]) -> Any:
 
 def verify(target: Target, unproved: Outcome, rest: dict[str, Any]) -> Any:
     """Return the id of the run that verifies a logged model, or its outcome if it cannot be started."""
-    asked = {name: rest[name] for name in ("policy", "waive_quality", "quality_text", "checkpoint")}
+    asked = {name: rest[name] for name in ("policy", "waive_quality", "quality_text", "quality_chats", "checkpoint")}
     try:
         return start_verifying(target, str(unproved.model_uri), asked)
     except SlmpackError as error:

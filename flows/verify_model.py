@@ -14,7 +14,7 @@ from prefect import flow
 from slmpack.errors import QualityError
 from slmpack.hardware import require_hardware
 from slmpack.outcome import REFUSALS, Stages, published_outcome
-from slmpack.parameters import CheckpointUri, ModelUri, Policy, QualityText, Waiver, Workspace
+from slmpack.parameters import CheckpointUri, ModelUri, Policy, QualityChats, QualityText, Waiver, Workspace
 from slmpack.proof import Proofs
 from slmpack.records import Check, LoggedModel, Outcome, Quality, QualityPolicy, Recipe, SmokeReport
 from slmpack.request import Request, check_request
@@ -38,6 +38,7 @@ def verify_model(
     quality_text: QualityText = None,
     workspace: Workspace = None,
     checkpoint: CheckpointUri = None,
+    quality_chats: QualityChats = None,
 ) -> Outcome:
     """Run every proof of a logged model again on this machine, and publish it unless that was done before."""
     stages = Stages()
@@ -48,6 +49,7 @@ def verify_model(
     request = check_request(
         told.package.target, told.package.recipe or Recipe.AUTO, told.interface, told.name, workspace,
         policy=policy, quality_text=quality_text, waive_quality=waive_quality,
+        quality_chats=quality_chats,
     )  # fmt: skip
     if checkpoint is not None:
         with stages("fetch"):

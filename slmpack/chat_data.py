@@ -154,6 +154,24 @@ def read_chats(path: Path, *, tokens_of: TokensOf | None = None, context_length:
             yield line.chat
 
 
+def read_good_chats(path: Path) -> Iterator[Chat]:
+    """Yield every chat of a file or a folder once, in their order.
+
+    Raises:
+        DataError: there are no files of chats, no chat in them, or a line that is none.
+    """
+    seen: set[str] = set()
+    for line in _read(files_of(path), None, 0):
+        if line.chat is None:
+            raise DataError(str(BadLine(file=line.file, line=line.number, reason=line.reason)), "a chat in every line",
+                            "mend it or take it out")  # fmt: skip
+        if line.chat.digest not in seen:
+            seen.add(line.chat.digest)
+            yield line.chat
+    if not seen:
+        raise DataError(f"{path.name} is empty", "one chat at least, one JSON object a line", "name another file")
+
+
 def store_parts(
     path: Path, data: ChatData, workspace: Path, *, tokens_of: TokensOf | None = None, context_length: int = 0
 ) -> ChatParts:

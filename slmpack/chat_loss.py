@@ -103,7 +103,7 @@ def measure_loss(request: LossRequest) -> ChatLoss:
     """
     examples = read_examples(request.checkpoint, request.chats, request.context_length)
     total, done = 0.0, 0
-    for part in _parts(examples.kept, _tokens_at_once(request.checkpoint)):
+    for part in parts_of(examples.kept, tokens_at_once(request.checkpoint)):
         total += _loss(request, part)
         done += len(part)
         report("measure", done, len(examples.kept), "held-out answers")
@@ -114,13 +114,14 @@ def measure_loss(request: LossRequest) -> ChatLoss:
     )
 
 
-def _tokens_at_once(checkpoint: Path) -> int:
+def tokens_at_once(checkpoint: Path) -> int:
+    """Return how many tokens of chats a checkpoint can read at a time, by the size of its largest activations."""
     sizes = sizes_of(checkpoint)
     one_layer = sum(rows + columns for rows, columns in sizes.matrices.values()) // max(1, sizes.layers)
     return max(1, ACTIVATION_BYTES // (4 * max(1, one_layer)))
 
 
-def _parts(examples: Sequence[Example], tokens: int) -> Iterator[list[Example]]:
+def parts_of(examples: Sequence[Example], tokens: int) -> Iterator[list[Example]]:
     """Yield groups of at most so many tokens, padding included, but at least one example; alike ones together."""
     part: list[Example] = []
     for example in sorted(examples, key=lambda each: len(each.ids)):

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from slmpack.chat_reference import CHATS_FILE, ChatReference
 from slmpack.errors import QualityError
 from slmpack.packaged import open_package
 from slmpack.progress import report
@@ -17,11 +18,26 @@ if TYPE_CHECKING:
 
 
 class PackageRun(Record):
-    """What the package's process is to run: the package's folder and the source's, and by which provider."""
+    """What the package's process is to run: the package's folder and the source's, and by which provider.
+
+    Attributes:
+        chats: the folder of the source's on chats, see `chat_reference`; None without them.
+    """
 
     package: Path
     reference: Path
+    chats: Path | None = None
     provider: Provider = "cpu"
+
+
+class MeasuredChats(Record):
+    """What that process found on the answers in chats; figures as in `ChatQuality`."""
+
+    perplexity: float
+    source_perplexity: float
+    top1_agreement: float
+    chats: int
+    tokens: int
 
 
 class Measured(Record):
@@ -34,6 +50,7 @@ class Measured(Record):
     top1_agreement: float
     answers: tuple[Answer, ...]
     seconds: float
+    chats: MeasuredChats | None = None
 
 
 class Compared(NamedTuple):
@@ -43,6 +60,24 @@ class Compared(NamedTuple):
     agreed: "NDArray[np.float64]"
     source_loss: "NDArray[np.float64]"
     loss: "NDArray[np.float64]"
+
+
+class Fed(NamedTuple):
+    """What a package is fed.
+
+    Attributes:
+        windows: token ids, each window by itself.
+        marked: for each, the positions to compare, ascending; each has a next token.
+        vocabulary: what the tokenizer knows.
+        source: file of the source's log-probabilities, a row a marked position, in order.
+        unit: what progress counts.
+    """
+
+    windows: tuple[tuple[int, ...], ...]
+    marked: tuple[tuple[int, ...], ...]
+    vocabulary: int
+    source: Path
+    unit: str
 
 
 def run_package(request: PackageRun) -> Measured:
@@ -55,34 +90,50 @@ def run_package(request: PackageRun) -> Measured:
     try:
         model = open_package(request.package, request.provider)
         started = time.perf_counter()
-        compared = _run_windows(model, reference, request.reference / LOG_PROBABILITIES_FILE)
+        compared = _run_windows(model, fed_text(request.reference, reference))
         seconds = time.perf_counter() - started
+        chats = None if request.chats is None else _run_chats(model, request.chats)
         answers = []
         for prompt in reference.prompts:
             answers.append(package_answer(model, prompt))
             report("measure", len(answers), len(reference.prompts), "greedy answers")
     except RuntimeError as error:
         raise QualityError(f"the package does not run: {error}", "logits", "package it again with --force") from error
-    return summarise(compared, tuple(answers), seconds)
+    return summarise(compared, tuple(answers), seconds).model_copy(update={"chats": chats})
 
 
-def _run_windows(model: Any, reference: Reference, source_file: Path) -> Compared:
+def fed_text(folder: Path, reference: Reference) -> Fed:
+    """Return a text, of which every position counts that has a next token."""
+    marked = tuple(tuple(range(len(window) - 1)) for window in reference.windows)
+    return Fed(reference.windows, marked, reference.vocabulary, folder / LOG_PROBABILITIES_FILE, "tokens compared")
+
+
+def _run_chats(model: Any, folder: Path) -> MeasuredChats:
+    chats = ChatReference.model_validate_json((folder / CHATS_FILE).read_text())
+    fed = Fed(chats.windows, chats.marked, chats.vocabulary, folder / LOG_PROBABILITIES_FILE, "tokens of chats")
+    found = summarise(_run_windows(model, fed), (), 0.0)
+    return MeasuredChats(
+        perplexity=found.perplexity, source_perplexity=found.source_perplexity, top1_agreement=found.top1_agreement,
+        chats=len(chats.windows), tokens=chats.positions,
+    )  # fmt: skip
+
+
+def _run_windows(model: Any, fed: Fed) -> Compared:
     import numpy as np
 
-    source = np.load(source_file, mmap_mode="r")
+    source = np.load(fed.source, mmap_mode="r")
     parts: list[Compared] = []
-    row, done, total = 0, 0, sum(map(len, reference.windows))
-    for window in reference.windows:
+    row, done, total = 0, 0, sum(map(len, fed.windows))
+    for window, marked in zip(fed.windows, fed.marked, strict=True):
         logits = _window_logits(model, window)
-        require_vocabulary(reference.vocabulary, source.shape[1], logits.shape[1])
-        step = rows_at_once(logits.shape[1])
-        for start in range(0, len(window) - 1, step):
-            stop = min(start + step, len(window) - 1)
-            following = np.array(window[start + 1 : stop + 1])
-            parts.append(compare(source[row : row + stop - start], logits[start:stop], following))
-            row += stop - start
+        require_vocabulary(fed.vocabulary, source.shape[1], logits.shape[1])
+        step, places, ids = rows_at_once(logits.shape[1]), np.array(marked), np.array(window)
+        for start in range(0, len(places), step):
+            at = places[start : start + step]
+            parts.append(compare(source[row : row + len(at)], logits[at], ids[at + 1]))
+            row += len(at)
         done += len(window)
-        report("measure", done, total, "tokens compared")
+        report("measure", done, total, fed.unit)
     return Compared(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 

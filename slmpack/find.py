@@ -140,10 +140,9 @@ def with_asked(tags: Mapping[str, str], *asked: str) -> str:
 
 
 def figures_in(tags: Mapping[str, str], figures: type[Told]) -> Told | None:
-    """Read figures back from tags; None where one of them is missing."""
-    names = figures.model_fields.keys()
-    values = {name: tags[f"slmpack.{name}"] for name in names if f"slmpack.{name}" in tags}
-    if len(values) < len(names):
+    """Read figures back from tags; None where one is missing that there always is."""
+    values = {name: tags[f"slmpack.{name}"] for name in figures.model_fields if f"slmpack.{name}" in tags}
+    if any(field.is_required() and name not in values for name, field in figures.model_fields.items()):
         return None
     return figures.model_validate({name: float(value) for name, value in values.items()})
 

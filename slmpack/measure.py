@@ -15,13 +15,26 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from slmpack.chat_dataset import fetch_data
+from slmpack.chat_reference import chat_reference
 from slmpack.child import run_in_child
 from slmpack.compare import PackageRun, run_package
 from slmpack.errors import QualityError, UsageError
 from slmpack.hardware import device_of, provider_here
 from slmpack.integrity import artifact_location, is_local
 from slmpack.limits import limit_seconds
-from slmpack.records import Check, LoggedModel, Provider, Quality, QualityPolicy, QualityReport, Target
+from slmpack.records import (
+    CHAT_RATIO,
+    RATIO,
+    ChatQuality,
+    Check,
+    LoggedModel,
+    Quality,
+    QualityPolicy,
+    QualityReport,
+    Snapshot,
+    Target,
+)
 from slmpack.reference import PROMPTS, REFERENCE_FILE, Reference, dtype_of, source_reference
 from slmpack.registry import final_errors
 from slmpack.repetition import count_new_loops
@@ -43,6 +56,7 @@ def measure_quality(
     workspace: Path,
     *,
     text: Path | None = None,
+    chats: str | None = None,
     waiver: str | None = None,
     advice: str = ADVICE,
 ) -> QualityReport:
@@ -50,6 +64,7 @@ def measure_quality(
 
     Args:
         text: what to read instead of the built-in corpus: UTF-8, its first 2,048 tokens.
+        chats: whose answers are to be kept as well: a path, or an artifact in MLflow.
         waiver: why to publish even below the policy.
         advice: what to do about a refusal, for the error.
 
@@ -57,6 +72,8 @@ def measure_quality(
         QualityError: the package lost more than `policy` allows and there is no waiver (then with its `quality`), its
             logits are not finite, its bytes are others than those that were built, or its run failed.
         UsageError: a waiver without a reason, or a text that is too short or not UTF-8.
+        DataError: the chats are gone, or a line of them is none.
+        TrainError: the chats cannot be read with the source's template.
     """
     waiver = None if waiver is None else checked_waiver(waiver)
     content = read_text(text)
@@ -66,9 +83,14 @@ def measure_quality(
             return QualityReport(model=model, quality=None, policy=policy, checks=(same,))
         reference = source_reference(model.package.snapshot, content, workspace)
         provider = provider_here(model.package.target)
-        quality = _measure(model, folder, reference, workspace, provider)
+        asked = None if chats is None else _chat_reference(model.package.snapshot, chats, workspace)
+        run = PackageRun(package=folder, reference=reference, chats=asked, provider=provider)
+        quality = _measure(model, run, workspace)
     read = "the built-in text" if text is None else "a text of the user's"
-    checks = (same, Check(name="text", found=f"{quality.tokens} positions of {read}"))
+    checks: tuple[Check, ...] = (same, Check(name="text", found=f"{quality.tokens} positions of {read}"))
+    if quality.chats is not None:
+        found = f"{quality.chats.tokens} tokens of answers in {quality.chats.chats} chats"
+        checks = (*checks, Check(name="chats", found=found))
     measured = QualityReport(
         model=model, quality=quality, policy=policy, checks=checks, waiver=waiver, device=device_of(provider)
     )
@@ -145,15 +167,21 @@ def _check_bytes(model: LoggedModel, folder: Path) -> Check:
     return Check(name="weights", found=f"sha256 of {len(expected)} files")
 
 
-def _measure(model: LoggedModel, package: Path, reference: Path, workspace: Path, provider: Provider) -> Quality:
+def _chat_reference(snapshot: Snapshot, chats: str, workspace: Path) -> Path:
+    scratch = workspace / "scratch"
+    with TemporaryDirectory(prefix="chats-", dir=scratch) as folder:
+        return chat_reference(snapshot, fetch_data(chats, Path(folder)), workspace)
+
+
+def _measure(model: LoggedModel, asked: PackageRun, workspace: Path) -> Quality:
     snapshot = model.package.snapshot
     measured, _ = run_in_child(
-        run_package, PackageRun(package=package, reference=reference, provider=provider),
+        run_package, asked,
         log=log_folder(workspace) / f"measure-{model.model_id}.log",
         limit_seconds=limit_seconds(MEASURE_LIMIT_SECONDS, model.package.size_bytes),
         failure=QualityError, doing="the run of the package",
     )  # fmt: skip
-    fed = Reference.model_validate_json((reference / REFERENCE_FILE).read_text())
+    fed = Reference.model_validate_json((asked.reference / REFERENCE_FILE).read_text())
     return Quality(
         perplexity=measured.perplexity,
         source_perplexity=measured.source_perplexity,
@@ -164,7 +192,11 @@ def _measure(model: LoggedModel, package: Path, reference: Path, workspace: Path
         tokens=fed.positions,
         new_loops=count_new_loops(measured.answers, fed.prompts, snapshot, dtype_of(snapshot), workspace),
         seconds_per_1000_tokens=1000 * measured.seconds / sum(map(len, fed.windows)),
-    )
+        chats=measured.chats and ChatQuality(
+            **measured.chats.model_dump(),
+            perplexity_ratio=measured.chats.perplexity / measured.chats.source_perplexity,
+        ),
+    )  # fmt: skip
 
 
 def judge(measured: QualityReport, advice: str) -> QualityReport:
@@ -175,15 +207,19 @@ def judge(measured: QualityReport, advice: str) -> QualityReport:
     """
     quality, policy = measured.quality, measured.policy
     assert quality is not None
-    ratio, limit = quality.perplexity_ratio, policy.max_perplexity_ratio
+    ratios = {RATIO: (quality.perplexity_ratio, policy.max_perplexity_ratio)}
+    if quality.chats is not None:
+        ratios[CHAT_RATIO] = (quality.chats.perplexity_ratio, policy.max_chat_perplexity_ratio)
     checks = (
-        Check(name="perplexity ratio", found=f"{ratio:.3f}; at most {_told(limit)}"),
+        *(Check(name=name, found=f"{ratio:.3f}; at most {_told(limit)}") for name, (ratio, limit) in ratios.items()),
         Check(name="new loops", found=str(quality.new_loops)),
     )
     measured = measured.model_copy(update={"checks": measured.checks + checks})
-    if ratio > limit:
+    over = {name: of for name, of in ratios.items() if of[0] > of[1]}
+    if over:
+        name, (ratio, limit) = next(iter(over.items()))
         digits = 2 if ratio >= limit + 0.01 else 6  # never told as the limit itself
-        found, expected = f"perplexity ratio {ratio:.{digits}f}", f"at most {_told(limit)}"
+        found, expected = f"{name} {ratio:.{digits}f}", f"at most {_told(limit)}"
     elif quality.new_loops and not policy.allow_new_loops:
         found = f"{quality.new_loops} of {len(PROMPTS)} greedy answers loops where the source's does not"
         expected = "none"

@@ -108,6 +108,8 @@ def told_of(outcome: Outcome) -> str:
     speed, quality = outcome.speed, outcome.quality
     if quality is not None:
         text += f"; {outcome.recipe}: perplexity ratio {quality.perplexity_ratio:.3f}"
+        if quality.chat_perplexity_ratio is not None:
+            text += f", on chats {quality.chat_perplexity_ratio:.3f}"
     return (
         f"{text}; {outcome.size_bytes / 1e6:.0f} MB, {speed.decode_tokens_per_second:.0f} tokens/s, "
         f"first token after {speed.ttft_ms:.0f} ms, {speed.peak_rss_bytes / 1e6:.0f} MB of memory"
@@ -205,8 +207,9 @@ def _figures(quality: Quality | None) -> QualityFigures | None:
     if quality is None:
         return None
     return QualityFigures(
-        perplexity_ratio=quality.perplexity_ratio, mean_kl=quality.mean_kl, top1_agreement=quality.top1_agreement
-    )
+        perplexity_ratio=quality.perplexity_ratio, mean_kl=quality.mean_kl, top1_agreement=quality.top1_agreement,
+        chat_perplexity_ratio=quality.chats and quality.chats.perplexity_ratio,
+    )  # fmt: skip
 
 
 def summary_of(outcomes: list[Outcome]) -> str:

@@ -12,6 +12,9 @@ from pydantic import ConfigDict, ValidationError
 from slmpack import smoke as smoke_stage
 from slmpack.frontier import Rung, Text
 from slmpack.records import (
+    CHAT_RATIO,
+    RATIO,
+    ChatQuality,
     Check,
     Interface,
     Quality,
@@ -204,8 +207,10 @@ def _quality_findings(report: QualityReport) -> tuple[Finding, ...]:
     quality = report.quality
     if quality is None:
         return _findings(report.checks)
+    over: Literal["waived", "failed"] = "failed" if report.waiver is None else "waived"
     rows = (
-        *_judged_findings(quality, report.policy, "failed" if report.waiver is None else "waived"),
+        *_judged_findings(quality, report.policy, over),
+        *_chat_findings(quality.chats, report.policy, over),
         Finding(name="mean KL", found=f"{quality.mean_kl:.4f} nats", state="reported"),
         Finding(name="99th percentile of KL", found=f"{quality.p99_kl:.3f} nats", state="reported"),
         Finding(name="top-1 agreement", found=f"{quality.top1_agreement:.1%}", state="reported"),
@@ -222,10 +227,25 @@ def _judged_findings(
     loops = "any number" if policy.allow_new_loops else "0"
     told = f"{ratio:.3f}: {quality.perplexity:.2f} over {quality.source_perplexity:.2f}, {quality.tokens:,} tokens"
     return (
-        Finding(name="perplexity ratio", found=told, threshold=f"at most {limit:.2f}",
+        Finding(name=RATIO, found=told, threshold=f"at most {limit:.2f}",
                 state="passed" if ratio <= limit else over),
         Finding(name="new loops", found=str(quality.new_loops), threshold=loops,
                 state="passed" if policy.allow_new_loops or quality.new_loops == 0 else over),
+    )  # fmt: skip
+
+
+def _chat_findings(
+    chats: ChatQuality | None, policy: QualityPolicy, over: Literal["waived", "failed"]
+) -> tuple[Finding, ...]:
+    """Tell what was kept of the answers in the quality chats, if there are any."""
+    if chats is None:
+        return ()
+    ratio, limit = chats.perplexity_ratio, policy.max_chat_perplexity_ratio
+    told = f"{ratio:.3f}: {chats.perplexity:.4g} over {chats.source_perplexity:.4g}, {chats.tokens:,} tokens"
+    return (
+        Finding(name=CHAT_RATIO, found=told, threshold=f"at most {limit:.2f}",
+                state="passed" if ratio <= limit else over),
+        Finding(name="top-1 agreement on chats", found=f"{chats.top1_agreement:.1%}", state="reported"),
     )  # fmt: skip
 
 

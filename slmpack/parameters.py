@@ -72,6 +72,14 @@ QualityText = Annotated[
     Path | None,
     asked(title="Quality text", description="A UTF-8 file on the worker to measure on; the built-in text if empty."),
 ]
+QualityChats = Annotated[
+    str | None,
+    asked(
+        title="Quality chats",
+        description="Chats whose answers the package has to keep as well: a file or folder on the worker, or "
+        "runs:/ID/PATH.jsonl.",
+    ),
+]
 CalibrationText = Annotated[
     Path | None,
     asked(
@@ -112,7 +120,8 @@ DataText = Annotated[
         title="Data",
         min_length=1,
         pattern=r"\S",
-        description="Chats, an object with messages a line: a file or folder on the worker, or runs:/ID/PATH.jsonl.",
+        description="Chats, an object with messages a line: a file or folder on the worker, runs:/ID/PATH.jsonl, or "
+        "datasets:/NAME, which is the newest dataset of that name that a run in MLflow has for its input.",
         examples=["runs:/0123456789abcdef0123456789abcdef/chats.jsonl", "/data/chats"],
     ),
 ]

@@ -219,12 +219,12 @@ def version_address(name: str, version: int) -> str | None:
 
 def figures_of(speed: Speed | None, quality: Quality | None) -> dict[str, float]:
     """Return what was measured, by the names that metrics and tags have."""
-    return {
-        name: float(value)
-        for measured in (speed, quality)
-        if measured is not None
-        for name, value in measured.model_dump().items()
-    }
+    told: dict[str, float] = {} if speed is None else speed.model_dump()
+    if quality is not None:
+        told |= quality.model_dump(exclude={"chats"})
+        if quality.chats is not None:
+            told |= {f"chat_{name}": value for name, value in quality.chats.model_dump().items()}
+    return {name: float(value) for name, value in told.items()}
 
 
 def log_figures(model: LoggedModel, figures: dict[str, float]) -> None:

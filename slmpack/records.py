@@ -291,6 +291,30 @@ class QualityPolicy(Record):
         1.10, ge=1.0, le=1000.0, description="The package's perplexity over its source's: 1.10 is a tenth more."
     )
     allow_new_loops: bool = Field(False, description="Publish even if greedy answers loop where the source's do not.")
+    max_chat_perplexity_ratio: float = Field(
+        1.05, ge=1.0, le=1000.0, description="The same on the answers in the quality chats, where there are any."
+    )
+
+
+RATIO, CHAT_RATIO = "perplexity ratio", "perplexity ratio on chats"  # what checks call them
+
+
+class ChatQuality(Record):
+    """How far a package is from its source on the answers in chats; prompts are read and not counted.
+
+    Attributes:
+        perplexity_ratio: perplexity of the package over that of its source; 1.0 is no loss.
+        top1_agreement: share of the answers' tokens with the same most likely token, 0 to 1.
+        chats: how many were read.
+        tokens: how many of answers were compared, ends of turns included.
+    """
+
+    perplexity: float
+    source_perplexity: float
+    perplexity_ratio: float
+    top1_agreement: float
+    chats: int
+    tokens: int
 
 
 class Quality(Record):
@@ -304,6 +328,7 @@ class Quality(Record):
         tokens: how many positions were compared.
         new_loops: greedy answers that repeat themselves where the source's do not.
         seconds_per_1000_tokens: what measuring the package costs; the source's share is paid once a snapshot.
+        chats: on the answers in chats, None where none were given.
     """
 
     perplexity: float
@@ -315,6 +340,7 @@ class Quality(Record):
     tokens: int
     new_loops: int
     seconds_per_1000_tokens: float
+    chats: ChatQuality | None = None
 
 
 class QualityReport(Record):
@@ -398,11 +424,12 @@ class PublishedVersion(Record):
 
 
 class QualityFigures(Record):
-    """What `--json` tells of the quality; `Quality` says what the figures mean."""
+    """What `--json` tells of the quality; `Quality` says what the figures mean. Without chats there is none of them."""
 
     perplexity_ratio: float
     mean_kl: float
     top1_agreement: float
+    chat_perplexity_ratio: float | None = Field(None, exclude_if=lambda value: value is None)
 
 
 class Outcome(Record):

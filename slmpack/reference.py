@@ -39,6 +39,7 @@ MAX_TOKENS = 2048
 MIN_TOKENS = 200
 WINDOW_TOKENS = 512
 WINDOW_BYTES = 256 << 20  # of one window's logits in float32: large vocabularies get shorter windows
+LOGITS_ROW_BYTES = 4  # of an entry of the vocabulary: float32
 ROWS_BYTES = 32 << 20  # of float64 at a time, wherever a position has a number for every token
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # Greedy answers to these are looked at for loops: open and closed questions, code, and a list.
@@ -134,7 +135,7 @@ def run_source(request: SourceText) -> Reference:
     ids = first_ids(tokenizer, request.into / TEXT_FILE, MAX_TOKENS, "quality")
     model = load_source(request.snapshot, request.dtype)
     vocabulary = vocabulary_of(model)
-    size = min(WINDOW_TOKENS, WINDOW_BYTES // (4 * vocabulary), request.context_length)
+    size = min(WINDOW_TOKENS, WINDOW_BYTES // (LOGITS_ROW_BYTES * vocabulary), request.context_length)
     reference = Reference(
         windows=tuple(cut_windows(ids, size, prefix_of(tokenizer))),
         prompts=tuple(_prompt_ids(tokenizer, prompt) for prompt in PROMPTS),
@@ -198,7 +199,7 @@ def _write_all(model: Any, reference: Reference, file: IO[bytes]) -> None:
 
     for logits in logits_of(model, reference.windows, told):
         for rows in torch.split(logits, rows_at_once(logits.shape[1])):
-            file.write(_log_probabilities(rows).numpy().tobytes())
+            file.write(log_probabilities(rows).numpy().tobytes())
 
 
 def rows_at_once(vocabulary: int) -> int:
@@ -206,7 +207,12 @@ def rows_at_once(vocabulary: int) -> int:
     return max(1, ROWS_BYTES // (8 * vocabulary))
 
 
-def _log_probabilities(logits: "Tensor") -> "Tensor":
+def log_probabilities(logits: "Tensor") -> "Tensor":
+    """Return the float16 `[positions, vocabulary]` that is kept of float32 logits.
+
+    Raises:
+        QualityError: logits that are not finite.
+    """
     import torch
 
     if not bool(torch.isfinite(logits).all()):

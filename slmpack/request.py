@@ -1,12 +1,17 @@
 """What a run is asked for, checked before anything is started."""
 
+import re
 from pathlib import Path
 
+from slmpack.chat_data import read_good_chats
+from slmpack.chat_dataset import is_artifact
 from slmpack.errors import UsageError
 from slmpack.measure import checked_waiver, read_text
 from slmpack.records import Interface, QualityPolicy, Recipe, Record, Target, digest_of
 from slmpack.registry import check_name
 from slmpack.targets import ladder_for, options_for
+
+_PINNED = re.compile(r"runs:/|models:/[^/@]+/\d+/")
 
 
 class Request(Record):
@@ -16,6 +21,7 @@ class Request(Record):
         ladder: the recipes to try, cheapest first.
         name: the registered model's; None if the source is to give it.
         quality_text: what to measure the quality on; None for the built-in text.
+        quality_chats: whose answers a package has to keep as well, a path or an artifact in MLflow; None for none.
         calibration_text: what the source reads before its weights are quantised; None for what is built in.
         waiver: why to publish below the policy; None if that is not allowed.
         asked: the recipe with the policy and the texts, as a version's tag remembers it.
@@ -27,6 +33,7 @@ class Request(Record):
     workspace: Path
     policy: QualityPolicy
     quality_text: Path | None
+    quality_chats: str | None
     calibration_text: str | None
     waiver: str | None
     asked: str
@@ -65,31 +72,63 @@ def check_request(
     quality_text: Path | None,
     waive_quality: str | None,
     calibration_text: Path | None = None,
+    quality_chats: str | None = None,
 ) -> Request:
     """Fill in what was left out.
 
     Raises:
         UsageError: the parts do not fit each other, a text cannot be read, or MLflow would refuse the name.
+        DataError: a line of the chats is none.
     """
     if target is Target.TRANSFORMERS and interface is not Interface.CHAT:
         raise UsageError(f"interface {interface} for target {target}", "chat", "leave --interface out")
     if name is not None:
         check_name(name)
-    ladder = ladder_for(target, recipe)
+    ladder = ladder_for(target, recipe, on_chats=quality_chats is not None)
     options = [options_for(target, rung) for rung in ladder]
     if calibration_text is not None and not any(each and each.weighted for each in options):
         raise UsageError(f"a calibration text for target {target}, recipe {recipe}", "a recipe that calibrates",
                          "leave --calibration-text out")  # fmt: skip
     text = read_text(quality_text)
     calibration = None if calibration_text is None else read_text(calibration_text, "--calibration-text")
-    told = [policy.model_dump(), text] if calibration is None else [policy.model_dump(), text, calibration]
+    told = [_counted(policy, quality_chats), text, *filter(None, [calibration])]
+    chats = None if quality_chats is None else checked_chats(quality_chats)
     return Request(
         ladder=ladder,
         name=name,
         workspace=workspace_of(workspace),
         policy=policy,
         quality_text=quality_text and quality_text.expanduser().absolute(),
+        quality_chats=chats and chats.text,
         calibration_text=calibration,
         waiver=None if waive_quality is None else checked_waiver(waive_quality),
-        asked=f"{recipe} {digest_of(told)[:12]}",
+        asked=f"{recipe} {digest_of(told if chats is None else [*told, {'chats': chats.digest}])[:12]}",
     )
+
+
+def _counted(policy: QualityPolicy, chats: str | None) -> dict[str, object]:
+    """Return of the policy what counts: without chats their limit does not, as before there was one."""
+    return policy.model_dump(exclude=set() if chats else {"max_chat_perplexity_ratio"})
+
+
+class CheckedChats(Record):
+    """Chats that a run is asked to measure on: where they are, and what tells them from others."""
+
+    text: str
+    digest: str
+
+
+def checked_chats(text: str) -> CheckedChats:
+    """Look at every line of the chats that `text` names; those in MLflow are read when they are needed.
+
+    Raises:
+        UsageError: it names no chats, or in MLflow some that may be others tomorrow.
+        DataError: there are none, or a line is none.
+    """
+    if is_artifact(text):
+        if not _PINNED.match(text):
+            raise UsageError(f"the chats {text}, which may be others tomorrow",
+                             "runs:/ID/PATH or models:/NAME/VERSION/PATH", "name the run or the version")  # fmt: skip
+        return CheckedChats(text=text, digest=text)
+    path = Path(text).expanduser().absolute()
+    return CheckedChats(text=str(path), digest=digest_of(sorted(chat.digest for chat in read_good_chats(path))))

@@ -16,6 +16,7 @@ def measure_quality(model: LoggedModel, request: Request, recipe: Recipe | None)
         request.policy,
         request.workspace,
         text=request.quality_text,
+        chats=request.quality_chats,
         waiver=request.waiver_for(recipe),
         advice=request.advice_for(recipe),
     )

@@ -127,6 +127,9 @@ def test_asks_for_space_before_it_starts(tiny_snapshot: Snapshot, tmp_path: Path
 
 def test_auto_tries_every_recipe_of_the_target_the_cheapest_first() -> None:
     assert ladder_for(Target.CPU_INT4, Recipe.AUTO) == (Recipe.SMALL, Recipe.BALANCED, Recipe.ACCURATE)
+    tried = (Recipe.SMALL, Recipe.BALANCED, Recipe.ACCURATE, Recipe.BEST)
+    assert ladder_for(Target.CPU_INT4, Recipe.AUTO, on_chats=True) == tried
+    assert ladder_for(Target.TRANSFORMERS, Recipe.AUTO, on_chats=True) == (None,)
     assert ladder_for(Target.CPU_INT8, Recipe.AUTO) == (Recipe.SMALL, Recipe.ACCURATE)
     assert ladder_for(Target.TRANSFORMERS, Recipe.AUTO) == (None,)
     assert ladder_for(Target.CPU_INT4, Recipe.BALANCED) == (Recipe.BALANCED,)

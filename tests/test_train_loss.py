@@ -9,7 +9,7 @@ from checkpoints import write_random
 from families import PLAIN, TOKENIZERS
 from invented_town import chats, write_chats
 
-from slmpack.chat_loss import _parts, chat_loss, chat_perplexity
+from slmpack.chat_loss import chat_loss, chat_perplexity, parts_of
 from slmpack.errors import QualityError, SourceError
 from slmpack.train_examples import IGNORED, Example, read_examples
 
@@ -19,7 +19,7 @@ def example(size: int) -> Example:
 
 
 def test_texts_that_are_alike_are_read_together_and_none_is_lost() -> None:
-    parts = list(_parts([example(size) for size in (9, 2, 3, 50, 2)], tokens=10))
+    parts = list(parts_of([example(size) for size in (9, 2, 3, 50, 2)], tokens=10))
     assert [[len(each.ids) for each in part] for part in parts] == [[2, 2, 3], [9], [50]]
 
 
