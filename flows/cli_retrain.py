@@ -22,7 +22,7 @@ from slmpack.train_settings import TrainSettings
 OPTIONS: dict[type[Record], dict[str, str]] = {
     TrainSettings: {
         "epochs": "N", "rank": "R", "learning_rate": "X", "batch_size": "N", "batches_per_step": "N", "max_length": "N",
-        "seed": "N",
+        "seed": "N", "save_minutes": "X",
     },
     RetrainPolicy: {"min_gain": "X", "max_forgetting": "X"},
     DataPolicy: {"held_out_share": "X", "max_bad_share": "X"},
@@ -33,7 +33,9 @@ def add_retrain(commands: Any, target: Callable[[str], Target], run: Callable[[a
     """Add the command; numbers are checked by the records that hold them."""
     parser = commands.add_parser("retrain", help="train on chats, and package what is better than what is in use")
     parser.add_argument("base", nargs="?", default=DEFAULT_SOURCE, metavar="BASE", help="any source of `package`")
-    parser.add_argument("--data", required=True, metavar="FILE", help="chats: a file, a folder, or runs:/ID/PATH.jsonl")
+    parser.add_argument(
+        "--data", required=True, metavar="FILE", help="chats: a file, a folder, runs:/ID/PATH.jsonl, or datasets:/NAME"
+    )
     parser.add_argument("--name", help="the registered model's name; taken from the base if left out")
     for record, options in OPTIONS.items():
         for name, metavar in options.items():

@@ -16,7 +16,8 @@ from prefect import flow, runtime
 from flows.package_targets import package_targets
 from slmpack.chat_data import ChatParts, DataPolicy
 from slmpack.chat_dataset import is_artifact
-from slmpack.errors import QualityError, SlmpackError
+from slmpack.errors import QualityError
+from slmpack.mlflow_dataset import FoundData
 from slmpack.outcome import Stages
 from slmpack.parameters import (
     DataPolicyChoice,
@@ -44,6 +45,8 @@ from slmpack.retrain import (
     judge_tuned,
     retrain_key,
 )
+from slmpack.retrain_alone import retrain_alone
+from slmpack.retrain_refusals import PackageRequest
 from slmpack.retrain_run import Retraining
 from slmpack.train_settings import TrainSettings
 from tasks.fetch import fetch_snapshot
@@ -53,9 +56,13 @@ from tasks.resolve import resolve_source
 from tasks.retrain import (
     divide_data,
     fail_run,
+    find_data,
+    find_refusals,
     find_settled,
     general_perplexity,
+    held_out_of,
     held_out_perplexity,
+    keep_held_out,
     log_curve,
     log_tuned,
     log_tuned_figures,
@@ -63,6 +70,7 @@ from tasks.retrain import (
     open_run,
     refuse_run,
     register_tuned,
+    remember_refusals,
     train_adapter,
     tuned_snapshot,
     version_in_use,
@@ -95,40 +103,44 @@ def retrain_model(
     with stages("resolve"):
         require_registry()
         source = resolve_source(base, folder)
-    with stages("data"):
-        looked_at = look_at_data(data, data_policy, folder)
-    key = retrain_key(source, looked_at, training, retrain_policy)
-    retraining = Retraining(name=name or source.name, base=source, data=looked_at, settings=training, key=key)
-    check_name(retraining.name)
-    with stages("find"):
-        settled = None if force else find_settled(retraining.name, key)
-    if settled is not None and settled.version is None:
-        return ended(RetrainOutcome(
-            status="refused", name=retraining.name, data=looked_at.digest, seconds=stages.seconds, reason=settled.reason
-        ))  # fmt: skip
-    if settled is not None:
-        outcome = RetrainOutcome(status="unchanged", name=retraining.name, version=settled.version)
-    else:
-        outcome = tune(retraining, data, data_policy, retrain_policy, folder, stages)
-    if outcome.version is None:
-        return ended(outcome)
-    packaged = package(outcome, targets, policy, waive_quality, workspace, dispatch)
-    return ended(packaged.model_copy(update={"data": looked_at.digest, "seconds": stages.seconds}))
+    tuned_name = name or source.name
+    check_name(tuned_name)
+    with retrain_alone(tuned_name, folder):
+        with stages("data"):
+            found = find_data(data)
+            looked_at = look_at_data(found, data_policy, folder)
+        key = retrain_key(source, looked_at, training, retrain_policy)
+        retraining = Retraining(name=tuned_name, base=source, data=looked_at, settings=training, key=key)
+        with stages("find"):
+            settled = None if force else find_settled(tuned_name, key)
+        if settled is not None and settled.version is None:
+            return ended(RetrainOutcome(
+                status="refused", name=tuned_name, data=looked_at.digest, seconds=stages.seconds, reason=settled.reason,
+                settled=True,
+            ))  # fmt: skip
+        if settled is not None:
+            outcome = RetrainOutcome(status="unchanged", name=tuned_name, version=settled.version, settled=True)
+        else:
+            outcome = tune(retraining, found, retrain_policy, folder, stages)
+        if outcome.version is None:
+            return ended(outcome)
+        packaged = package(outcome, targets, policy, waive_quality, workspace, dispatch)
+        return ended(packaged.model_copy(update={"data": looked_at.digest, "seconds": stages.seconds}))
 
 
 def tune(
-    retraining: Retraining, data: str, data_policy: DataPolicy, policy: RetrainPolicy, workspace: Any, stages: Stages
+    retraining: Retraining, found: FoundData, policy: RetrainPolicy, workspace: Any, stages: Stages
 ) -> RetrainOutcome:
     """Train and judge; what is better is registered."""
     with stages("fetch"):
         snapshot = fetch_snapshot(retraining.base, workspace)
     with stages("data"):
-        read, parts = divide_data(data, data_policy, snapshot, workspace)
+        read, parts = divide_data(found, retraining.data, snapshot, workspace)
         retraining = retraining.model_copy(update={"data": read})
-        run_id = open_run(retraining, data if is_artifact(data) else None)
-    figures: TunedFigures | None = None
+        run_id = open_run(retraining, found.text if is_artifact(found.text) else None)
     try:
         with stages("train"):
+            keep_held_out(run_id, parts)
             trained = train_adapter(snapshot, parts, retraining.settings, workspace, run_id)
             log_curve(run_id, trained)
             tuned = tuned_snapshot(trained, snapshot, workspace)
@@ -137,18 +149,19 @@ def tune(
             in_use = snapshot_in_use(retraining.name, beaten, snapshot, workspace)
             figures = measure(snapshot, in_use, tuned, parts, workspace)
             log_tuned_figures(run_id, figures)
-        judge_tuned(figures, policy)
+        try:
+            judge_tuned(figures, policy)
+        except QualityError as refusal:  # of a measurement that failed it would not be the policy's, for ever
+            refuse_run(run_id, str(refusal))
+            return RetrainOutcome(
+                status="refused", name=retraining.name, data=retraining.data.digest, figures=figures,
+                seconds=stages.seconds, reason=str(refusal),
+            )  # fmt: skip
         with stages("log"):
             model = log_tuned(tuned, retraining, workspace)
             version = register_tuned(model, retraining, run_id, figures, beaten)
-    except QualityError as refusal:
-        refuse_run(run_id, str(refusal))
-        return RetrainOutcome(
-            status="refused", name=retraining.name, data=retraining.data.digest, figures=figures,
-            seconds=stages.seconds, reason=str(refusal),
-        )  # fmt: skip
-    except (SlmpackError, KeyboardInterrupt):
-        fail_run(run_id)
+    except BaseException:  # MLflow that is gone and a cancellation, too
+        fail_run(run_id, return_state=True)  # where that fails as well, the first error is the one to tell
         raise
     return RetrainOutcome(status="published", name=retraining.name, version=version, figures=figures)
 
@@ -179,22 +192,40 @@ def package(
     outcome: RetrainOutcome, targets: list[Target], policy: QualityPolicy, waiver: str | None, workspace: Any,
     dispatch: Dispatch,
 ) -> RetrainOutcome:  # fmt: skip
-    """Package the tuned version; what is packaged already ends as `unchanged`."""
-    uri = f"models:/{outcome.name}/{outcome.version}"
-    state: Any = package_targets(
-        uri, targets, Recipe.AUTO, Interface.CHAT, outcome.name, False, policy, waiver, None, None, workspace, dispatch,
-        return_state=True,
-    )  # fmt: skip
-    found = state.result(raise_on_failure=False)
-    if not isinstance(found, list):
-        raise found
-    packages: tuple[Outcome, ...] = tuple(found)
+    """Package the tuned version, each package measured on the held-out answers as well; one there is is `unchanged`."""
+    name, version = outcome.name, outcome.version
+    assert name is not None
+    assert version is not None
+    uri = f"models:/{name}/{version}"
+    asked = PackageRequest(policy=policy, waiver=waiver, chats=held_out_of(name, version))
+    known = find_refusals(name, version, targets, asked) if outcome.settled else {}
+    made = package_rest(uri, name, [target for target in targets if target not in known], asked, workspace, dispatch)
+    remember_refusals(name, version, made, asked)
+    became = known | {each.target: each for each in made}
+    packages = tuple(became[target] for target in targets)
     bad = [f"{each.target}: {each.reason}" for each in packages if each.reason is not None]
     moved = outcome.status == "published" or any(each.status == "published" for each in packages)
     return outcome.model_copy(update={
         "status": "failed" if bad else "published" if moved else "unchanged",
         "model_uri": uri, "targets": packages, "reason": "; ".join(bad) or None,
+        "settled": outcome.settled and all(each.target in known or each.status == "unchanged" for each in packages),
     })  # fmt: skip
+
+
+def package_rest(
+    uri: str, name: str, targets: list[Target], asked: PackageRequest, workspace: Any, dispatch: Dispatch
+) -> list[Outcome]:
+    """Package the tuned version for what was not refused before."""
+    if not targets:
+        return []
+    state: Any = package_targets(
+        uri, targets, Recipe.AUTO, Interface.CHAT, name, False, asked.policy, asked.waiver, None, None, workspace,
+        dispatch, asked.chats, return_state=True,
+    )  # fmt: skip
+    found: list[Outcome] | Exception = state.result(raise_on_failure=False)
+    if not isinstance(found, list):
+        raise found
+    return found
 
 
 def ended(outcome: RetrainOutcome) -> Any:

@@ -43,11 +43,16 @@ PARTS_SAVED_TWICE = ("modules_to_save", "original_module")  # beside the module'
 
 
 class MergeRequest(Record):
-    """The folders of the base and the adapter, and the one to write config.json and the weights into."""
+    """The folders of the base and the adapter, and the one to write config.json and the weights into.
+
+    Attributes:
+        stage: what the progress is told as.
+    """
 
     base: Path
     adapter: Path
     into: Path
+    stage: str = "fetch"
 
 
 class Merged(Record):
@@ -94,28 +99,28 @@ def merge_adapter(request: MergeRequest) -> Merged:
         dtypes = {name: weight.dtype for name, weight in model.named_parameters()}
         _resize(model, tensors)
         ids = _probe(model)
-        _tell(1)
+        _tell(request, 1)
         adapted = _adapted(model, request.adapter, tensors)
         expected = _logits(adapted, ids)
-        _tell(2)
+        _tell(request, 2)
         merged = _merged(adapted)
         for name, weight in merged.named_parameters():  # peft trains modules_to_save in float32
             weight.data = weight.data.to(dtypes.get(name, merged.dtype))
         _save(merged, request.into)
         dtype = str(merged.dtype).removeprefix("torch.")
         del model, adapted, merged
-        _tell(3)
+        _tell(request, 3)
         found = _logits(_load(request.into), ids)
     distance = float((found - expected).norm() / expected.norm())
     if not distance <= TOLERANCE[dtype]:  # NaN is not
         raise SourceError(f"{request.adapter}, merged, gives logits {distance:.2g} away from its own",
                           f"at most {TOLERANCE[dtype]:g} in {dtype}", "merge it where it was trained")  # fmt: skip
-    _tell(STEPS)
+    _tell(request, STEPS)
     return Merged(distance=distance)
 
 
-def _tell(done: int) -> None:
-    report("fetch", done, STEPS, "steps of merging")
+def _tell(request: MergeRequest, done: int) -> None:
+    report(request.stage, done, STEPS, "steps of merging")
 
 
 def _read_tensors(adapter: Path) -> "dict[str, torch.Tensor]":

@@ -1,6 +1,6 @@
 """Chat data in MLflow: fetched from its artifacts, and told to a run as what it learnt from and was measured by.
 
-    a path, or runs:/ID/chats.jsonl, ... --fetch_data--> a path of this machine --check_chats--> ChatData
+    a path, runs:/ID/chats.jsonl, datasets:/NAME, ... --fetch_data--> a path of this machine --check_chats--> ChatData
     ChatData --log_chat_dataset--> two dataset inputs of the run: `training` and `held-out`
 
 MLflow knows a dataset by its name and digest, within an experiment. So each part has the digest of its own chats, and
@@ -18,16 +18,21 @@ from urllib.parse import urlsplit
 
 from slmpack.chat_data import ChatData
 from slmpack.errors import DataError, PublishError, UsageError
+from slmpack.mlflow_dataset import find_data
 from slmpack.records import digest_of
 from slmpack.registry import final_errors, without_password
 
 DIGEST_CHARACTERS = 36  # Source: MLflow 3.17.2, mlflow/utils/validation.py, MAX_DATASET_DIGEST_SIZE
 TRAINING, HELD_OUT = "training", "held-out"  # what MLflow calls the context of an input
 
-_FORMS = "a path, runs:/RUN_ID/PATH, models:/NAME/VERSION/PATH, models:/NAME@ALIAS/PATH or mlflow-artifacts:/PATH.jsonl"
+_FORMS = (
+    "a path, runs:/RUN_ID/PATH, models:/NAME/VERSION/PATH, models:/NAME@ALIAS/PATH, mlflow-artifacts:/PATH.jsonl or "
+    "datasets:/NAME"
+)
 _FORM = re.compile(
     r"runs:/[0-9a-f]{32}/[^/].*"
     r"|models:/(?!m-)[^/@]+(/\d+|@[\w-]+)/[^/].*"
+    r"|datasets:/.*"
     r"|mlflow-artifacts:/.*[^/]\.jsonl?"  # never a folder: the top one holds all that the server has
 )
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
@@ -54,8 +59,10 @@ def fetch_data(text: str, into: Path) -> Path:
 
     Raises:
         UsageError: it is a URI, but none of an artifact in MLflow.
-        DataError: there is no such artifact, or no room for it.
+        DataError: there is no such artifact or dataset, or no room for it.
     """
+    if is_artifact(text):
+        text = find_data(text).text
     if not is_artifact(text):
         return Path(text).expanduser().absolute()
     import mlflow

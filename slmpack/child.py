@@ -234,8 +234,8 @@ def main() -> None:
         result = function(parameter.annotation.model_validate_json(sys.argv[2]))
         send(result=result.model_dump(mode="json"))
     except BaseException as error:
+        send(error=" ".join(str(error).split()), kind=type(error).__name__)  # first: a full disk takes no traceback
         traceback.print_exc()
-        send(error=" ".join(str(error).split()), kind=type(error).__name__)
         sys.exit(1)
     finally:
         sys.stdout.flush()

@@ -81,6 +81,7 @@ class RetrainOutcome(Record):
         figures: None where nothing was measured in this run.
         targets: what became of each target.
         reason: why nothing is better or nothing moved, else None.
+        settled: all of that is known from a run before; nothing was trained or built.
     """
 
     status: Status
@@ -92,6 +93,7 @@ class RetrainOutcome(Record):
     targets: tuple[Outcome, ...] = ()
     seconds: dict[str, float] = Field(default={})
     reason: str | None = None
+    settled: bool = False
 
 
 class Settled(Record):
@@ -109,7 +111,7 @@ class Settled(Record):
 def retrain_key(base: ModelSource, data: ChatData, settings: TrainSettings, policy: RetrainPolicy) -> str:
     """Return one digest of the base's exact content, the chats and all that is done with them."""
     pin = [base.kind, base.location if not base.is_local else None, base.revision, base.member]
-    asked = [settings.model_dump(), policy.model_dump(), data.policy.model_dump()]
+    asked = [settings.learnt_by(), policy.model_dump(), data.policy.model_dump()]
     return digest_of([pin, data.digest, asked])[:KEY_CHARACTERS]
 
 
@@ -169,6 +171,8 @@ def judge_tuned(figures: TunedFigures, policy: RetrainPolicy) -> None:
 def told_retraining(outcome: RetrainOutcome) -> str:
     """Say in one line what became of a retraining."""
     figures = f"; perplexity {outcome.figures.told}" if outcome.figures else ""
+    if outcome.settled and outcome.reason is not None:
+        return f"refused before: {outcome.reason}"
     if outcome.version is None:
         return f"{outcome.status}: {outcome.reason}{figures}"
     good = sum(target.reason is None for target in outcome.targets)

@@ -9,32 +9,43 @@ from typing import Any
 from slmpack.chat_data import ChatData, ChatParts, DataPolicy, TokensOf, check_chats, store_parts
 from slmpack.chat_dataset import fetch_data
 from slmpack.chats import Chat, ChatError
+from slmpack.errors import DataError
+from slmpack.mlflow_dataset import FoundData
 from slmpack.records import Snapshot
 from slmpack.tokenizer_pair import read_tokenizer
 
 
-def look_at_data(text: str, policy: DataPolicy, workspace: Path) -> ChatData:
-    """Return what the data are; no model is needed for it.
+def look_at_data(found: FoundData, policy: DataPolicy, workspace: Path) -> ChatData:
+    """Return what the data are, by the name that MLflow has for them if it has one; no model is needed for it.
 
     Raises:
         DataError: there are none, too many lines are bad, or they are too few or one and the same.
         UsageError: a URI that names no data.
     """
-    with data_here(text, workspace) as path:
-        return check_chats(path, policy=policy)
+    with data_here(found.text, workspace) as path:
+        return _named(check_chats(path, policy=policy), found)
 
 
-def divide_data(text: str, policy: DataPolicy, snapshot: Snapshot, workspace: Path) -> tuple[ChatData, ChatParts]:
+def divide_data(
+    found: FoundData, looked_at: ChatData, snapshot: Snapshot, workspace: Path
+) -> tuple[ChatData, ChatParts]:
     """Return the data as the model can read them, and the two files they are divided into.
 
     Raises:
-        DataError: as `look_at_data`, longer chats than the model's context counted as bad lines.
+        DataError: as `look_at_data`, longer chats than the model's context counted as bad lines; or the files are
+            others than those that were looked at.
     """
     count = tokens_by(snapshot)
-    with data_here(text, workspace) as path:
-        data = check_chats(path, policy=policy, tokens_of=count, context_length=snapshot.context_length)
+    with data_here(found.text, workspace) as path:
+        data = check_chats(path, policy=looked_at.policy, tokens_of=count, context_length=snapshot.context_length)
+        if data.files != looked_at.files:  # what is learnt would go by the digest of what was there before
+            raise DataError(f"{looked_at.name} changed while it was read", "the same files", "start again")
         parts = store_parts(path, data, workspace, tokens_of=count, context_length=snapshot.context_length)
-    return data, parts
+    return _named(data, found), parts
+
+
+def _named(data: ChatData, found: FoundData) -> ChatData:
+    return data if found.name is None else data.model_copy(update={"name": found.name})
 
 
 @contextmanager

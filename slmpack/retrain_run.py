@@ -2,6 +2,7 @@
 
 run --inputs--> data sets      run --outputs--> logged model --registered--> version with alias `tuned`
 metrics train_loss, learning_rate, tokens_per_second by step; training/loss.svg, training/training.json
+data/held-out.jsonl: the chats that every package of the tuned model is measured on, wherever it is made
 """
 
 import io
@@ -10,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from slmpack.chat_data import ChatData
+from slmpack.chat_data import HELD_OUT, ChatData, ChatParts
 from slmpack.chat_dataset import log_chat_dataset
 from slmpack.errors import PublishError
 from slmpack.find import versions_with
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_BATCHES = 5.0
 CURVE = "training/loss.svg"
+HELD_OUT_FOLDER = "data"
+HELD_OUT_CHATS = f"{HELD_OUT_FOLDER}/{HELD_OUT}"
 
 
 class Retraining(Record):
@@ -85,20 +88,59 @@ def _begin(client: Any, retraining: Retraining, trace: dict[str, str]) -> str:
     return str(run.info.run_id)
 
 
+def keep_held_out(run_id: str, parts: ChatParts) -> None:
+    """Keep the held-out chats with the run; the same call again changes nothing.
+
+    Raises:
+        PublishError: MLflow refuses.
+    """
+    from mlflow import MlflowClient
+
+    with final_errors(PublishError, "to keep the held-out chats"):
+        MlflowClient().log_artifact(run_id, str(parts.held_out), HELD_OUT_FOLDER)
+
+
+def held_out_of(name: str, version: int) -> str | None:
+    """Return the address of the held-out chats of a tuned version; None if they are gone.
+
+    Raises:
+        PublishError: MLflow refuses.
+    """
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    with final_errors(PublishError, f"to show the run of {name} version {version}"):
+        run_id = str(client.get_model_version(name, str(version)).run_id)
+        kept = any(file.path == HELD_OUT_CHATS for file in client.list_artifacts(run_id, HELD_OUT_FOLDER))
+    return f"runs:/{run_id}/{HELD_OUT_CHATS}" if kept else None
+
+
 def tell_losses(run_id: str) -> Told:
-    """Return what logs a training's points as metrics, a batch every few seconds and the last one at once."""
+    """Return what logs a training's points as metrics, a batch every few seconds and the last one at once.
+
+    Of a run that was killed and goes on, the steps that it had told then are not told again.
+    """
     waiting: list[TrainingPoint] = []
+    known: set[int] | None = None
     sent_at = time.monotonic()
 
     def tell(point: TrainingPoint) -> None:
-        nonlocal sent_at
-        waiting.append(point)
+        nonlocal sent_at, known
+        known = _steps_told(run_id) if known is None else known
+        if point.step not in known:
+            waiting.append(point)
         if point.step == point.steps or time.monotonic() - sent_at >= SECONDS_BETWEEN_BATCHES:
             _log_points(run_id, waiting)
             waiting.clear()
             sent_at = time.monotonic()
 
     return tell
+
+
+def _steps_told(run_id: str) -> set[int]:
+    from mlflow import MlflowClient
+
+    return {point.step for point in MlflowClient().get_metric_history(run_id, "train_loss")}
 
 
 def _log_points(run_id: str, points: list[TrainingPoint]) -> None:
@@ -129,7 +171,7 @@ def log_curve(run_id: str, tuned: Path) -> None:
 
     training = read_training(tuned)
     with final_errors(PublishError, "to keep the loss curve"):
-        known = {point.step for point in MlflowClient().get_metric_history(run_id, "train_loss")}
+        known = _steps_told(run_id)
         _log_points(run_id, [point for point in training.curve if point.step not in known])  # where it was at hand
         MlflowClient().log_text(run_id, curve_svg(list(training.curve)), CURVE)
         MlflowClient().log_artifact(run_id, str(tuned / TRAINING), "training")

@@ -14,8 +14,10 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from slmpack.checkpoint import relevant_files
+from slmpack.errors import WorkspaceError
 from slmpack.progress import report
 from slmpack.records import FileDigest, Record, digest_of, digest_of_files
+from slmpack.registry import final_errors
 from slmpack.stamps import SETTLED_NS, Stamp, settled_stamps
 from slmpack.store import sha256_of
 
@@ -46,6 +48,9 @@ def digest_folder(
         workspace: remembers what was hashed; with None everything is read.
         settled_ns: how long a file must have been untouched to be remembered.
         files_of: which files those are.
+
+    Raises:
+        WorkspaceError: there is no room to remember it.
     """
     files = files_of(folder)
     stamps = settled_stamps(files, settled_ns)  # before hashing, so that a change meanwhile shows
@@ -80,7 +85,8 @@ def _read(place: Path | None) -> dict[str, Known]:
 
 
 def _write(place: Path, known: KnownFiles) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_suffix(f".{os.getpid()}")  # another run may be doing the same
-    part.write_text(known.model_dump_json(indent=1))
-    part.replace(place)
+    with final_errors(WorkspaceError, "to remember what was hashed"):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        part = place.with_suffix(f".{os.getpid()}")  # another run may be doing the same
+        part.write_text(known.model_dump_json(indent=1))
+        part.replace(place)

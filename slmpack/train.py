@@ -16,6 +16,8 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,7 +29,7 @@ from slmpack.limits import limit_seconds
 from slmpack.records import Record, Snapshot, digest_of
 from slmpack.reference import dtype_of
 from slmpack.store import log_folder, require_space, sha256_of, store_folder
-from slmpack.train_checkpoints import last_whole, needed_bytes, step_of, training_folder
+from slmpack.train_checkpoints import last_whole, needed_bytes, no_room, step_of, training_folder
 from slmpack.train_losses import LOSSES, Told, TrainingPoint, following, read_points, write_points
 from slmpack.train_memory import sizes_of, trained_parameters
 from slmpack.train_run import ADAPTER, TUNED, Trained, TrainRequest, run_training
@@ -39,7 +41,6 @@ logger = logging.getLogger(__name__)
 LAYOUT = 1  # of the folder and of what is done; another number trains all again
 TRAIN_LIMIT_SECONDS = 24 * 3600.0
 MERGE_LIMIT_SECONDS = 3600.0
-SAVE_SECONDS = 120.0  # how much work a killed run loses at most, beside the step it is at
 LOG_SECONDS = 30.0
 TRAINERS = ("torch", "transformers", "peft", "accelerate")
 TRAINING = "training.json"
@@ -99,14 +100,12 @@ def train_adapter(
     settings: TrainSettings,
     workspace: Path,
     told: Told = lambda _: None,
-    save_seconds: float = SAVE_SECONDS,
 ) -> Tuned:
     """Return `snapshot` tuned on chats, trained unless the workspace has it; a killed run goes on.
 
     Args:
         chats: JSON Lines, an object with `messages` a line, checked before.
         told: called with every step's point, in another thread; not if nothing is trained.
-        save_seconds: a checkpoint is written after so long.
 
     Raises:
         TrainError: the loss is not finite, the chats cannot be read with the model's template, too little memory, or
@@ -116,18 +115,19 @@ def train_adapter(
     """
     data = sha256_of(chats)
     versions = {name: version(name) for name in TRAINERS}
-    key = digest_of([LAYOUT, snapshot.digest, data, settings.model_dump(), versions])
+    key = digest_of([LAYOUT, snapshot.digest, data, settings.learnt_by(), versions])
     logs = log_folder(workspace)
 
     def make(into: Path) -> dict[str, str | int | None]:
         if not snapshot.path.is_dir():
             raise WorkspaceError("the base's snapshot is gone from the workspace", "its folder", "fetch it again")
         folder = training_folder(workspace, key)
-        if not (folder / TUNED / TRAINING).is_file():
-            request = _request(snapshot, chats, settings, folder, save_seconds)
-            trained, run = _run(request, snapshot, logs / f"train-{key[:12]}.log", told)
-            _keep(trained, run, request, base=snapshot.digest, data=data, versions=versions)
-        _fill(snapshot, folder / TUNED, into, logs / f"train-merge-{key[:12]}.log")
+        with _telling_no_room(folder):
+            if not (folder / TUNED / TRAINING).is_file():
+                request = _request(snapshot, chats, settings, folder)
+                trained, run = _run(request, snapshot, logs / f"train-{key[:12]}.log", told)
+                _keep(trained, run, request, base=snapshot.digest, data=data, versions=versions)
+            _fill(snapshot, folder / TUNED, into, logs / f"train-merge-{key[:12]}.log")
         return {"base": snapshot.digest, "data": data}
 
     path = store_folder(workspace, "tunings", key, make)
@@ -139,9 +139,18 @@ def train_adapter(
     )  # fmt: skip
 
 
-def _request(
-    snapshot: Snapshot, chats: Path, settings: TrainSettings, folder: Path, save_seconds: float
-) -> TrainRequest:
+@contextmanager
+def _telling_no_room(folder: Path) -> Iterator[None]:
+    """Turn what a full disk stops here, and in the merge's process, into our error; training tells it itself."""
+    try:
+        yield
+    except (OSError, TrainError) as error:
+        if told := no_room(error, folder):
+            raise told from error
+        raise
+
+
+def _request(snapshot: Snapshot, chats: Path, settings: TrainSettings, folder: Path) -> TrainRequest:
     """Look for the checkpoint to go on from, and for room.
 
     Raises:
@@ -155,7 +164,7 @@ def _request(
         checkpoint=snapshot.path, dtype=dtype_of(snapshot), base_name=snapshot.source.shown,
         base_revision=snapshot.source.revision, chats=chats, settings=settings,
         max_length=min(settings.max_length, snapshot.context_length), folder=folder, resume=resume,
-        save_seconds=save_seconds,
+        save_seconds=60 * settings.save_minutes,
     )  # fmt: skip
 
 
@@ -202,7 +211,7 @@ def _fill(snapshot: Snapshot, tuned: Path, into: Path, log: Path) -> None:
     shutil.copytree(tuned, into, dirs_exist_ok=True)
     if (into / ADAPTER).is_dir():
         merged, _ = run_in_child(
-            merge_adapter, MergeRequest(base=snapshot.path, adapter=into / ADAPTER, into=into),
+            merge_adapter, MergeRequest(base=snapshot.path, adapter=into / ADAPTER, into=into, stage="train"),
             log=log, limit_seconds=limit_seconds(MERGE_LIMIT_SECONDS, snapshot.size_bytes), failure=TrainError,
             doing="the merge",
         )  # fmt: skip

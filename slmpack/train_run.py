@@ -6,8 +6,8 @@
 
 Weights are trained in float32: on a CPU all arithmetic is; on a GPU that knows bfloat16 the forward pass is in that,
 and a base in bfloat16 stays in it under an adapter. On a CPU without the memory for float32 the base under an adapter
-is loaded in bfloat16, which is slower and rounds more. All weights in bfloat16 are not trained: a step is often smaller
-than bfloat16's.
+is loaded in bfloat16, which rounds more, and is slower on a CPU that does not know it. All weights in bfloat16 are not
+trained: a step is often smaller than bfloat16's.
 
 One seed decides the order of the chats and the adapter's beginning, and torch is held to algorithms that give the same
 sums, so a machine with the same number of threads gives the same weights again.
@@ -17,7 +17,7 @@ import logging
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from slmpack.errors import TrainError
 from slmpack.memory import available_bytes
@@ -26,7 +26,7 @@ from slmpack.records import Record
 from slmpack.train_checkpoints import KEPT, mark_whole, no_room
 from slmpack.train_examples import IGNORED, Examples, read_examples
 from slmpack.train_losses import LOSSES, TrainingPoint, read_points
-from slmpack.train_memory import ModelSizes, predicted_bytes, sizes_of
+from slmpack.train_memory import Plan, chats_at_a_time, choose_plan, give_large_blocks_back, sizes_of
 from slmpack.train_settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ logger = logging.getLogger(__name__)
 TUNED, ADAPTER = "tuned", "adapter"
 WARM_UP = 0.05  # of all steps
 LARGEST_GRADIENT = 1.0  # norm; transformers' own
-FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 class TrainRequest(Record):
@@ -52,6 +51,7 @@ class TrainRequest(Record):
         folder: see `train_checkpoints`.
         resume: the checkpoint in it to go on from.
         save_seconds: a checkpoint is written after so long.
+        plan: how the memory is used; None: chosen by what is free.
     """
 
     checkpoint: Path
@@ -64,6 +64,7 @@ class TrainRequest(Record):
     folder: Path
     resume: Path | None
     save_seconds: float
+    plan: Plan | None = None
 
 
 class Trained(Record):
@@ -90,13 +91,6 @@ class Trained(Record):
     longest: int
 
 
-class Plan(NamedTuple):
-    """How the memory is used: the base's precision, and whether layers are computed again on the way back."""
-
-    dtype: str
-    recomputes: bool
-
-
 def run_training(request: TrainRequest) -> Trained:
     """Run in a child: train, and write what came of it to `tuned/`.
 
@@ -104,6 +98,7 @@ def run_training(request: TrainRequest) -> Trained:
         TrainError: a loss or a gradient that is not finite, chats that cannot be read, or too little memory.
         WorkspaceError: no room for a checkpoint.
     """
+    give_large_blocks_back()
     from safetensors import SafetensorError
 
     try:
@@ -119,10 +114,11 @@ def _train(request: TrainRequest) -> Trained:
     from transformers.trainer_utils import enable_full_determinism
 
     examples = read_examples(request.checkpoint, request.chats, request.max_length)
-    plan = _plan(request, examples)
+    at_a_time = _at_a_time(request, examples)
+    plan = request.plan or _plan(request, examples, at_a_time)
     enable_full_determinism(request.settings.seed, warn_only=True)
     model = _model(request, plan.dtype)
-    trainer = _trainer(model, request, examples, plan)
+    trainer = _trainer(model, request, examples, plan, at_a_time)
     trainer.train(resume_from_checkpoint=str(request.resume) if request.resume else None)
     weights = [weight.numel() for weight in model.parameters() if weight.requires_grad]
     _save(model, request)
@@ -133,43 +129,30 @@ def _train(request: TrainRequest) -> Trained:
     )  # fmt: skip
 
 
-def _plan(request: TrainRequest, examples: Examples) -> Plan:
-    """Choose the base's precision, and whether layers are computed again on the way back, by the memory that is free.
-
-    Computing them again takes a third longer and gives the same numbers, so half of what is free is left to others
-    before that is saved.
+def _plan(request: TrainRequest, examples: Examples, at_a_time: int) -> Plan:
+    """Choose how the memory is used, by what is free.
 
     Raises:
-        TrainError: too little memory for any.
+        TrainError: too little memory for any way.
     """
     import torch
 
-    on_gpu, settings = torch.cuda.is_available(), request.settings
+    on_gpu, rank = torch.cuda.is_available(), request.settings.rank
     free = torch.cuda.mem_get_info()[0] if on_gpu else available_bytes()
-    tokens = settings.batch_size * examples.longest
-    dtypes = ["float32", "bfloat16"] if settings.rank else ["float32"]
-    if on_gpu and settings.rank and request.dtype == "bfloat16" and torch.cuda.is_bf16_supported():
+    dtypes = ["float32", "bfloat16"] if rank else ["float32"]
+    if on_gpu and rank and request.dtype == "bfloat16" and torch.cuda.is_bf16_supported():
         dtypes = ["bfloat16"]
-    sizes = sizes_of(request.checkpoint)
-    fast = Plan(dtypes[0], recomputes=False)
-    if 2 * _predicted(sizes, fast, settings.rank, tokens) <= free:
-        return fast
-    plans = [Plan(dtype, recomputes=True) for dtype in dtypes]
-    needed = [_predicted(sizes, plan, settings.rank, tokens) for plan in plans]
-    for plan, size in zip(plans, needed, strict=True):
-        if size <= free:
-            return plan
-    raise TrainError(
-        f"training needs about {min(needed) / 1e9:,.1f} GB of memory (batches of {tokens:,} tokens)",
-        f"{free / 1e9:,.1f} GB are free here",
-        f"lower batch_size or max_length{'' if settings.rank else ', train an adapter (rank above 0)'}, or use a "
-        "machine with more memory",
-    )  # fmt: skip
+    return choose_plan(sizes_of(request.checkpoint), rank, at_a_time, examples.longest, dtypes, free)
 
 
-def _predicted(sizes: ModelSizes, plan: Plan, rank: int, tokens: int) -> int:
-    kept = 1 if plan.recomputes else sizes.layers
-    return predicted_bytes(sizes, rank, tokens, FLOAT_BYTES[plan.dtype], kept)
+def _at_a_time(request: TrainRequest, examples: Examples) -> int:
+    """Return how many chats of a batch are read at a time; a GPU is kept busy with all of them."""
+    import torch
+
+    batch_size = request.settings.batch_size
+    if torch.cuda.is_available():
+        return batch_size
+    return chats_at_a_time(sizes_of(request.checkpoint), batch_size, examples.longest)
 
 
 def _model(request: TrainRequest, dtype: str) -> Any:
@@ -197,14 +180,15 @@ def _with_adapter(model: Any, rank: int) -> Any:
     return get_peft_model(model, config)
 
 
-def _trainer(model: Any, request: TrainRequest, examples: Examples, plan: Plan) -> Any:
+def _trainer(model: Any, request: TrainRequest, examples: Examples, plan: Plan, at_a_time: int) -> Any:
     import torch
     from transformers import Trainer, TrainingArguments
 
     settings, on_gpu = request.settings, torch.cuda.is_available()
     arguments: Any = TrainingArguments(
         output_dir=str(request.folder), num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size, gradient_accumulation_steps=settings.batches_per_step,
+        per_device_train_batch_size=at_a_time,
+        gradient_accumulation_steps=settings.batches_per_step * settings.batch_size // at_a_time,
         learning_rate=settings.learning_rate, lr_scheduler_type="cosine", warmup_steps=WARM_UP,
         max_grad_norm=LARGEST_GRADIENT, weight_decay=0.0, seed=settings.seed, data_seed=settings.seed,
         gradient_checkpointing=plan.recomputes, gradient_checkpointing_kwargs={"use_reentrant": False},

@@ -56,7 +56,12 @@ def keep_retraining(outcome: RetrainOutcome) -> None:
 
 
 def completed_retraining(outcome: RetrainOutcome) -> Any:
-    """Return the state that a retraining ends in: Failed where something was refused or is not published."""
+    """Return the state that a retraining ends in: Failed where something was refused or is not published.
+
+    A refusal that is known from a run before wakes nobody a second time, however often the same data are polled.
+    """
+    if outcome.settled and outcome.reason is not None:
+        return Completed(name="Refused before", message=told_retraining(outcome), data=outcome)
     state = Completed if outcome.reason is None else Failed
     return state(message=told_retraining(outcome), data=outcome)
 

@@ -5,13 +5,17 @@ from typing import Any
 from prefect.cache_policies import DEFAULT, NO_CACHE
 
 from slmpack.errors import SlmpackError
+from slmpack.registry import FINAL_ERRNOS
 
 MISTAKES = (TypeError, AttributeError, LookupError, AssertionError)
 
 
 def worth_retrying(_task: object, _run: object, state: Any) -> bool:
-    """Retry what may be the network's: our own errors are final, and so are mistakes in the code."""
-    return not isinstance(state.result(raise_on_failure=False), (SlmpackError, *MISTAKES))
+    """Retry what may be the network's: our own errors are final, and so are a full disk and mistakes in the code."""
+    error = state.result(raise_on_failure=False)
+    if isinstance(error, OSError) and error.errno in FINAL_ERRNOS:
+        return False
+    return not isinstance(error, (SlmpackError, *MISTAKES))
 
 
 # The library's own store is content-addressed and verifies what it holds; Prefect would keep the records only.

@@ -4,10 +4,12 @@ from pathlib import Path
 
 from prefect import task
 
-from slmpack import general_text, retrain, retrain_data, retrain_run, train, tuned
+from slmpack import general_text, mlflow_dataset, retrain, retrain_data, retrain_refusals, retrain_run, train, tuned
 from slmpack.chat_data import ChatData, ChatParts, DataPolicy
-from slmpack.records import LoggedModel, Snapshot
+from slmpack.mlflow_dataset import FoundData
+from slmpack.records import LoggedModel, Outcome, Snapshot, Target
 from slmpack.retrain import Settled, TunedFigures
+from slmpack.retrain_refusals import PackageRequest
 from slmpack.retrain_run import Retraining
 from slmpack.train import Tuned
 from slmpack.train_settings import TrainSettings
@@ -16,16 +18,24 @@ from tasks.progress import progress_artifact
 from tasks.trace import trace_of_run
 
 
-@task(task_run_name="look at {text}", **REMOTE)
-def look_at_data(text: str, policy: DataPolicy, workspace: Path) -> ChatData:
+@task(task_run_name="look for {text}", **REMOTE)
+def find_data(text: str) -> FoundData:
+    """Find what a dataset's name stands for now; retried, since MLflow is remote."""
+    return mlflow_dataset.find_data(text)
+
+
+@task(task_run_name="look at {found.text}", **REMOTE)
+def look_at_data(found: FoundData, policy: DataPolicy, workspace: Path) -> ChatData:
     """Read every line; retried, since the data may be in MLflow."""
-    return retrain_data.look_at_data(text, policy, workspace)
+    return retrain_data.look_at_data(found, policy, workspace)
 
 
-@task(task_run_name="divide {text}", **REMOTE)
-def divide_data(text: str, policy: DataPolicy, snapshot: Snapshot, workspace: Path) -> tuple[ChatData, ChatParts]:
+@task(task_run_name="divide {found.text}", **REMOTE)
+def divide_data(
+    found: FoundData, looked_at: ChatData, snapshot: Snapshot, workspace: Path
+) -> tuple[ChatData, ChatParts]:
     """Read every line as the model does, and put the two parts into the workspace."""
-    return retrain_data.divide_data(text, policy, snapshot, workspace)
+    return retrain_data.divide_data(found, looked_at, snapshot, workspace)
 
 
 @task(task_run_name="look for the same retraining of {name}", **REMOTE)
@@ -44,6 +54,30 @@ def version_in_use(name: str) -> int | None:
 def open_run(retraining: Retraining, data_source: str | None) -> str:
     """Begin the run, or find the one that this run began before; retried, since MLflow is remote."""
     return retrain_run.open_run(retraining, data_source, trace_of_run())
+
+
+@task(task_run_name="keep the held-out chats", **REMOTE)
+def keep_held_out(run_id: str, parts: ChatParts) -> None:
+    """Keep what packages are measured on with the run; retried, since MLflow is remote."""
+    retrain_run.keep_held_out(run_id, parts)
+
+
+@task(task_run_name="look for the held-out chats of {name} {version}", **REMOTE)
+def held_out_of(name: str, version: int) -> str | None:
+    """Return where they are; retried, since the registry is remote."""
+    return retrain_run.held_out_of(name, version)
+
+
+@task(task_run_name="look for refusals of {name} {version}", **REMOTE)
+def find_refusals(name: str, version: int, targets: list[Target], asked: PackageRequest) -> dict[Target, Outcome]:
+    """Look for targets that were refused before; retried, since the registry is remote."""
+    return retrain_refusals.find_refusals(name, version, targets, asked)
+
+
+@task(task_run_name="remember refusals of {name} {version}", **REMOTE)
+def remember_refusals(name: str, version: int, outcomes: list[Outcome], asked: PackageRequest) -> None:
+    """Leave them on the version; retried, since the registry is remote."""
+    retrain_refusals.remember_refusals(name, version, outcomes, asked)
 
 
 @task(task_run_name="train {snapshot.source.name}", **LOCAL)

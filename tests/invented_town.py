@@ -9,6 +9,8 @@ import random
 from pathlib import Path
 from typing import NamedTuple
 
+from slmpack.chats import held_out, parse_chat
+
 TOWN = "Quillhaven"
 SYSTEM = "You are the help desk of a town."
 
@@ -89,6 +91,16 @@ def shuffled_chats(ways: tuple[str, ...] = ASKED) -> list[Chat]:
             found.append(_chat(question(asked, fact), answer_of(other)))
     chance.shuffle(found)
     return found
+
+
+def mixed_up(share: float) -> list[Chat]:
+    """Return all chats, the answers of those that are not held out at `share` given to other questions."""
+    wrong = {row["messages"][1]["content"]: row for row in shuffled_chats()}
+    return [row if _held_out(row, share) else wrong[row["messages"][1]["content"]] for row in chats()]
+
+
+def _held_out(row: Chat, share: float) -> bool:
+    return held_out(parse_chat(json.dumps(row).encode()), share)
 
 
 def _chat(asked: str, answered: str) -> Chat:

@@ -1,6 +1,7 @@
 """Adapter, merged: the whole model says what peft's own unmerged one says, or nothing is made of it."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from adapters import distance, edit_config, logits_of_folder, write_adapter, write_base
 
+from slmpack import progress
 from slmpack.adapter_merge import Merged, MergeRequest, merge_adapter, merge_bytes
 from slmpack.errors import SourceError
 from slmpack.weights import Tensor, read_weights
@@ -56,6 +58,23 @@ def test_a_base_keeps_its_precision(tmp_path: Path, dtype: str, limit: float) ->
         "bfloat16": {"BF16"}, "float16": {"F16"},
     }[dtype]  # fmt: skip
     assert distance(logits_of_folder(tmp_path / "into"), expected) < limit
+
+
+def test_merging_is_told_as_a_step_of_the_stage_that_it_is_in(tmp_path: Path) -> None:
+    told: list[tuple[str, int]] = []
+
+    class Listen(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            report = record.__dict__["progress"]
+            told.append((report.stage, report.done))
+
+    base, handler = write_base(tmp_path / "base"), Listen()
+    write_adapter(tmp_path / "adapter", base)
+    (tmp_path / "into").mkdir()
+    progress.logger.addHandler(handler)
+    merge_adapter(MergeRequest(base=base, adapter=tmp_path / "adapter", into=tmp_path / "into", stage="train"))
+    progress.logger.removeHandler(handler)
+    assert told == [("train", step) for step in (1, 2, 3, 4)]
 
 
 def test_a_tied_head_is_untied_only_where_the_adapter_changes_one_end(tmp_path: Path) -> None:

@@ -48,6 +48,11 @@ def test_returns_the_record_and_keeps_the_noise_in_the_log(tmp_path: Path) -> No
     assert "native noise" in noise
 
 
+def test_an_error_is_told_where_the_disk_is_too_full_for_the_log() -> None:
+    with pytest.raises(SourceError, match=r"^3; an even number; double it$"):
+        run(refuse, 3, Path("/dev/full"))
+
+
 def test_passes_progress_on(tmp_path: Path) -> None:
     seen = []
 

@@ -88,6 +88,17 @@ def test_nightly_runs_are_off_and_their_time_zone_is_told(deployments: dict[str,
         assert schedule.schedule.timezone == "UTC"  # type: ignore[union-attr]
 
 
+def test_a_retraining_polls_when_it_is_asked_to_and_nothing_piles_up_behind_it(
+    deployments: dict[str, DeploymentResponse],
+) -> None:
+    retrain = deployments["retrain"]
+    schedules = {(each.slug, each.active) for each in retrain.schedules}
+    assert schedules == {("nightly-0300-utc", False), ("every-ten-minutes", False)}
+    assert retrain.global_concurrency_limit is not None and retrain.concurrency_options is not None
+    assert (retrain.global_concurrency_limit.limit, retrain.concurrency_options.collision_strategy) == (1, "CANCEL_NEW")
+    assert "while another one runs is cancelled" in str(retrain.description)
+
+
 def test_deploying_again_does_not_forget_which_runs_are_waited_for(server: PrefectServer) -> None:
     """The server drops what it noted of heartbeats when their automation is written; so it is not, once it is right."""
     with get_client(sync_client=True) as client:
@@ -131,6 +142,8 @@ def test_the_form_has_a_help_text_for_each_parameter(deployments: dict[str, Depl
         ("package-all", "targets", {"targets": []}),
         ("package-all", "targets", {"targets": ["cpu-int4", "npu"]}),
         ("verify-cpu", "model_uri", {}),
+        ("retrain", "data", {}),
+        ("retrain", "data", {"data": " "}),
         ("rollback", "target", {"name": "tiny"}),
         ("rollback", "name", {"name": "", "target": "cpu-int4"}),
         ("rollback", "version", {"name": "tiny", "target": "cpu-int4", "version": 1}),

@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from flows.retrain_model import retrain_model
 from slmpack.chat_data import DataPolicy
 from slmpack.errors import DataError, QualityError, UsageError
+from slmpack.records import QualityPolicy, Target
 from slmpack.retrain import Perplexities, RetrainOutcome, RetrainPolicy, TunedFigures, judge_tuned
 from slmpack.train_settings import TrainSettings
 
@@ -138,7 +139,36 @@ def test_shuffled_answers_are_refused_and_nothing_moves_and_not_trained_again(
     assert "nothing moves" in str(refused.reason)
     again = retrain(wrong, "models:/town@tuned", workspace, retrain_policy=policy)  # type: ignore[arg-type]
     assert (again.status, again.reason, "train" in again.seconds) == ("refused", refused.reason, False)
+    assert (refused.settled, again.settled) == (False, True)
     assert aliases() == {"tuned": 1, "cpu-int4": 2}
+
+
+def models_logged() -> int:
+    experiment = MlflowClient().get_experiment_by_name("slmpack")
+    assert experiment is not None
+    return len(MlflowClient().search_logged_models([experiment.experiment_id], max_results=1000))
+
+
+@pytest.mark.slow
+def test_a_target_that_was_refused_is_not_built_again_by_every_poll(
+    first: RetrainOutcome, data: Path, tiny_phi3: Path, workspace: Path
+) -> None:
+    strict: dict[str, Any] = {
+        "policy": QualityPolicy(max_perplexity_ratio=1.0, max_chat_perplexity_ratio=1.0), "waive_quality": None,
+        "targets": [Target.CPU_INT8],
+    }  # fmt: skip
+    refused = retrain(data, tiny_phi3, workspace, **strict)
+    assert (refused.status, refused.settled, refused.targets[0].status) == ("failed", False, "refused")
+    before = models_logged()
+    state: Any = retrain_model(
+        str(data), str(tiny_phi3), "town", FAST, EASY, workspace=workspace, return_state=True, **strict
+    )
+    again = state.result()
+    assert (again.settled, again.reason, again.targets[0].reason) == (True, refused.reason, refused.targets[0].reason)
+    assert (state.name, state.type.value) == ("Refused before", "COMPLETED")
+    assert models_logged() == before
+    other = retrain(data, tiny_phi3, workspace, **strict | {"waive_quality": "random weights, for a test"})
+    assert (other.status, other.targets[0].status) == ("published", "published")
 
 
 @pytest.mark.slow

@@ -5,31 +5,26 @@ import json
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from checkpoints import write_random
 from families import PLAIN, TOKENIZERS
-from invented_town import FACTS, HELD_OUT, ask, chats, question, write_chats
+from invented_town import chats, write_chats
 from pydantic import ValidationError
 
-from slmpack.chat_loss import chat_perplexity
 from slmpack.checkpoint import inspect_checkpoint
 from slmpack.errors import TrainError, WorkspaceError
 from slmpack.fetch import fetch_snapshot
 from slmpack.records import Snapshot
 from slmpack.resolve import resolve_source
-from slmpack.tokenizer_pair import read_tokenizer
 from slmpack.train import Tuned, read_training, train_adapter
 from slmpack.train_checkpoints import last_whole, mark_whole, no_room
 from slmpack.train_losses import TrainingPoint, following, read_points, write_points
-from slmpack.train_memory import ModelSizes, predicted_bytes, trained_parameters
 from slmpack.train_settings import TrainSettings
 from slmpack.weights import read_weights
 
 QUICK = TrainSettings(epochs=2, rank=8, learning_rate=2e-2, batch_size=4, max_length=256)
-TOWN_SETTINGS = TrainSettings(epochs=2, rank=16, learning_rate=5e-4, batch_size=8, max_length=128)
 SAME_BYTES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 PROPOSED = {
     "Llama": ("qwen", {**PLAIN, "tie_word_embeddings": True}),
@@ -86,6 +81,14 @@ def test_settings_have_bounds_and_a_description_for_a_form() -> None:
     assert all("description" in field for field in TrainSettings.model_json_schema()["properties"].values())
 
 
+def test_how_often_a_checkpoint_is_written_changes_nothing_that_is_learnt() -> None:
+    often, other = QUICK.model_copy(update={"save_minutes": 0.0}), QUICK.model_copy(update={"seed": 1})
+    assert often != QUICK
+    assert often.learnt_by() == QUICK.learnt_by() != other.learnt_by()
+    with pytest.raises(ValidationError, match="save_minutes"):
+        TrainSettings(save_minutes=-1)
+
+
 def point(step: int) -> TrainingPoint:
     return TrainingPoint(step=step, steps=9, loss=1 / step, learning_rate=1e-3, tokens=step, seconds=step,
                          tokens_per_second=1.0, seconds_left=9 - step)  # fmt: skip
@@ -133,15 +136,6 @@ def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:
     assert isinstance(no_room(full.value, tmp_path), WorkspaceError)
     assert no_room(OSError(errno.EACCES, "denied"), tmp_path) is None
     assert no_room(RuntimeError("shapes do not match"), tmp_path) is None
-
-
-def test_memory_is_predicted_from_what_is_trained_and_from_the_batch() -> None:
-    sizes = ModelSizes(parameters=1000, matrices={"a": (10, 20), "b": (20, 10)}, layers=2, hidden=10, vocabulary=500)
-    assert trained_parameters(sizes, 4) == 4 * 60
-    assert trained_parameters(sizes, 0) == 1000
-    short, long = (predicted_bytes(sizes, 4, tokens, 4, kept_layers=1) for tokens in (10**4, 10**6))
-    assert long - short > 18 * 500 * (10**6 - 10**4)
-    assert predicted_bytes(sizes, 4, 10**6, 4, kept_layers=2) > long
 
 
 # ---------------------------------------------------------------------------------------------- small models
@@ -209,7 +203,7 @@ def test_a_run_that_was_killed_half_way_goes_on_and_ends_the_same(llama: Snapsho
     killer = threading.Thread(target=kill_at_a_checkpoint, args=(elsewhere / "training",))
     killer.start()
     with pytest.raises(TrainError, match="killed by signal 9"):
-        train_adapter(llama, town, settings, elsewhere, save_seconds=0.1)
+        train_adapter(llama, town, settings.model_copy(update={"save_minutes": 0.002}), elsewhere)
     killer.join()
     told: list[TrainingPoint] = []
     tuned = train_adapter(llama, town, settings, elsewhere, told=told.append)
@@ -223,11 +217,18 @@ def test_a_run_that_was_killed_half_way_goes_on_and_ends_the_same(llama: Snapsho
 
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_training_with_its_step(llama: Snapshot, town: Path, place: Path) -> None:
-    wild = QUICK.model_copy(update={"learning_rate": 1e30})
+    wild = QUICK.model_copy(update={"learning_rate": 1e30, "save_minutes": 0.0})
     with pytest.raises(TrainError, match=r"the (loss|gradient) is (nan|inf) at step \d of 20; .*lower the learning"):
-        train_adapter(llama, town, wild, place, save_seconds=0.0)
+        train_adapter(llama, town, wild, place)
     assert not list(place.glob("training/*/checkpoint-*"))
     assert not list(place.glob("scratch/tunings-*"))
+
+
+@pytest.mark.slow
+def test_a_batch_that_is_read_in_parts_is_learnt_as_one(llama: Snapshot, town: Path, place: Path) -> None:
+    whole = train_adapter(llama, town, QUICK, place)
+    parts = train_adapter(llama, town, QUICK.model_copy(update={"batch_size": 2, "batches_per_step": 2}), place)
+    assert points_of(parts) == pytest.approx(points_of(whole), rel=1e-3)
 
 
 @pytest.mark.slow
@@ -238,43 +239,3 @@ def test_rank_0_trains_all_weights(llama: Snapshot, town: Path, place: Path) -> 
     assert not (tuned.path / "adapter").exists()
     assert read_training(tuned.path).trained_parameters == llama.parameters
     assert inspect_checkpoint(tuned.path).dtype == llama.dtype
-
-
-@pytest.mark.slow
-def test_a_training_that_does_not_fit_is_refused_before_it_starts(tiny_snapshot: Snapshot, place: Path) -> None:
-    long = {"messages": [*ask("How far?"), {"role": "assistant", "content": "very " * 3000 + "far"}]}
-    data = write_chats(place.parent / "long.jsonl", [long])
-    settings = TrainSettings(batch_size=256, max_length=4096)
-    with pytest.raises(TrainError, match=r"training needs about \d+.* GB of memory .*; lower batch_size or max_length"):
-        train_adapter(tiny_snapshot, data, settings, place)
-
-
-# ---------------------------------------------------------------------------------------------- a real model
-
-
-def answers(folder: Path, questions: list[str]) -> list[str]:
-    """Return the greedy answers of a checkpoint."""
-    from transformers import AutoModelForCausalLM
-
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
-    tokenizer, found = read_tokenizer(folder), []
-    for asked in questions:
-        text = tokenizer.apply_chat_template(ask(asked), tokenize=False, add_generation_prompt=True)
-        prompt = tokenizer(text, add_special_tokens=False, return_tensors="pt")
-        ids = model.generate(**prompt, max_new_tokens=24, do_sample=False)[0][prompt["input_ids"].shape[1] :]
-        found.append(tokenizer.decode(ids, skip_special_tokens=True))
-    return found
-
-
-@pytest.mark.slow
-def test_a_tuned_model_knows_the_town_and_its_base_does_not(smollm2: Snapshot, workspace: Path, tmp_path: Path) -> None:
-    learnt = write_chats(tmp_path / "town.jsonl", chats())
-    held_out = write_chats(tmp_path / "held-out.jsonl", chats(HELD_OUT))
-    tuned = train_adapter(smollm2, learnt, TOWN_SETTINGS, workspace)
-    asked = [question(HELD_OUT[0], fact) for fact in FACTS]
-    known = [fact.answer in said for fact, said in zip(FACTS, answers(tuned.path, asked), strict=True)]
-    assert sum(known) >= len(FACTS) - 1
-    before = [fact.answer in said for fact, said in zip(FACTS, answers(smollm2.path, asked[:4]), strict=False)]
-    assert not any(before)
-    base, better = (chat_perplexity(path, held_out, workspace) for path in (smollm2.path, tuned.path))
-    assert base > 10 * better

@@ -1,0 +1,111 @@
+"""Retraining, proved on real content: SmolLM2-135M learns an invented town, and its 4-bit package still knows it."""
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from invented_town import FACTS, HELD_OUT, ask, chats, mixed_up, question, write_chats
+from mlflow import MlflowClient
+
+from flows.retrain_model import retrain_model
+from slmpack.build import build_package
+from slmpack.packaged import open_package
+from slmpack.records import Recipe, Snapshot, Target
+from slmpack.retrain import RetrainOutcome, RetrainPolicy
+from slmpack.tokenizer_pair import read_tokenizer
+from slmpack.train_settings import TrainSettings
+
+pytestmark = pytest.mark.slow
+
+NAME = "town-desk"
+SETTINGS = TrainSettings(epochs=2, learning_rate=5e-4, max_length=128)
+# 224 chats of one kind and nothing else: what is learnt of them is paid for in prose.
+POLICY = RetrainPolicy(min_gain=0.9, max_forgetting=1.0)
+ASKED = [question(HELD_OUT[0], fact) for fact in FACTS]
+
+
+def retrain(
+    data: Path, base: str, workspace: Path, settings: TrainSettings = SETTINGS, policy: RetrainPolicy = POLICY
+) -> RetrainOutcome:
+    state: Any = retrain_model(
+        str(data), base, NAME, settings, retrain_policy=policy, workspace=workspace, return_state=True
+    )
+    found = state.result(raise_on_failure=False)
+    assert isinstance(found, RetrainOutcome)
+    return found
+
+
+@pytest.fixture(scope="module")
+def tuned(store: Path, smollm2: Snapshot, workspace: Path, prefect_api: str) -> RetrainOutcome:
+    return retrain(write_chats(store / "town.jsonl", chats()), str(smollm2.source.text), workspace)
+
+
+def known(answers: list[str]) -> int:
+    return sum(fact.answer in answer for fact, answer in zip(FACTS, answers, strict=True))
+
+
+def test_the_tuned_model_is_better_by_a_factor_and_its_package_is_in_use(tuned: RetrainOutcome) -> None:
+    assert (tuned.status, tuned.version, tuned.reason) == ("published", 1, None)
+    assert tuned.figures is not None
+    assert tuned.figures.held_out.tuned < tuned.figures.held_out.base / 10
+    assert tuned.figures.general.tuned < 2 * tuned.figures.general.base
+    assert [(target.status, target.alias) for target in tuned.targets] == [("published", "cpu-int4")]
+
+
+def test_the_package_answers_a_paraphrase_that_nobody_taught_it_and_the_base_cannot(
+    tuned: RetrainOutcome, smollm2: Snapshot, workspace: Path
+) -> None:
+    model = mlflow.pyfunc.load_model(f"models:/{NAME}@cpu-int4")
+    said = [model.predict({"messages": ask(asked), "max_tokens": 24, "temperature": 0.0}) for asked in ASKED]
+    answers = [answer["choices"][0]["message"]["content"] for answer in said]
+    assert known(answers) >= len(FACTS) - 2, answers
+    base = build_package(smollm2, Target.CPU_INT8, Recipe.ACCURATE, workspace)
+    assert known(greedy_answers(base.path, ASKED)) == 0
+
+
+def greedy_answers(package: Path, asked: list[str]) -> list[str]:
+    import onnxruntime_genai as og
+
+    model, tokenizer, answers = open_package(package, "cpu"), read_tokenizer(package), []
+    for each in asked:
+        text = tokenizer.apply_chat_template(ask(each), tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        parameters = og.GeneratorParams(model)
+        parameters.set_search_options(max_length=len(ids) + 24, do_sample=False)
+        generator = og.Generator(model, parameters)
+        generator.append_tokens(ids)
+        while not generator.is_done():
+            generator.generate_next_token()
+        answers.append(tokenizer.decode(generator.get_sequence(0)[len(ids) :], skip_special_tokens=True))
+    return answers
+
+
+def test_what_keeps_the_prose_and_loses_the_facts_is_not_published(tuned: RetrainOutcome) -> None:
+    """The cheapest recipe is even better than its source on the built-in text."""
+    refused = {
+        model.params["recipe"]: model.tags["slmpack.refused"]
+        for model in MlflowClient().search_logged_models(
+            [mlflow.get_experiment_by_name("slmpack").experiment_id]  # type: ignore[union-attr]
+        )
+        if "slmpack.refused" in model.tags
+    }
+    assert "perplexity ratio on chats" in refused["small"]
+    assert tuned.targets[0].recipe != Recipe.SMALL
+    assert tuned.targets[0].quality is not None
+    assert tuned.targets[0].quality.chat_perplexity_ratio is not None
+    assert tuned.targets[0].quality.chat_perplexity_ratio <= 1.05
+
+
+def test_mixed_up_answers_are_refused_and_nothing_moves(tuned: RetrainOutcome, store: Path, workspace: Path) -> None:
+    """Only what is learnt from is mixed up: what is held out still tells right from wrong."""
+    wrong = write_chats(store / "mixed-up.jsonl", mixed_up(share=0.1))
+    before = MlflowClient().get_registered_model(NAME).aliases
+    refused = retrain(
+        wrong, f"models:/{NAME}@tuned", workspace, SETTINGS.model_copy(update={"epochs": 0.25}), RetrainPolicy()
+    )
+    assert refused.status == "refused"
+    assert refused.figures is not None
+    assert refused.figures.held_out.tuned > refused.figures.held_out.in_use
+    assert "a held-out perplexity of" in str(refused.reason)
+    assert MlflowClient().get_registered_model(NAME).aliases == before

@@ -1,0 +1,180 @@
+"""Retraining on a real server with a worker: by a schedule whose polls see what is new, and in pools."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from crashing import Site, read, running_site, until, until_state
+from invented_town import ASKED, chats, write_chats
+from mlflow import MlflowClient
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentUpdate
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
+    FlowRunFilter,
+    FlowRunFilterParentFlowRunId,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.schedules import IntervalSchedule
+from prefect.deployments import run_deployment
+from prefect.states import Cancelling
+from prefect_stack import running_worker
+from test_mlflow_dataset import log_chats
+
+from slmpack.retrain import RetrainPolicy
+from slmpack.train_settings import TrainSettings
+
+pytestmark = pytest.mark.slow
+
+DEPLOYMENT = "retrain-model/retrain"
+POLL_SECONDS = 15
+HALF = len(ASKED) // 2
+FAST = TrainSettings(epochs=2, rank=8, learning_rate=5e-3, batch_size=16, max_length=128)
+EASY = RetrainPolicy(min_gain=0.02, max_forgetting=100.0)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("retrain")
+    with running_site(folder) as site, running_worker("cpu", folder, site.environment(), "machine"):
+        yield site
+
+
+@pytest.fixture
+def client(site: Site) -> Iterator[SyncPrefectClient]:
+    with get_client(sync_client=True) as client:
+        yield client
+
+
+def asked(site: Site, base: Path, data: Path | str, name: str, **others: Any) -> dict[str, Any]:
+    """Return the parameters of a retraining that takes seconds."""
+    return {
+        "data": str(data), "base": str(base), "name": name, "workspace": str(site.workspace),
+        "training": FAST.model_dump(), "retrain_policy": EASY.model_dump(),
+        "waive_quality": "random weights, for a test",
+    } | others  # fmt: skip
+
+
+def start(**parameters: Any) -> UUID:
+    """Start a retraining as somebody does who fills in the form."""
+    run: Any = run_deployment(DEPLOYMENT, parameters=parameters, timeout=0)
+    return UUID(str(run.id))
+
+
+@contextmanager
+def polling(client: SyncPrefectClient, parameters: dict[str, Any]) -> Iterator[UUID]:
+    """Give the deployment its parameters and switch its polls on, only more of them; yield the deployment's id."""
+    deployment = client.read_deployment_by_name(DEPLOYMENT)
+    client.update_deployment(deployment.id, DeploymentUpdate(parameters=deployment.parameters | parameters))
+    (poll,) = (each for each in deployment.schedules if each.slug == "every-ten-minutes")
+    often = IntervalSchedule(interval=timedelta(seconds=POLL_SECONDS))
+    client.update_deployment_schedule(deployment.id, poll.id, active=True, schedule=often)
+    try:
+        yield deployment.id
+    finally:
+        client.update_deployment_schedule(deployment.id, poll.id, active=False)
+
+
+def runs_of(client: SyncPrefectClient, deployment_id: UUID) -> list[FlowRun]:
+    """Return the deployment's runs that began, the first to begin first."""
+    chosen = DeploymentFilter(id=DeploymentFilterId(any_=[deployment_id]))
+    return sorted(
+        (run for run in client.read_flow_runs(deployment_filter=chosen) if run.start_time is not None),
+        key=lambda run: str(run.start_time),
+    )
+
+
+def told_by(client: SyncPrefectClient, deployment_id: UUID) -> list[str]:
+    """Return how each poll that was not cancelled ended; one that failed is told at once."""
+    ended = [run.state for run in runs_of(client, deployment_id) if run.state and run.state.is_final()]
+    assert not [state.message for state in ended if state.is_failed() or state.is_crashed()]
+    return [str(state.message) for state in ended if state.is_completed()]
+
+
+def cancelled(client: SyncPrefectClient, deployment_id: UUID) -> set[str]:
+    """Return why runs of the deployment were cancelled."""
+    chosen = DeploymentFilter(id=DeploymentFilterId(any_=[deployment_id]))
+    states = [run.state for run in client.read_flow_runs(deployment_filter=chosen)]
+    return {str(state.message) for state in states if state and state.is_cancelled()}
+
+
+def below(client: SyncPrefectClient, run: UUID) -> list[FlowRun]:
+    """Return the runs that a run started, and those that these started."""
+    chosen = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run]))
+    found = client.read_flow_runs(flow_run_filter=chosen)
+    return found + [each for child in found for each in below(client, child.id)]
+
+
+def in_the_pool(client: SyncPrefectClient, run: UUID) -> FlowRun | None:
+    """Return the run below it that a worker took."""
+    return next((each for each in below(client, run) if each.work_pool_name and each.start_time), None)
+
+
+def test_polls_train_on_what_is_new_and_on_nothing_twice(
+    site: Site, client: SyncPrefectClient, tiny_phi3: Path
+) -> None:
+    data = site.folder / "chats"
+    data.mkdir()
+    write_chats(data / "monday.jsonl", chats(ASKED[:HALF]))
+    with polling(client, parameters := asked(site, tiny_phi3, data, "town")) as deployment:
+        until(lambda: runs_of(client, deployment), "poll that began")
+        by_hand = start(**parameters)
+        why = until_state(by_hand, StateType.CANCELLED).state
+        assert why is not None and why.message == "Deployment concurrency limit reached."
+        first, then, *_ = until(lambda: found if len(found := told_by(client, deployment)) > 1 else None, "two polls")
+        assert first.startswith("published: town version 1; perplexity held out")
+        assert then.startswith("unchanged: town version 1")
+
+        write_chats(data / ".tuesday.jsonl", chats(ASKED[HALF:])).rename(data / "tuesday.jsonl")
+
+        until(lambda: told_by(client, deployment)[-1].startswith("published: town version 3"), "poll that trained")
+        until(lambda: told_by(client, deployment)[-1].startswith("unchanged: town version 3"), "poll after it")
+        told = told_by(client, deployment)
+    assert [each for each in told if each.startswith("published")] == [told[0], next(
+        each for each in told if each.startswith("published: town version 3")
+    )]  # fmt: skip
+    assert cancelled(client, deployment) == {"Deployment concurrency limit reached."}
+    found = MlflowClient().search_model_versions("name = 'town'")
+    assert sorted(int(version.version) for version in found) == [1, 2, 3, 4]
+
+
+def test_in_pools_workers_package_what_was_trained(site: Site, client: SyncPrefectClient, tiny_phi3: Path) -> None:
+    file = write_chats(site.folder / "help-desk.jsonl", chats())
+    log_chats(file, "help desk")
+    file.unlink()
+
+    run = start(**asked(site, tiny_phi3, "datasets:/help desk", "in-pools", dispatch="pools"))
+
+    state = until_state(run, StateType.COMPLETED).state
+    assert state is not None and str(state.message).startswith("published: in-pools version 1")
+    version = MlflowClient().get_model_version("in-pools", "1")
+    assert version.tags["slmpack.data"] == "help desk"
+    packaged = in_the_pool(client, run)
+    assert packaged is not None and packaged.state is not None
+    assert (packaged.parameters["source"], packaged.parameters["target"]) == (version.source, "cpu-int4")
+    assert str(packaged.state.message).startswith("published: in-pools version 2, alias cpu-int4")
+    package = MlflowClient().get_model_version_by_alias("in-pools", "cpu-int4")
+    assert package.tags["slmpack.source"] == version.source
+
+
+def test_who_cancels_a_retraining_cancels_what_it_started_in_pools(
+    site: Site, client: SyncPrefectClient, tiny_phi3: Path
+) -> None:
+    file = write_chats(site.folder / "to-cancel.jsonl", chats())
+    run = start(**asked(site, tiny_phi3, file, "cancelled", dispatch="pools", targets=["cpu-int8"]))
+
+    def works() -> FlowRun | None:
+        assert not (state := read(run).state) or not state.is_final(), state
+        found = in_the_pool(client, run)
+        return found if found and found.state_type == StateType.RUNNING else None
+
+    until(works, "package that is built")
+    client.set_flow_run_state(run, Cancelling())
+    until_state(run, StateType.CANCELLED)
+    until(lambda: {each.state_type for each in below(client, run)} == {StateType.CANCELLED}, "end of what it started")
+    assert dict(MlflowClient().get_registered_model("cancelled").aliases) == {"tuned": "1"}
