@@ -7,7 +7,7 @@ Two steps each: the first makes Adam's moments, the second has them beside every
 token, so that there is padding. Private memory is psutil's unique set size, children included, as a run records it:
 with the pages of the mapped checkpoint, which every step reads; in brackets what is anonymous.
 
-All 32 layers take 8 GB of disk, and 14 GB of memory in bfloat16. Have nothing else on the machine that loads torch:
+All 32 layers take 8 GB of disk, and 9 GB of memory in bfloat16. Have nothing else on the machine that loads torch:
 pages that two processes share are nobody's own, and the unique set size leaves them out.
 """
 
@@ -64,11 +64,11 @@ SMALL_CASES = tuple(
     Case(rank, batch_size, longest, plan)
     for rank in (16, 0)
     for batch_size, longest, plan in (
-        (8, 60, KEEPING), (8, 60, AGAIN), (8, 256, KEEPING), (8, 256, AGAIN), (4, 1024, AGAIN),
+        (8, 60, KEEPING), (8, 60, AGAIN), (8, 256, AGAIN), (4, 1024, AGAIN),
     )
 )  # fmt: skip
-LARGE_CASES = (Case(16, 8, 60, KEEPING), Case(16, 8, 60, AGAIN), Case(16, 2, 512, AGAIN), Case(16, 2, 512, SHORT))
-WHOLE_CASES = (Case(16, 8, 60, SHORT),)  # float32 does not fit into 24 GB
+LARGE_CASES = (Case(16, 8, 60, KEEPING), Case(16, 1, 512, AGAIN), Case(16, 1, 512, SHORT))
+WHOLE_CASES = (Case(16, 1, 128, SHORT),)  # float32 does not fit into 24 GB
 WHOLE = 32
 
 

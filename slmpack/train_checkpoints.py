@@ -2,6 +2,7 @@
 
     <workspace>/training/<key>/     for its owner alone, removed when the result is stored
         losses.jsonl                a line a step
+        precision.txt               of the base
         checkpoint-<step>/          transformers' own; the last `KEPT`
             adapter_model.safetensors or model.safetensors, trainer_state.json
             optimizer.pt, scheduler.pt, rng_state.pth   read back with weights_only, which runs no code

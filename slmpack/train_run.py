@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TUNED, ADAPTER = "tuned", "adapter"
+PRECISION = "precision.txt"  # of the base, beside the checkpoints: a run that goes on has the same
 WARM_UP = 0.05  # of all steps
 LARGEST_GRADIENT = 1.0  # norm; transformers' own
 
@@ -116,6 +117,7 @@ def _train(request: TrainRequest) -> Trained:
     examples = read_examples(request.checkpoint, request.chats, request.max_length)
     at_a_time = _at_a_time(request, examples)
     plan = request.plan or _plan(request, examples, at_a_time)
+    (request.folder / PRECISION).write_text(plan.dtype)
     enable_full_determinism(request.settings.seed, warn_only=True)
     model = _model(request, plan.dtype)
     trainer = _trainer(model, request, examples, plan, at_a_time)
@@ -137,12 +139,23 @@ def _plan(request: TrainRequest, examples: Examples, at_a_time: int) -> Plan:
     """
     import torch
 
-    on_gpu, rank = torch.cuda.is_available(), request.settings.rank
-    free = torch.cuda.mem_get_info()[0] if on_gpu else available_bytes()
-    dtypes = ["float32", "bfloat16"] if rank else ["float32"]
-    if on_gpu and rank and request.dtype == "bfloat16" and torch.cuda.is_bf16_supported():
-        dtypes = ["bfloat16"]
-    return choose_plan(sizes_of(request.checkpoint), rank, at_a_time, examples.longest, dtypes, free)
+    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else available_bytes()
+    sizes, dtypes = sizes_of(request.checkpoint), dtypes_for(request)
+    return choose_plan(sizes, request.settings.rank, at_a_time, examples.longest, dtypes, free)
+
+
+def dtypes_for(request: TrainRequest) -> list[str]:
+    """Return what the base may be in, the best first; where a run goes on, only what it began with."""
+    import torch
+
+    begun = request.folder / PRECISION
+    if request.resume is not None and begun.is_file():
+        return [begun.read_text()]
+    if not request.settings.rank:
+        return ["float32"]
+    if torch.cuda.is_available() and request.dtype == "bfloat16" and torch.cuda.is_bf16_supported():
+        return ["bfloat16"]
+    return ["float32", "bfloat16"]
 
 
 def _at_a_time(request: TrainRequest, examples: Examples) -> int:

@@ -22,9 +22,11 @@ class TrainSettings(Record):
     learning_rate: float = Field(
         2e-4, gt=0, description="The highest one: 2e-4 to 5e-4 for an adapter (it forgets faster, too), 2e-5 for all."
     )
-    batch_size: int = Field(8, ge=1, le=256, description="Chats that are read at a time; fewer take less memory.")
+    batch_size: int = Field(
+        8, ge=1, le=256, description="Chats that are learnt from at a time; a CPU reads them in parts that fit."
+    )
     batches_per_step: int = Field(
-        1, ge=1, le=256, description="Batches before the weights change: 8 of 1 learn as 1 of 8, in less memory."
+        1, ge=1, le=256, description="Batches before the weights change: 8 of 1 learn as 1 of 8."
     )
     max_length: int = Field(
         1024, ge=16, le=1_000_000, description="Tokens; longer chats are left out, and counted."

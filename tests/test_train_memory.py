@@ -5,6 +5,7 @@ import struct
 from pathlib import Path
 
 import pytest
+import torch
 from invented_town import ask, write_chats
 
 from slmpack.errors import TrainError
@@ -23,6 +24,7 @@ from slmpack.train_memory import (
     sizes_of,
     trained_parameters,
 )
+from slmpack.train_run import PRECISION, TrainRequest, dtypes_for
 from slmpack.train_settings import TrainSettings
 
 DEFAULTS = TrainSettings()
@@ -173,3 +175,17 @@ def test_a_real_training_stays_below_its_prediction_and_reads_its_batches_in_par
 
 def said(content: str) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": content}]
+
+
+def test_a_run_that_goes_on_has_the_base_in_the_precision_it_began_with(tmp_path: Path) -> None:
+    def asked(resume: Path | None) -> TrainRequest:
+        return TrainRequest(
+            checkpoint=tmp_path, dtype="bfloat16", base_name="base", base_revision="1", chats=tmp_path / "chats.jsonl",
+            settings=DEFAULTS, max_length=64, folder=tmp_path, resume=resume, save_seconds=1.0,
+        )  # fmt: skip
+
+    begun = tmp_path / "checkpoint-4"
+    assert dtypes_for(asked(begun)) == dtypes_for(asked(None))  # of a run by an earlier release nothing is known
+    (tmp_path / PRECISION).write_text("bfloat16")
+    assert dtypes_for(asked(begun)) == ["bfloat16"]
+    assert dtypes_for(asked(None))[0] == ("bfloat16" if torch.cuda.is_available() else "float32")
