@@ -46,7 +46,7 @@ from slmpack.parameters import (
 )
 from slmpack.proof import Proofs
 from slmpack.records import Interface, Outcome, Package, QualityPolicy, Recipe, Snapshot, Target
-from slmpack.request import Request, check_request
+from slmpack.request import Request, check_request, on_chats
 from slmpack.resolve import DEFAULT_SOURCE, shown_source
 from slmpack.wanted import wanted_key
 from tasks.build import build_package
@@ -57,7 +57,7 @@ from tasks.measure import measure_quality
 from tasks.outcome import completed, keep_outcome
 from tasks.publish import find_rung, find_wanted, mark_refused, publish_version
 from tasks.registry import require_registry
-from tasks.resolve import resolve_source
+from tasks.resolve import chats_of, resolve_source
 from tasks.smoke import smoke_test
 from tasks.unproved import find_unproved, find_unproved_wanted, leave_unproved
 from tasks.validate import validate_model
@@ -109,6 +109,8 @@ def package(
     with stages("resolve"):
         require_registry()
         resolved = source_of_checkpoint(checkpoint) if checkpoint else resolve_source(source, request.workspace)
+        if request.quality_chats is None and (chats := chats_of(resolved)):
+            request = on_chats(request, chats)
     name, alias = request.name or resolved.name, alias_of(target, interface)
     wanted = wanted_key(resolved, target, interface, request)
     with stages("find"):

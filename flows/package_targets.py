@@ -41,7 +41,7 @@ from tasks.fetch import fetch_snapshot
 from tasks.hand_over import find_checkpoint, hand_over_snapshot
 from tasks.outcome import keep_outcomes
 from tasks.registry import require_registry
-from tasks.resolve import resolve_source
+from tasks.resolve import chats_of, resolve_source
 
 
 def name_of_run() -> str:
@@ -78,7 +78,7 @@ def package_targets(
     rest = {
         "recipe": recipe, "interface": interface, "name": name, "force": force, "policy": policy,
         "waive_quality": waive_quality, "quality_text": quality_text, "calibration_text": calibration_text,
-        "quality_chats": quality_chats,
+        "quality_chats": quality_chats or chats_of(resolved),
     }  # fmt: skip
     if dispatch is Dispatch.HERE:
         outcomes = package_here(source, targets, rest | {"workspace": workspace})

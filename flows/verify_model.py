@@ -16,14 +16,16 @@ from slmpack.hardware import require_hardware
 from slmpack.outcome import REFUSALS, Stages, published_outcome
 from slmpack.parameters import CheckpointUri, ModelUri, Policy, QualityChats, QualityText, Waiver, Workspace
 from slmpack.proof import Proofs
+from slmpack.provenance import source_of
 from slmpack.records import Check, LoggedModel, Outcome, Quality, QualityPolicy, Recipe, SmokeReport
-from slmpack.request import Request, check_request
+from slmpack.request import Request, check_request, on_chats
 from tasks.fetch import receive_snapshot
 from tasks.measure import measure_quality
 from tasks.outcome import completed, keep_outcome
 from tasks.publish import mark_refused, publish_version
 from tasks.recall import find_logged, recall_model, standing_of
 from tasks.registry import require_registry
+from tasks.resolve import chats_of
 from tasks.smoke import smoke_test
 from tasks.validate import validate_model
 
@@ -51,6 +53,8 @@ def verify_model(
         policy=policy, quality_text=quality_text, waive_quality=waive_quality,
         quality_chats=quality_chats,
     )  # fmt: skip
+    if request.quality_chats is None and (chats := chats_of(source_of(told))):
+        request = on_chats(request, chats)
     if checkpoint is not None:
         with stages("fetch"):
             receive_snapshot(checkpoint, request.workspace)  # where recalling finds it

@@ -9,10 +9,11 @@ from typing import Any
 from slmpack.checkpoint import relevant_files
 from slmpack.errors import SourceError, UsageError
 from slmpack.licence import is_placeholder
-from slmpack.records import ModelSource, Record
+from slmpack.records import ModelSource, Record, SourceKind
 
 _FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID or runs:/RUN_ID/NAME"
 _FORM = re.compile(r"models:/m-[0-9a-f]{32}|models:/(?P<name>[^/@]+)(/\d+|@(?P<alias>[\w-]+))|runs:/[^/]+/.+")
+QUALITY_CHATS = "slmpack.quality_chats"  # of a logged model: the chats whose answers its packages have to keep
 _FLAVOUR = "transformers"
 _WEIGHTS = "model"  # the folder in a logged model
 
@@ -53,6 +54,16 @@ def pin(uri: str) -> PinnedModel:
         name=name or location.split("/")[-1],
         licence=str(licence) if licence else None,
     )
+
+
+def chats_of(source: ModelSource) -> str | None:
+    """Return the chats that a tuned model was judged by, of whatever name it is asked for; None for other sources."""
+    import mlflow
+
+    if source.kind is not SourceKind.MLFLOW or not source.location.startswith("models:/m-"):
+        return None
+    logged = _logged_model(mlflow.MlflowClient(), source.location.removeprefix("models:/"))
+    return None if logged is None else logged.tags.get(QUALITY_CHATS)
 
 
 def _unmoving(client: Any, uri: str) -> tuple[str, str | None]:

@@ -18,6 +18,7 @@ class Request(Record):
     """A request that makes sense.
 
     Attributes:
+        recipe: as it was asked for.
         ladder: the recipes to try, cheapest first.
         name: the registered model's; None if the source is to give it.
         quality_text: what to measure the quality on; None for the built-in text.
@@ -28,6 +29,8 @@ class Request(Record):
         wanted: see `wanted`; None until the source is resolved.
     """
 
+    target: Target
+    recipe: Recipe
     ladder: tuple[Recipe | None, ...]
     name: str | None
     workspace: Path
@@ -91,9 +94,10 @@ def check_request(
                          "leave --calibration-text out")  # fmt: skip
     text = read_text(quality_text)
     calibration = None if calibration_text is None else read_text(calibration_text, "--calibration-text")
-    told = [_counted(policy, quality_chats), text, *filter(None, [calibration])]
     chats = None if quality_chats is None else checked_chats(quality_chats)
     return Request(
+        target=target,
+        recipe=recipe,
         ladder=ladder,
         name=name,
         workspace=workspace_of(workspace),
@@ -102,13 +106,31 @@ def check_request(
         quality_chats=chats and chats.text,
         calibration_text=calibration,
         waiver=None if waive_quality is None else checked_waiver(waive_quality),
-        asked=f"{recipe} {digest_of(told if chats is None else [*told, {'chats': chats.digest}])[:12]}",
+        asked=_asked(recipe, policy, text, calibration, chats),
     )
 
 
-def _counted(policy: QualityPolicy, chats: str | None) -> dict[str, object]:
-    """Return of the policy what counts: without chats their limit does not, as before there was one."""
-    return policy.model_dump(exclude=set() if chats else {"max_chat_perplexity_ratio"})
+def on_chats(request: Request, text: str) -> Request:
+    """Return the request, measured on chats that the source itself names as well.
+
+    Raises:
+        UsageError: the text names no chats, or some that may be others tomorrow.
+        DataError: there are none, or a line is none.
+    """
+    chats, read = checked_chats(text), read_text(request.quality_text)
+    return request.model_copy(update={
+        "ladder": ladder_for(request.target, request.recipe, on_chats=True), "quality_chats": chats.text,
+        "asked": _asked(request.recipe, request.policy, read, request.calibration_text, chats),
+    })  # fmt: skip
+
+
+def _asked(
+    recipe: Recipe, policy: QualityPolicy, text: str, calibration: str | None, chats: "CheckedChats | None"
+) -> str:
+    """Return what a version's tag remembers; without chats their limit does not count, as before there was one."""
+    counted = policy.model_dump(exclude=set() if chats else {"max_chat_perplexity_ratio"})
+    told = [counted, text, *filter(None, [calibration]), *([] if chats is None else [{"chats": chats.digest}])]
+    return f"{recipe} {digest_of(told)[:12]}"
 
 
 class CheckedChats(Record):

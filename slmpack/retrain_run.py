@@ -16,6 +16,7 @@ from slmpack.chat_dataset import log_chat_dataset
 from slmpack.errors import PublishError
 from slmpack.find import versions_with
 from slmpack.log import EXPERIMENT, PREFECT_RUN, experiment_id
+from slmpack.mlflow_source import QUALITY_CHATS
 from slmpack.publish import REFUSED
 from slmpack.records import LoggedModel, ModelSource, Record
 from slmpack.registry import final_errors
@@ -271,6 +272,7 @@ def register_tuned(
         version = known[-1] if known else client.create_model_version(
             name, model.uri, run_id, tags, description=_description(retraining, figures), model_id=model.model_id
         )  # fmt: skip
+        client.set_logged_model_tags(model.model_id, {QUALITY_CHATS: f"runs:/{run_id}/{HELD_OUT_CHATS}"})
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
         client.set_registered_model_alias(name, TUNED_ALIAS, version.version)
         client.set_tag(run_id, "slmpack.version", version.version)

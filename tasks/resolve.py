@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prefect import task
 
-from slmpack import resolve
+from slmpack import mlflow_source, resolve
 from slmpack.records import ModelSource
 from tasks.policies import REMOTE
 
@@ -13,3 +13,9 @@ from tasks.policies import REMOTE
 def resolve_source(text: str, workspace: Path) -> ModelSource:
     """Pin the source; retried, since it may be remote."""
     return resolve.resolve_source(text, workspace)
+
+
+@task(task_run_name="look for the chats of {source.text}", **REMOTE)
+def chats_of(source: ModelSource) -> str | None:
+    """Look for the chats that a tuned model was judged by; retried, since MLflow is remote."""
+    return mlflow_source.chats_of(source)

@@ -10,6 +10,7 @@ from command_line import objects, slmpack
 from invented_town import chats, shuffled_chats
 from mlflow import MlflowClient
 
+from flows.package_model import package_model
 from flows.retrain_model import retrain_model
 from slmpack.chat_data import DataPolicy
 from slmpack.errors import DataError, QualityError, UsageError
@@ -141,6 +142,16 @@ def test_shuffled_answers_are_refused_and_nothing_moves_and_not_trained_again(
     assert (again.status, again.reason, "train" in again.seconds) == ("refused", refused.reason, False)
     assert (refused.settled, again.settled) == (False, True)
     assert aliases() == {"tuned": 1, "cpu-int4": 2}
+
+
+@pytest.mark.slow
+def test_whoever_packages_the_tuned_model_by_hand_has_it_held_against_the_same_chats(
+    first: RetrainOutcome, workspace: Path
+) -> None:
+    found = package_model("models:/town@tuned", waive_quality="random weights, for a test", workspace=workspace)
+    assert (found.status, found.version) == ("unchanged", 2)
+    other = MlflowClient().get_model_version("town", "2")
+    assert "slmpack.chat_perplexity_ratio" in other.tags
 
 
 def models_logged() -> int:
