@@ -46,13 +46,13 @@ from slmpack.retrain import (
     retrain_key,
 )
 from slmpack.retrain_alone import retrain_alone
-from slmpack.retrain_refusals import PackageRequest
+from slmpack.retrain_refusals import PackageTerms
 from slmpack.retrain_run import Retraining
 from slmpack.train_settings import TrainSettings
 from tasks.fetch import fetch_snapshot
 from tasks.outcome import completed_retraining, keep_retraining
 from tasks.registry import require_registry
-from tasks.resolve import resolve_source
+from tasks.resolve import chats_of, resolve_source
 from tasks.retrain import (
     divide_data,
     fail_run,
@@ -60,7 +60,6 @@ from tasks.retrain import (
     find_refusals,
     find_settled,
     general_perplexity,
-    held_out_of,
     held_out_perplexity,
     keep_held_out,
     log_curve,
@@ -197,7 +196,7 @@ def package(
     assert name is not None
     assert version is not None
     uri = f"models:/{name}/{version}"
-    asked = PackageRequest(policy=policy, waiver=waiver, chats=held_out_of(name, version))
+    asked = PackageTerms(policy=policy, waiver=waiver, chats=chats_of(resolve_source(uri, workspace_of(workspace))))
     known = find_refusals(name, version, targets, asked) if outcome.settled else {}
     made = package_rest(uri, name, [target for target in targets if target not in known], asked, workspace, dispatch)
     remember_refusals(name, version, made, asked)
@@ -213,7 +212,7 @@ def package(
 
 
 def package_rest(
-    uri: str, name: str, targets: list[Target], asked: PackageRequest, workspace: Any, dispatch: Dispatch
+    uri: str, name: str, targets: list[Target], asked: PackageTerms, workspace: Any, dispatch: Dispatch
 ) -> list[Outcome]:
     """Package the tuned version for what was not refused before."""
     if not targets:

@@ -11,7 +11,7 @@ chats are the same data.
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -147,11 +147,7 @@ def read_chats(path: Path, *, tokens_of: TokensOf | None = None, context_length:
     Raises:
         DataError: there are no files of chats.
     """
-    seen: set[bytes] = set()
-    for line in _read(files_of(path), tokens_of, context_length):
-        if line.chat is not None and (digest := bytes.fromhex(line.chat.digest)) not in seen:
-            seen.add(digest)
-            yield line.chat
+    return _different(line.chat for line in _read(files_of(path), tokens_of, context_length) if line.chat is not None)
 
 
 def read_good_chats(path: Path) -> Iterator[Chat]:
@@ -160,16 +156,27 @@ def read_good_chats(path: Path) -> Iterator[Chat]:
     Raises:
         DataError: there are no files of chats, no chat in them, or a line that is none.
     """
-    seen: set[str] = set()
-    for line in _read(files_of(path), None, 0):
-        if line.chat is None:
-            raise DataError(str(BadLine(file=line.file, line=line.number, reason=line.reason)), "a chat in every line",
-                            "mend it or take it out")  # fmt: skip
-        if line.chat.digest not in seen:
-            seen.add(line.chat.digest)
-            yield line.chat
-    if not seen:
+    found = _different(_chat_of(line) for line in _read(files_of(path), None, 0))
+    first = next(found, None)
+    if first is None:
         raise DataError(f"{path.name} is empty", "one chat at least, one JSON object a line", "name another file")
+    yield first
+    yield from found
+
+
+def _chat_of(line: _Line) -> Chat:
+    if line.chat is None:
+        raise DataError(str(BadLine(file=line.file, line=line.number, reason=line.reason)), "a chat in every line",
+                        "mend it or take it out")  # fmt: skip
+    return line.chat
+
+
+def _different(chats: Iterable[Chat]) -> Iterator[Chat]:
+    seen: set[bytes] = set()
+    for chat in chats:
+        if (digest := bytes.fromhex(chat.digest)) not in seen:
+            seen.add(digest)
+            yield chat
 
 
 def store_parts(

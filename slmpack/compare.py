@@ -8,7 +8,7 @@ from slmpack.chat_reference import CHATS_FILE, ChatReference
 from slmpack.errors import QualityError
 from slmpack.packaged import open_package
 from slmpack.progress import report
-from slmpack.records import Provider, Record
+from slmpack.records import ChatQuality, Provider, Record
 from slmpack.reference import LOG_PROBABILITIES_FILE, REFERENCE_FILE, Reference, rows_at_once
 from slmpack.repetition import Answer, package_answer
 
@@ -30,16 +30,6 @@ class PackageRun(Record):
     provider: Provider = "cpu"
 
 
-class MeasuredChats(Record):
-    """What that process found on the answers in chats; figures as in `ChatQuality`."""
-
-    perplexity: float
-    source_perplexity: float
-    top1_agreement: float
-    chats: int
-    tokens: int
-
-
 class Measured(Record):
     """What that process found; perplexities and KL as in `Quality`."""
 
@@ -50,7 +40,7 @@ class Measured(Record):
     top1_agreement: float
     answers: tuple[Answer, ...]
     seconds: float
-    chats: MeasuredChats | None = None
+    chats: ChatQuality | None = None
 
 
 class Compared(NamedTuple):
@@ -108,12 +98,13 @@ def fed_text(folder: Path, reference: Reference) -> Fed:
     return Fed(reference.windows, marked, reference.vocabulary, folder / LOG_PROBABILITIES_FILE, "tokens compared")
 
 
-def _run_chats(model: Any, folder: Path) -> MeasuredChats:
+def _run_chats(model: Any, folder: Path) -> ChatQuality:
     chats = ChatReference.model_validate_json((folder / CHATS_FILE).read_text())
     fed = Fed(chats.windows, chats.marked, chats.vocabulary, folder / LOG_PROBABILITIES_FILE, "tokens of chats")
     found = summarise(_run_windows(model, fed), (), 0.0)
-    return MeasuredChats(
-        perplexity=found.perplexity, source_perplexity=found.source_perplexity, top1_agreement=found.top1_agreement,
+    return ChatQuality(
+        perplexity=found.perplexity, source_perplexity=found.source_perplexity,
+        perplexity_ratio=found.perplexity / found.source_perplexity, top1_agreement=found.top1_agreement,
         chats=len(chats.windows), tokens=chats.positions,
     )  # fmt: skip
 

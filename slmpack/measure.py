@@ -26,7 +26,6 @@ from slmpack.limits import limit_seconds
 from slmpack.records import (
     CHAT_RATIO,
     RATIO,
-    ChatQuality,
     Check,
     LoggedModel,
     Quality,
@@ -192,10 +191,7 @@ def _measure(model: LoggedModel, asked: PackageRun, workspace: Path) -> Quality:
         tokens=fed.positions,
         new_loops=count_new_loops(measured.answers, fed.prompts, snapshot, dtype_of(snapshot), workspace),
         seconds_per_1000_tokens=1000 * measured.seconds / sum(map(len, fed.windows)),
-        chats=measured.chats and ChatQuality(
-            **measured.chats.model_dump(),
-            perplexity_ratio=measured.chats.perplexity / measured.chats.source_perplexity,
-        ),
+        chats=measured.chats,
     )  # fmt: skip
 
 

@@ -19,11 +19,11 @@ KEY_CHARACTERS = 24
 REASON_CHARACTERS = 1000
 
 
-class PackageRequest(Record):
+class PackageTerms(Record):
     """How the packages of a tuned version are judged.
 
     Attributes:
-        chats: see `held_out_of`.
+        chats: those that the version itself names, see `mlflow_source.chats_of`.
     """
 
     policy: QualityPolicy
@@ -40,7 +40,7 @@ class PackageRequest(Record):
         return f"{REFUSED}.{digest_of([target, recipes, request.asked, request.waiver])[:KEY_CHARACTERS]}"
 
 
-def find_refusals(name: str, version: int, targets: Iterable[Target], asked: PackageRequest) -> dict[Target, Outcome]:
+def find_refusals(name: str, version: int, targets: Iterable[Target], asked: PackageTerms) -> dict[Target, Outcome]:
     """Return what is known of the targets that the same request was refused for.
 
     Raises:
@@ -57,7 +57,7 @@ def find_refusals(name: str, version: int, targets: Iterable[Target], asked: Pac
     }
 
 
-def remember_refusals(name: str, version: int, outcomes: Iterable[Outcome], asked: PackageRequest) -> None:
+def remember_refusals(name: str, version: int, outcomes: Iterable[Outcome], asked: PackageTerms) -> None:
     """Leave on the tuned version which targets it was refused for, and why; the same call again changes nothing.
 
     Raises:

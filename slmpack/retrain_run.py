@@ -101,21 +101,6 @@ def keep_held_out(run_id: str, parts: ChatParts) -> None:
         MlflowClient().log_artifact(run_id, str(parts.held_out), HELD_OUT_FOLDER)
 
 
-def held_out_of(name: str, version: int) -> str | None:
-    """Return the address of the held-out chats of a tuned version; None if they are gone.
-
-    Raises:
-        PublishError: MLflow refuses.
-    """
-    from mlflow import MlflowClient
-
-    client = MlflowClient()
-    with final_errors(PublishError, f"to show the run of {name} version {version}"):
-        run_id = str(client.get_model_version(name, str(version)).run_id)
-        kept = any(file.path == HELD_OUT_CHATS for file in client.list_artifacts(run_id, HELD_OUT_FOLDER))
-    return f"runs:/{run_id}/{HELD_OUT_CHATS}" if kept else None
-
-
 def tell_losses(run_id: str) -> Told:
     """Return what logs a training's points as metrics, a batch every few seconds and the last one at once.
 
@@ -269,10 +254,11 @@ def register_tuned(
             raise PublishError(f"{name} version {in_use} came into use meanwhile",
                                f"version {beaten}, which this one was compared with" if beaten else "none",
                                "start again: it is compared with the new one, and not trained again")  # fmt: skip
+        # First: a version without it would be packaged without its chats.
+        client.set_logged_model_tags(model.model_id, {QUALITY_CHATS: f"runs:/{run_id}/{HELD_OUT_CHATS}"})
         version = known[-1] if known else client.create_model_version(
             name, model.uri, run_id, tags, description=_description(retraining, figures), model_id=model.model_id
         )  # fmt: skip
-        client.set_logged_model_tags(model.model_id, {QUALITY_CHATS: f"runs:/{run_id}/{HELD_OUT_CHATS}"})
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
         client.set_registered_model_alias(name, TUNED_ALIAS, version.version)
         client.set_tag(run_id, "slmpack.version", version.version)

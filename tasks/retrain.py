@@ -9,7 +9,7 @@ from slmpack.chat_data import ChatData, ChatParts, DataPolicy
 from slmpack.mlflow_dataset import FoundData
 from slmpack.records import LoggedModel, Outcome, Snapshot, Target
 from slmpack.retrain import Settled, TunedFigures
-from slmpack.retrain_refusals import PackageRequest
+from slmpack.retrain_refusals import PackageTerms
 from slmpack.retrain_run import Retraining
 from slmpack.train import Tuned
 from slmpack.train_settings import TrainSettings
@@ -62,20 +62,14 @@ def keep_held_out(run_id: str, parts: ChatParts) -> None:
     retrain_run.keep_held_out(run_id, parts)
 
 
-@task(task_run_name="look for the held-out chats of {name} {version}", **REMOTE)
-def held_out_of(name: str, version: int) -> str | None:
-    """Return where they are; retried, since the registry is remote."""
-    return retrain_run.held_out_of(name, version)
-
-
 @task(task_run_name="look for refusals of {name} {version}", **REMOTE)
-def find_refusals(name: str, version: int, targets: list[Target], asked: PackageRequest) -> dict[Target, Outcome]:
+def find_refusals(name: str, version: int, targets: list[Target], asked: PackageTerms) -> dict[Target, Outcome]:
     """Look for targets that were refused before; retried, since the registry is remote."""
     return retrain_refusals.find_refusals(name, version, targets, asked)
 
 
 @task(task_run_name="remember refusals of {name} {version}", **REMOTE)
-def remember_refusals(name: str, version: int, outcomes: list[Outcome], asked: PackageRequest) -> None:
+def remember_refusals(name: str, version: int, outcomes: list[Outcome], asked: PackageTerms) -> None:
     """Leave them on the version; retried, since the registry is remote."""
     retrain_refusals.remember_refusals(name, version, outcomes, asked)
 
