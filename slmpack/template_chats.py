@@ -1,0 +1,134 @@
+"""Chats made from a chat template, so that every branch of it is taken and all that is written in it is content, too.
+
+    template --words--> structures (roles, turns, tools, keys)  --+
+                    +-> its own texts within every role's text  --+--> those with new branches first, up to MOST_CHATS
+
+Two renderers that differ in one branch, or in how they find `</think>` in an answer, differ on one of these chats.
+What a caller of `apply_chat_template` has to pass by a name of the template's own (`enable_thinking`, `documents`) is
+left out. Nothing is drawn by chance: a template has the same chats everywhere.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+from slmpack.template_branches import Branch, BranchMeter
+from slmpack.template_structures import TOOLS, assistant, structures_of, user
+from slmpack.template_words import TemplateWords, words_of
+
+MOST_CHATS = 400
+MOST_MEASURED = 900
+_PLAIN_TOGETHER = 6
+_PLACES = ("{0} start", "in the {0} middle", "in{0}side", "at the end {0}", "{0}", "\n{0}\n\n", "{0}{0} twice")
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TemplateChat:
+    """One input of a chat template; messages and tools are not to be changed.
+
+    Attributes:
+        name: what is tried, in words.
+        messages: as for `apply_chat_template`; contents may be None or lists of parts where the template knows them.
+        tools: JSON schemas of functions, or None.
+    """
+
+    name: str
+    messages: tuple[Message, ...]
+    tools: tuple[Message, ...] | None
+    add_generation_prompt: bool
+
+
+def chats_of(template: str, specials: Mapping[str, str]) -> tuple[TemplateChat, ...]:
+    """Make at most `MOST_CHATS` chats from the text of a template that compiles.
+
+    Args:
+        template: as transformers' `get_chat_template` returns it.
+        specials: the named special tokens as a template sees them, such as `bos_token` to its text.
+    """
+    words = words_of(template)
+    meter = BranchMeter(template, specials)
+    structures = [TemplateChat(*each) for each in structures_of(words)]
+    texts = list(_texts(words, tuple(specials.values()), _takes_system(meter)))
+    return tuple(_by_news(meter, structures[:MOST_MEASURED], texts[:MOST_MEASURED])[:MOST_CHATS])
+
+
+def _by_news(meter: BranchMeter, structures: list[TemplateChat], texts: list[TemplateChat]) -> list[TemplateChat]:
+    """Order chats: what takes a branch, or a condition's outcome, that none before took; other prompts; repetitions."""
+    seen: set[Branch] = set()
+    prompts: set[str | None] = {None}
+    news: list[TemplateChat] = []
+    repetitions: list[TemplateChat] = []
+    others: tuple[list[TemplateChat], list[TemplateChat]] = ([], [])
+    for kind, chat in [*((0, chat) for chat in structures), *((1, chat) for chat in texts)]:
+        passed, prompt = meter.render(list(chat.messages), chat.tools, chat.add_generation_prompt)
+        if not passed <= seen:
+            news.append(chat)
+        elif prompt in prompts:
+            repetitions.append(chat)
+        else:
+            others[kind].append(chat)
+        seen |= passed
+        prompts.add(prompt)
+    turns = zip_longest(others[1][::2], others[0], others[1][1::2])
+    return [*news, *(chat for turn in turns for chat in turn if chat is not None), *repetitions]
+
+
+def _takes_system(meter: BranchMeter) -> bool:
+    chat = [{"role": "system", "content": "Be brief."}, user("Hi"), assistant("Hello."), user("Bye")]
+    return meter.render(chat, None, True).text is not None
+
+
+# ---------------------------------------------------------------------------------------------- its own texts
+
+
+def _texts(words: TemplateWords, specials: tuple[str, ...], system: bool) -> Iterator[TemplateChat]:
+    """Yield chats with the template's texts in them: every telling one at some place, then at the next, and so on."""
+    telling = tuple(dict.fromkeys([*specials, *words.telling]))
+    for opening, closing in _pairs(telling):
+        yield from _between(opening, closing, system)
+    for turn in range(len(_PLACES)):
+        for index, text in enumerate(telling):
+            first, second, third = (_PLACES[(turn + index + role) % len(_PLACES)] for role in range(3))
+            name = f"{text!r} in contents, {turn}"
+            yield _chat(
+                name, first.replace("{0}", text), second.replace("{0}", text), third.replace("{0}", text), system=system
+            )
+        if turn == 0:
+            yield from _plain(words.plain, system)
+
+
+def _plain(plain: tuple[str, ...], system: bool) -> Iterator[TemplateChat]:
+    groups = [plain[start : start + _PLAIN_TOGETHER] for start in range(0, len(plain), _PLAIN_TOGETHER)]
+    for index, group in enumerate(groups):
+        text = "\n".join(group)
+        yield _chat(f"plain words of the template, {index}", text, " ".join(group), text[::-1], system=system)
+
+
+def _chat(name: str, first: str, second: str, third: str, *, system: bool) -> TemplateChat:
+    before = [{"role": "system", "content": third}] if system else []
+    messages = (*before, user(first), assistant(second), user("and " + first))
+    return TemplateChat(name, messages, None, True)
+
+
+def _pairs(telling: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Return the opening and closing tags that belong together, such as `<think>` and `</think>`."""
+    closing = [text for text in telling if text.startswith(("</", "[/")) and text[-1] in ">]"]
+    return [(text[0] + text[2:], text) for text in closing]
+
+
+def _between(opening: str, closing: str, system: bool) -> Iterator[TemplateChat]:
+    """Yield chats with text between two tags, whole and broken, in earlier and last answers and in questions."""
+    whole = f"{opening}\nso it is\n{closing}\n\nThe answer."
+    variants = (
+        whole, f"{opening}{closing}x", f"{opening}one line{closing}", f"no opening{closing}after",
+        f"{opening}no closing",
+        f"before{opening}a{closing}between{opening}b{closing}after", f"{closing}reversed{opening}", f"{whole}\n",
+        f"\n\n{opening}\n\n a \n\n{closing}\n\n\n b \n\n",
+    )  # fmt: skip
+    for index, text in enumerate(variants):
+        yield _chat(f"{opening} to {closing}, {index}", text, text, text, system=system)
+        answered = (user("Hi"), assistant(text), user(text), assistant(text))
+        yield TemplateChat(f"{opening} to {closing}, answered last, {index}", answered, None, index % 2 == 0)
+        yield TemplateChat(f"{opening} to {closing}, with tools, {index}", answered[:3], TOOLS, True)
