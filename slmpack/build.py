@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from slmpack.builder import BuildRequest, Built, require_stock_memory, run_builder
+from slmpack.checkpoint import TOKENIZER
 from slmpack.child import run_in_child
 from slmpack.dequantise import kept_form, kept_sentence
 from slmpack.errors import BuildError
@@ -39,7 +40,7 @@ logger = logging.getLogger(__name__)
 BUILD_LIMIT_SECONDS = 2 * 3600.0
 DRIVE_LIMIT_SECONDS = 600.0
 DECODE_STEPS = 4
-BUILD_STEPS = 5  # counts up when what is done to the builder's output changes, so that packages are built again
+BUILD_STEPS = 6  # counts up when what is done to the builder's output changes, so that packages are built again
 
 
 class DriveRequest(Record):
@@ -232,10 +233,11 @@ def drive_package(request: DriveRequest) -> Done:
     """
     import numpy as np
     import onnxruntime_genai as og
+    from tokenizers import Tokenizer
 
     try:
         model = open_package(request.package, request.provider)
-        ids = og.Tokenizer(model).encode("Once upon a time")
+        ids = Tokenizer.from_file(str(request.package / TOKENIZER)).encode("Once upon a time").ids
         parameters = og.GeneratorParams(model)
         parameters.set_search_options(max_length=len(ids) + DECODE_STEPS, min_length=len(ids) + DECODE_STEPS)
         generator = og.Generator(model, parameters)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from slmpack import progress
 from slmpack.builder_mends import complete_config, mend_models
+from slmpack.chat_format import write_chat_format
 from slmpack.errors import BuildError, RecipeError
 from slmpack.finite import require_finite_weights
 from slmpack.memory import available_bytes, predicted_stock_peak, require_memory
@@ -22,6 +23,7 @@ from slmpack.repair import repair_tokenizer
 from slmpack.sliding_window import move_window_into_attention
 from slmpack.streaming import Streaming, raise_to_int8, stream_weights
 from slmpack.targets import BuilderOptions
+from slmpack.tokenizer_pair import read_tokenizer
 from slmpack.weights import read_weights
 
 
@@ -103,7 +105,9 @@ def run_builder(request: BuildRequest) -> Built:
             "an even number of blocks a row", "use --recipe small",
         ) from error  # fmt: skip
     move_window_into_attention(request.into)
-    repairs = repair_tokenizer(request.into, request.snapshot)
+    source = read_tokenizer(request.snapshot)
+    repairs = repair_tokenizer(request.into, request.snapshot, source)
+    write_chat_format(request.into, source)
     return Built(
         repairs=repairs,
         quantisation=_told(request, streaming),

@@ -2,49 +2,74 @@
 
 MLflow copies this one file into the logged model and runs it from there (models-from-code), so it imports nothing of
 slmpack: two versions of it in one process each run their own code. It needs mlflow-skinny, onnxruntime-genai (or
-onnxruntime-genai-cuda), numpy and pandas.
+onnxruntime-genai-cuda), tokenizers, jinja2, numpy and pandas.
 
-    load      manifests of the model and the package -> every file hashed -> onnxruntime-genai model and tokenizer
+    load      manifests of the model and the package -> every file hashed -> template, tokenizer, runtime's model
     request   rows -> Request (every row is checked before the first is answered) -> Choice -> text
 
-What it decides where the runtime would not ask:
+The runtime is given token ids and gives token ids. Its own template engine and tokenizer differ from those of
+transformers in silence, so chats are rendered by Jinja2 and text is read by `tokenizers`, as transformers does.
+
+What the wrapper decides:
 
 * The KV cache is as long as prompt and answer together, never the whole context window: the runtime allocates and
   touches all of it at once.
 * `temperature` absent or 0 is greedy. `top_p` and `top_k` that a request does not name are the package's own.
 * Control tokens written out in a message (`<|im_end|>`) become control tokens, as Hugging Face's
-  `apply_chat_template(tokenize=True)` has it. Whoever lets strangers write messages has to filter them first.
-* Token ids are those of Hugging Face: a rendered template gets no BOS of its own, raw text gets what the
-  tokenizer's post-processor adds.
-* Bytes that are no UTF-8, such as half a character at the token limit, are left out of the text. In the middle of
-  one, which only a broken model writes, the runtime's decoder may leave out the next character with them.
-* A package for CUDA that gets no GPU is an error, never a slow answer. Who wants it from a CPU all the same, to test
-  something, loads it with the model config `execution_provider: cpu`.
+  `apply_chat_template(tokenize=True)` has it. Filter them first if strangers write the messages.
+* A rendered template gets no BOS of its own; raw text gets what the tokenizer's post-processor adds.
+* Half a character at the token limit is left out of the text. Other bytes that are no UTF-8 become U+FFFD.
+* A package for CUDA that gets no GPU is an error, never a slow answer. To test it on a CPU all the same, load it with
+  the model config `execution_provider: cpu`.
 * A message's `name` and `refusal` are accepted, as MLflow's schema has them, and not shown to the model.
 """
 
+import codecs
 import hashlib
 import json
 import math
+import os
+import re
 import reprlib
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+# The runtime's wheels send telemetry from every process that imports them unless this is set before the import; their
+# own call to switch it off changes nothing. Seen with onnxruntime 1.31.1 and onnxruntime-genai 0.18.0.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime_genai as og
 import pandas as pd
+from jinja2 import TemplateError, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
+from tokenizers import Tokenizer
 
 Row: TypeAlias = dict[str, object]
 
 MANIFEST = "manifest.json"
+GENAI_CONFIG = "genai_config.json"
+TOKENIZER = "tokenizer.json"
+CHAT_FORMAT = "chat_format.json"  # the source's template and special tokens, see slmpack's `chat_format.py`
+REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+REPLACEMENT = "\ufffd"
+LONGEST_CHARACTER = 4  # bytes in UTF-8
+MOST_HELD_TOKENS = 32  # of bytes that become no character: a broken model's answer still streams
+CONTEXT_TOKENS = 16  # of a prompt that text goes on from: enough that they hold a word
 READ_BYTES = 4 << 20
 LARGEST_SEED = 2**31 - 1  # the runtime takes a C int
 GREEDY_BELOW = 1e-5  # logits divided by less overflow float32
@@ -75,7 +100,7 @@ class IntegrityError(RuntimeError):
 
 
 class TokenizerError(RuntimeError):
-    """The tokenizer of the package gives tokens that its model does not have."""
+    """The tokenizer of the package fails, or gives tokens that its model does not have."""
 
 
 class ProviderError(RuntimeError):
@@ -190,51 +215,55 @@ def _sha256_of(path: Path) -> str:
 
 
 class Runtime:
-    """A loaded package: text to token ids, and the limits of the model; `device` is `cpu` or `cuda`, where it runs."""
+    """A loaded package: chats and text to token ids, token ids to text; `device` is `cpu` or `cuda`, where it runs."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
-        og.disable_telemetry_events()
-        facts = json.loads((folder / "genai_config.json").read_bytes())["model"]
-        self.context_length: int = facts["context_length"]
-        self.vocabulary: int = facts["vocab_size"]
+        model = json.loads((folder / GENAI_CONFIG).read_bytes())["model"]
+        self.context_length: int = model["context_length"]
+        self.vocabulary: int = model["vocab_size"]
+        ends = model["eos_token_id"]
+        self.end_tokens = frozenset(ends if isinstance(ends, list) else [ends])
+        self.template = ChatTemplate(folder)
+        self.tokenizer = TextTokenizer(folder)
+        # Raw text goes on from the prompt, so the space before its first word is kept; an answer begins anew.
+        self.continues = settings.interface == "prompt" and not settings.apply_chat_template
         config = og.Config(str(folder))
-        self.device = settings.execution_provider or _provider_of(facts["decoder"])
+        self.device = settings.execution_provider or _provider_of(model["decoder"])
         if self.device == "cpu":
             config.clear_providers()
         if settings.intra_op_num_threads:
             session = {"intra_op_num_threads": settings.intra_op_num_threads}
             config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
         self.model = _open_model(config, self.device)
-        self.tokenizer = og.Tokenizer(self.model)
-        self.end_tokens = frozenset(int(token) for token in self.tokenizer.eos_token_ids)
-        raw = settings.interface == "prompt" and not settings.apply_chat_template
-        # SentencePiece adds a space before the first word and takes it off again when it decodes; the runtime does
-        # not take it off. Raw text goes on, so there the space is between two words.
-        self.strips_space = not raw and self.tokenizer.decode(self.tokenizer.encode("a")) == " a"
-        if raw:
-            self.tokenizer.update_options(add_special_tokens="true")
 
     def encode_chat(self, messages: list[dict[str, str]]) -> npt.NDArray[np.int32]:
-        """Render the chat template and return its ids, int32 `[prompt]`."""
+        """Render the chat template and return its ids, int32 `[prompt]`; a rendered prompt gets no BOS of its own.
+
+        Raises:
+            RequestError: the template refuses the messages.
+        """
         try:
-            text = self.tokenizer.apply_chat_template(json.dumps(messages), add_generation_prompt=True)
-        except RuntimeError as error:
-            reason = str(error).partition(" at row ")[0].strip()
+            text = self.template.render(list(messages))
+        except Exception as error:  # a template refuses by raising, and a stranger's may raise anything
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise RequestError(f"messages: the model's chat template refuses them: {reason}") from error
         return self._checked(self.tokenizer.encode(text))
 
     def encode_text(self, text: str) -> npt.NDArray[np.int32]:
-        """Return the ids of raw text, int32 `[prompt]`."""
-        return self._checked(self.tokenizer.encode(text))
+        """Return the ids of raw text, int32 `[prompt]`, with the special tokens that the tokenizer adds."""
+        return self._checked(self.tokenizer.encode(text, add_special_tokens=True))
 
-    def _checked(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocabulary:
-            wrong = ids[(ids < 0) | (ids >= self.vocabulary)][0]
+    def stream_text(self, prompt_ids: npt.NDArray[np.int32]) -> "TextStream":
+        """Return the stream that an answer to this prompt is decoded by."""
+        return TextStream(self.tokenizer, prompt_ids[-CONTEXT_TOKENS:].tolist() if self.continues else [])
+
+    def _checked(self, ids: list[int]) -> npt.NDArray[np.int32]:
+        if wrong := [token for token in ids if token >= self.vocabulary]:
             raise TokenizerError(
-                f"the tokenizer gives the token id {wrong}; the model knows 0 to {self.vocabulary - 1}; "
+                f"the tokenizer gives the token id {wrong[0]}; the model knows 0 to {self.vocabulary - 1}; "
                 "the tokenizer does not fit the model, build the package again"
             )
-        return ids
+        return np.array(ids, dtype=np.int32)
 
 
 def _provider_of(decoder: dict[str, dict[str, list[dict[str, object]]]]) -> str:
@@ -265,6 +294,224 @@ def _open_model(config: og.Config, provider: str) -> og.Model:
     if (found := str(model.device_type).lower()) != provider:
         raise ProviderError(f"execution_provider {provider}: the session runs on {found}; {advice}")
     return model
+
+
+# ---------------------------------------------------------------------------------------------- text and token ids
+
+
+class ChatTemplate:
+    """Renders chats by Jinja2's immutable sandbox, set up as transformers 5 sets it up for chat templates.
+
+    Source: transformers 5.22, utils/chat_template_utils.py: `_cached_compile_jinja_template`, `render_jinja_template`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        settings = json.loads((folder / CHAT_FORMAT).read_bytes())
+        self._special_tokens: dict[str, str] = settings["special_tokens"]
+        environment = template_environment()
+        self._plain = environment.from_string(settings["chat_template"])
+        with_tools = settings["tool_template"]
+        self._with_tools = self._plain if with_tools is None else environment.from_string(with_tools)
+
+    def render(self, messages: list[Any], tools: list[Any] | None = None, *, add_generation_prompt: bool = True) -> str:
+        """Return the prompt.
+
+        Raises:
+            TemplateError: there is no message. A template may raise this, or anything else, to refuse the messages.
+        """
+        if not messages:
+            raise TemplateError("no message was found; one or more is expected")
+        template = self._plain if tools is None else self._with_tools
+        return template.render(
+            messages=[_with_reasoning(message) for message in messages],
+            tools=tools,
+            documents=None,
+            add_generation_prompt=add_generation_prompt,
+            **self._special_tokens,
+        )
+
+
+def _with_reasoning(message: Row) -> Row:
+    """Return the message with its reasoning under the two names that templates read, whichever name it came by."""
+    found = next((message[name] for name in REASONING_FIELDS if message.get(name) is not None), None)
+    return message if found is None else {"thinking": found, **message, "reasoning_content": found}
+
+
+def template_environment() -> ImmutableSandboxedEnvironment:
+    """Return the sandbox: trimmed blocks, loop controls, `{% generation %}`, and four functions of transformers'."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals |= {
+        "raise_exception": _raise_exception,
+        "strftime_now": lambda form: datetime.now().strftime(form),
+        "dict": _DictFunction(),
+        "namespace": _Namespace,
+    }
+    return environment
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks what the assistant wrote; a prompt is the same without it."""
+
+    tags = {"generation"}  # noqa: RUF012 - Jinja's own way
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
+
+    def _body(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
+class _Namespace(Namespace):
+    """Jinja's `namespace`, which stores nothing under a name that begins with an underscore."""
+
+    def __init__(*args: Any, **values: Any) -> None:
+        self, *rest = args
+        given = dict(*rest, **values)
+        for name in given:
+            _require_public(name)
+        Namespace.__init__(self, given)
+
+    def __setitem__(self, name: str, value: object) -> None:
+        _require_public(name)
+        super().__setitem__(name, value)
+
+
+def _require_public(name: object) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace stores no name that begins with an underscore, but found {name!r}")
+
+
+class _DictFunction:
+    """`dict(...)` and `dict.fromkeys(...)`, without the class that they belong to."""
+
+    def __call__(self, *args: Any, **values: Any) -> dict[Any, Any]:
+        return dict(*args, **values)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
+
+
+def _tojson(
+    value: object, ensure_ascii: bool = False, indent: int | str | None = None,
+    separators: tuple[str, str] | None = None, sort_keys: bool = False,
+) -> str:  # fmt: skip
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    raise TemplateError(message)
+
+
+class TextTokenizer:
+    """Turns text into token ids and back as transformers does, by the package's `tokenizer.json`."""
+
+    def __init__(self, folder: Path) -> None:
+        settings = json.loads((folder / CHAT_FORMAT).read_bytes())
+        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = settings["split_special_tokens"]
+        self.longest_token_bytes = max(len(text.encode()) for text in self._tokenizer.get_vocab())
+
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        """Return the ids; `add_special_tokens` adds what the tokenizer's post-processor adds, such as BOS."""
+        with _tokenizer_errors("encode"):
+            return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, ids: list[int]) -> str:
+        """Return the text, without special tokens; bytes that are no UTF-8 become U+FFFD."""
+        with _tokenizer_errors("decode"):
+            return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+    def ends_within_character(self, ids: list[int]) -> bool:
+        """Say whether the bytes of the last tokens begin a character that has more bytes."""
+        spelt = b"".join(self._bytes_of(token) for token in ids[-LONGEST_CHARACTER:])
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder.decode(spelt)
+        return bool(decoder.getstate()[0])
+
+    def _bytes_of(self, token: int) -> bytes:
+        spelling = self._tokenizer.id_to_token(token) or ""
+        if match := re.fullmatch("<0x([0-9A-F]{2})>", spelling):  # byte fallback
+            return bytes.fromhex(match[1])
+        if all(letter in BYTE_LETTERS for letter in spelling):
+            return bytes(BYTE_LETTERS[letter] for letter in spelling)
+        return spelling.encode()
+
+
+@contextmanager
+def _tokenizer_errors(action: str) -> Iterator[None]:
+    """Translate what the library raises: Exception itself, or where its Rust code panics, no Exception at all."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__module__ == "pyo3_runtime":
+            reason = " ".join(str(error).split())
+            raise TokenizerError(f"the tokenizer cannot {action} this: {reason}; build the package again") from error
+        raise
+
+
+def _byte_letters() -> dict[str, int]:
+    """Return the letters by which byte-level tokenizers spell bytes: printable ones by themselves, others from U+0100.
+
+    Source: huggingface/tokenizers, pre_tokenizers/byte_level.rs, `bytes_char`.
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("\u00a1"), ord("\u00ac") + 1), *range(ord("\u00ae"), 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+BYTE_LETTERS = _byte_letters()
+
+
+class TextStream:
+    """Decodes tokens one at a time; the pieces joined are the text of all tokens decoded at once.
+
+    A token's text depends on those before it (SentencePiece drops a space at the very beginning), so each is decoded
+    behind the tokens of the last piece. What ends within a character is held back until the character is whole.
+
+    Args:
+        context: token ids that the text goes on from; none where it begins anew.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, context: list[int]) -> None:
+        self._tokenizer = tokenizer
+        self._context = context
+        self._before = tokenizer.decode(context)
+        self._fresh: list[int] = []
+        self._given = 0  # characters of the fresh tokens that are out already
+
+    def push(self, token: int) -> str:
+        """Take the next token; return the text that no later token changes."""
+        self._fresh.append(token)
+        text = self._tokenizer.decode(self._context + self._fresh)
+        whole = text.rstrip(REPLACEMENT)
+        if text == whole or len(self._fresh) >= MOST_HELD_TOKENS:
+            piece = text[len(self._before) + self._given :]
+            self._begin_after(self._fresh)
+            return piece
+        # A run of byte tokens that is broken off decodes to U+FFFD from its very beginning: then nothing is ready.
+        piece = whole[len(self._before) + self._given :] if whole.startswith(self._before) else ""
+        self._given += len(piece)
+        return piece
+
+    def rest(self) -> str:
+        """Return what was held back once no token follows; half a character is left out."""
+        if not self._fresh or self._tokenizer.ends_within_character(self._fresh):
+            return ""
+        return self._tokenizer.decode(self._context + self._fresh)[len(self._before) + self._given :]
+
+    def _begin_after(self, tokens: list[int]) -> None:
+        before = self._tokenizer.decode(tokens)
+        # Tokens without text, such as special ones, are no context: a space behind them would count as the first.
+        self._context = tokens if before else self._context + tokens
+        self._before = before or self._tokenizer.decode(self._context)
+        self._fresh, self._given = [], 0
 
 
 # ---------------------------------------------------------------------------------------------- the answer
@@ -326,18 +573,18 @@ class Choice:
 
     def _pieces(self) -> Iterator[str]:
         generator = self._generator()
-        stream = self._runtime.tokenizer.create_stream()
-        unwanted = " " if self._runtime.strips_space else ""
+        stream = self._runtime.stream_text(self._request.prompt_ids)
         while not generator.is_done():
             generator.generate_next_token()
             token = int(generator.get_next_tokens()[0])
             self.tokens += 1
             if token in self._runtime.end_tokens:
                 self.finish_reason = "stop"
-                return
-            if piece := stream.decode(token):  # empty while a character is incomplete
-                yield piece.removeprefix(unwanted)
-                unwanted = ""
+                break
+            if piece := stream.push(token):  # empty while a character is incomplete
+                yield piece
+        if piece := stream.rest():
+            yield piece
 
     def _generator(self) -> og.Generator:
         request = self._request

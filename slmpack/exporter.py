@@ -21,7 +21,7 @@ from slmpack.runtimes import release_of
 
 Exporter = Literal["onnxruntime-genai", "optimum"]
 
-EXPORT_STEPS = 1  # counts up when what is done to an exported graph changes, so that packages are built again
+EXPORT_STEPS = 2  # counts up when what is done to an exported graph changes, so that packages are built again
 PINNED = ("optimum-onnx", "optimum", "transformers", "torch", "onnx")
 
 EXPORTED: dict[Target, dict[Recipe, GraphOptions]] = {

@@ -10,6 +10,7 @@ Source: found by experiment with onnxruntime-genai 0.18.0 and graphs of optimum-
 from pathlib import Path
 from typing import Any
 
+from slmpack.chat_format import write_chat_format
 from slmpack.end_of_turn import end_ids_of
 from slmpack.errors import BuildError
 from slmpack.exporter_graph import GRAPH, GraphOptions, write_graph
@@ -52,7 +53,9 @@ def write_package(request: PackageRequest) -> Written:
     tokenizer = read_tokenizer(request.snapshot)
     write_json(request.into / CONFIG, genai_config(request, tokenizer))
     tokenizer.save_pretrained(request.into)
-    return Written(repairs=repair_tokenizer(request.into, request.snapshot), quantisation=told)
+    repairs = repair_tokenizer(request.into, request.snapshot, tokenizer)
+    write_chat_format(request.into, tokenizer)
+    return Written(repairs=repairs, quantisation=told)
 
 
 def genai_config(request: PackageRequest, tokenizer: Any) -> dict[str, Any]:

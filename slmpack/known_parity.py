@@ -11,17 +11,34 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from slmpack import end_of_turn, parity, parity_corpus, tokenizer_pair
+from slmpack import (
+    chat_templates,
+    end_of_turn,
+    parity,
+    parity_corpus,
+    parity_inputs,
+    runtime_reading,
+    template_branches,
+    template_chats,
+    template_structures,
+    template_words,
+    tokenizer_pair,
+    tokenizer_texts,
+)
 from slmpack.json_file import read_json
 from slmpack.parity import ParityResult, check_parity
 from slmpack.records import Check, Package, digest_of
+from slmpack.staging import WRAPPER
 from slmpack.store import log_folder, sha256_of, store_folder
 from slmpack.weights import is_weights
 
 CONFIG = "genai_config.json"
 RESULT = "parity.json"
 READERS = ("onnxruntime-genai", "onnxruntime-genai-cuda", "transformers", "tokenizers", "jinja2")
-CODE = (parity, tokenizer_pair, parity_corpus, end_of_turn)
+CODE = (
+    parity, tokenizer_pair, parity_corpus, parity_inputs, end_of_turn, runtime_reading, chat_templates,
+    template_branches, template_chats, template_structures, template_words, tokenizer_texts,
+)  # fmt: skip
 
 
 def known_parity(package: Package, workspace: Path) -> tuple[Check, ...]:
@@ -51,7 +68,7 @@ def _depends_on(package: Package) -> list[object]:
         [(file.name, file.sha256) for file in package.files if file.name not in others],
         [(file.name, file.sha256) for file in package.snapshot.files if not is_weights(file.name)],
         {name: _installed(name) for name in READERS},
-        [sha256_of(Path(str(module.__file__))) for module in CODE],
+        [sha256_of(path) for path in (WRAPPER, *(Path(str(module.__file__)) for module in CODE))],
     ]
 
 

@@ -1,25 +1,25 @@
-r"""Parity: the package's tokenizer, chat template and end-of-turn tokens are those of its source, text by text.
+r"""Parity: a package's tokenizer, chat template and end-of-turn tokens are those of its source, text by text.
 
-    snapshot --transformers--> ids, text, prompts, end-of-turn ids --+
-    package ---ONNX Runtime GenAI--> the same ----------------------+--> Check, or CheckError at the first difference
+    snapshot --transformers-------------> ids, text, prompts, end-of-turn ids --+
+    package ---the wrapper that travels-> the same ----------------------------+--> Check, or CheckError
 
-The runtime reads `tokenizer.json` with a reader of its own, which ignores what it does not know and gives other ids,
-or -1, without a word; and the model answers those with nonsense. So both read the same pinned texts here.
+Both read the same inputs: pinned texts and chats, and those made from this very tokenizer and template so that every
+added token, edge and branch is met (see `tokenizer_texts`, `template_chats`). There is no known difference: ids,
+decoded text and prompts are equal, or the package is refused.
 
-What is compared is what the wrapper asks for. `Tokenizer.encode` adds no special tokens, which is transformers'
-`apply_chat_template(tokenize=True)` for a rendered prompt; with the option `add_special_tokens` (the wrapper's raw
-prompts) it adds what the post-processor adds, which is transformers' plain call. Answers are decoded by a stream.
+What is compared is what the wrapper does. A rendered prompt gets no special tokens of its own, which is transformers'
+`apply_chat_template(tokenize=True)`; raw text gets what the post-processor adds, which is transformers' plain call.
+Answers are decoded by a stream.
 
 The source's `tokenizer.json` is read as it is, not through the class that `tokenizer_config.json` names: since
 transformers 5 such a class (`LlamaTokenizer`, `GPT2Tokenizer`) puts its own pre-tokenizer in the place of the file's,
 and then gives other ids than the ones that the model was trained on.
 
-What differs in the runtime for every such model is told in the check and not refused: see `tokenizer_pair`.
+How the runtime reads the package without the wrapper is compared as well and only reported: see `runtime_reading`.
 
 No weight is looked at, so the same small files are compared once: see `known_parity`.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -30,12 +30,15 @@ from slmpack.child import run_in_child
 from slmpack.end_of_turn import end_ids_of
 from slmpack.errors import CheckError
 from slmpack.json_file import read_json
-from slmpack.parity_corpus import Chat, chats_with
 from slmpack.progress import report
 from slmpack.records import Check, Record
-from slmpack.tokenizer_pair import ADVICE, Limits, Pair, shown, text_differs
+from slmpack.runtime_reading import compare_runtime
+from slmpack.template_chats import TemplateChat
+from slmpack.tokenizer_pair import ADVICE, Pair, ids_differ, text_differs
 
 PARITY_LIMIT_SECONDS = 600.0
+REPLACEMENT = "\ufffd"
+MOST_RENDERINGS = 3  # of one chat, where the template writes the time
 
 
 class ParityRequest(Record):
@@ -66,7 +69,7 @@ def check_parity(package: Path, snapshot: Path, log: Path) -> tuple[Check, ...]:
     result, _ = run_in_child(
         parity_of, request, log=log, limit_seconds=PARITY_LIMIT_SECONDS, failure=CheckError, doing="the parity check"
     )
-    return result.checks
+    return (*result.checks, compare_runtime(package, log))
 
 
 def parity_of(request: ParityRequest) -> ParityResult:
@@ -94,14 +97,6 @@ def _check_vocabulary(pair: Pair) -> Check:
             f"vocabulary: the tokenizer has {text!r} with the id {highest}",
             f"ids below the {pair.vocabulary} that genai_config.json has", "fetch the checkpoint again",
         )  # fmt: skip
-    for text in pair.texts:
-        ids = pair.runtime.encode(text).tolist()
-        if wrong := [found for found in ids if not 0 <= found < pair.vocabulary]:
-            raise CheckError(
-                f"vocabulary: {shown(text)} gives the id {wrong[0]} in the runtime",
-                f"0 to {pair.vocabulary - 1}",
-                ADVICE,
-            )
     return Check(name="vocabulary", found=f"{highest + 1} of {pair.vocabulary} ids")
 
 
@@ -128,61 +123,57 @@ def _merges(model: dict[str, Any]) -> list[list[str]]:
 
 
 def _check_ids(pair: Pair) -> Check:
-    limits = Limits(pair)
-    for text in pair.texts:
-        expected = pair.source(text, add_special_tokens=False)["input_ids"]
-        limits.compare("token ids", text, pair.runtime.encode(text).tolist(), expected)
-    return Check(name="token ids", found=f"{len(pair.texts)} texts{limits.told}")
+    sources = pair.source(list(pair.inputs.texts), add_special_tokens=False)["input_ids"]
+    for text, expected in zip(pair.inputs.texts, sources, strict=True):
+        if (found := pair.tokenizer.encode(text)) != expected:
+            raise ids_differ("token ids", text, found, expected)
+    return Check(name="token ids", found=f"{len(pair.inputs.texts)} texts")
 
 
 def _check_raw_ids(pair: Pair) -> Check:
     """With the special tokens of the post-processor, as the wrapper has it for raw prompts."""
-    runtime = pair.open_runtime()
-    runtime.update_options(add_special_tokens="true")
-    limits = Limits(pair)
-    for text in pair.texts:
-        limits.compare("token ids of raw text", text, runtime.encode(text).tolist(), pair.source(text)["input_ids"])
+    sources = pair.source(list(pair.inputs.texts))["input_ids"]
+    for text, expected in zip(pair.inputs.texts, sources, strict=True):
+        if (found := pair.tokenizer.encode(text, add_special_tokens=True)) != expected:
+            raise ids_differ("token ids of raw text", text, found, expected)
     added = len(pair.source("")["input_ids"])
-    return Check(
-        name="token ids of raw text", found=f"{len(pair.texts)} texts, {added} special tokens added{limits.told}"
-    )
+    return Check(name="token ids of raw text", found=f"{len(pair.inputs.texts)} texts, {added} special tokens added")
 
 
 def _check_decoding(pair: Pair) -> Check:
-    """Ids of ordinary text become that text, by the stream that answers go through; the whole at once is the same."""
-    hidden = set(pair.source.all_special_ids) | set(pair.source.get_added_vocab().values())
-    # As the wrapper: SentencePiece puts a space before the first word, and the runtime leaves it there.
-    strips = pair.runtime.decode(pair.runtime.encode("a")) == " a"
-    compared = 0
-    for text in pair.texts:
-        ids = pair.source(text, add_special_tokens=False)["input_ids"]
-        if not ids or hidden & set(ids):
-            continue
-        expected = pair.source.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        stream = pair.runtime.create_stream()
-        streamed = "".join(stream.decode(token) for token in ids)
-        found = streamed.removeprefix(" ") if strips else streamed
-        if found != expected:
+    """Ids become the text that transformers makes of them, at once and by the stream that answers go through.
+
+    Where bytes make no character, the stream has let out what came before, and may differ in U+FFFD.
+    """
+    of_texts = pair.source(list(pair.inputs.texts), add_special_tokens=False)["input_ids"]
+    sequences = [ids for ids in dict.fromkeys([*map(tuple, of_texts), *pair.inputs.sequences]) if ids]
+    for ids in sequences:
+        expected = pair.source.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        if (found := pair.tokenizer.decode(list(ids))) != expected:
             raise text_differs("decoding", found, expected, "by the source's tokenizer")
-        if (whole := pair.runtime.decode(ids)) != streamed:
-            raise text_differs("streamed decoding", streamed, whole, "decoded at once")
-        compared += 1
-    return Check(name="decoding", found=f"{compared} texts, streamed and whole")
+        if (streamed := _streamed(pair, ids)) != expected and REPLACEMENT not in expected:
+            raise text_differs("streamed decoding", streamed, expected, "decoded at once")
+    return Check(name="decoding", found=f"{len(sequences)} sequences, streamed and whole")
+
+
+def _streamed(pair: Pair, ids: tuple[int, ...]) -> str:
+    from slmpack.chat_model import TextStream
+
+    stream = TextStream(pair.tokenizer, [])
+    return "".join([*map(stream.push, ids), stream.rest()])
 
 
 def _check_chat_template(pair: Pair) -> Check:
-    limits = Limits(pair)
     refused = 0
-    chats = chats_with(pair.specials)
-    for name, chat in chats:
-        prompt = _prompt(pair, name, chat)
+    for chat in pair.inputs.chats:
+        prompt = _prompt(pair, chat)
         if prompt is None:
             refused += 1
-            continue
-        limits.compare(f"chat prompt ids, {name}", prompt.text, pair.runtime.encode(prompt.text).tolist(), prompt.ids)
-    if refused == len(chats):
+        elif (found := pair.tokenizer.encode(prompt.text)) != prompt.ids:
+            raise ids_differ(f"chat prompt ids, {chat.name}", prompt.text, found, prompt.ids)
+    if refused == len(pair.inputs.chats):
         raise CheckError("chat template: it refuses every chat", "one user's turn to be rendered", ADVICE)
-    return Check(name="chat template", found=f"{len(chats)} chats, {refused} refused by both{limits.told}")
+    return Check(name="chat template", found=f"{len(pair.inputs.chats)} chats, {refused} refused by both")
 
 
 @dataclass(frozen=True)
@@ -193,41 +184,47 @@ class Prompt:
     ids: list[int]
 
 
-def _prompt(pair: Pair, name: str, chat: Chat) -> Prompt | None:
+def _prompt(pair: Pair, chat: TemplateChat) -> Prompt | None:
     """Return the prompt that both render, or None where both refuse."""
-    for _ in range(2):  # a template that writes the date: midnight may come between the two
+    for _ in range(MOST_RENDERINGS):  # a template that writes the date: midnight may come between the two
         expected = _render_source(pair, chat)
-        found = _render_runtime(pair, chat)
+        found = _render_package(pair, chat)
         if found is None and expected is None:
             return None
         if expected is not None and found == expected.text:
             return expected
-    label = f"chat template, {name}"
+    label = f"chat template, {chat.name}"
     if found is None or expected is None:
-        refuses, renders = ("the runtime", "the source") if found is None else ("the source", "the runtime")
+        refuses, renders = ("the package", "the source") if found is None else ("the source", "the package")
         raise CheckError(f"{label}: {refuses}'s rendering refuses it", f"a prompt, as {renders}'s gives", ADVICE)
     raise text_differs(label, found, expected.text, "by transformers")
 
 
-def _render_source(pair: Pair, chat: Chat) -> Prompt | None:
+def _render_source(pair: Pair, chat: TemplateChat) -> Prompt | None:
+    given: dict[str, Any] = {
+        "conversation": list(chat.messages),
+        "tools": None if chat.tools is None else list(chat.tools),
+        "add_generation_prompt": chat.add_generation_prompt,
+    }
     try:
-        text = pair.source.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        ids = pair.source.apply_chat_template(chat, tokenize=True, add_generation_prompt=True, return_dict=False)
+        text = pair.source.apply_chat_template(**given, tokenize=False)
+        ids = pair.source.apply_chat_template(**given, tokenize=True, return_dict=False)
     except Exception:  # a template may raise whatever it likes: that is its way to refuse
         return None
     return Prompt(text=text, ids=ids)
 
 
-def _render_runtime(pair: Pair, chat: Chat) -> str | None:
+def _render_package(pair: Pair, chat: TemplateChat) -> str | None:
+    tools = None if chat.tools is None else list(chat.tools)
     try:
-        return str(pair.runtime.apply_chat_template(json.dumps(chat), add_generation_prompt=True))
-    except RuntimeError:
+        return pair.template.render(list(chat.messages), tools, add_generation_prompt=chat.add_generation_prompt)
+    except Exception:  # as above
         return None
 
 
 def _check_end_of_turn(pair: Pair) -> Check:
     asked = end_ids_of(pair.snapshot, pair.source)
-    found = {int(token) for token in pair.runtime.eos_token_ids}
+    found = _ends_of(pair.package)
     if missing := sorted(asked.keys() - found):
         raise CheckError(
             f"end of turn: eos_token_id of genai_config.json is {sorted(found)}",
@@ -240,6 +237,11 @@ def _check_end_of_turn(pair: Pair) -> Check:
             f"only {', '.join(_named(pair, token) for token in sorted(asked))}", "build the package again",
         )  # fmt: skip
     return Check(name="end of turn", found=", ".join(_named(pair, token) for token in sorted(found)))
+
+
+def _ends_of(package: Path) -> set[int]:
+    ends = read_json(package / "genai_config.json")["model"]["eos_token_id"]
+    return set(ends) if isinstance(ends, list) else {ends}
 
 
 def _named(pair: Pair, token: int) -> str:

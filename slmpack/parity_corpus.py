@@ -137,6 +137,6 @@ CHATS: tuple[tuple[str, Chat], ...] = (
 )  # fmt: skip
 
 
-def chats_with(specials: tuple[str, ...]) -> tuple[tuple[str, Chat], ...]:
-    """Return the chats and one whose message has a tokenizer's own special tokens written out."""
-    return (*CHATS, ("special tokens in a message", [{"role": "user", "content": " x ".join(["", *specials, ""])}]))
+def special_chat(specials: tuple[str, ...]) -> tuple[str, Chat]:
+    """Return a chat whose message has a tokenizer's own special tokens written out, and its name."""
+    return ("special tokens in a message", [{"role": "user", "content": " x ".join(["", *specials, ""])}])

@@ -1,8 +1,9 @@
 r"""Repairs of a freshly built package's tokenizer files, where the runtime would read them wrongly.
 
-Every repair is tried on the pinned corpus and kept only if Hugging Face's own reading stays what the checkpoint's
-files give: the same ids, the same decoded text, the same prompts. Whether the runtime then reads it right is for
-`parity` to prove. What is repaired:
+The wrapper reads `tokenizer.json` by `tokenizers` and the source's template from chat_format.json, so that its answers
+depend on no repair; the runtime without the wrapper does. Every repair is tried on the inputs of `parity` and made only
+if Hugging Face's own reading stays what the checkpoint's files give: the same ids, the same decoded text, the same
+prompts. Whether the runtime then reads it right is reported by `runtime_reading`. What is repaired:
 
 * The builder saves the tokenizer through the class that `tokenizer_config.json` names, and since transformers 5 some
   classes (`LlamaTokenizer`, `GPT2Tokenizer`) replace the file's normalizer and pre-tokenizer: the checkpoint's own
@@ -27,61 +28,71 @@ from typing import Any
 
 from slmpack.chat_templates import template_environment
 from slmpack.json_file import read_json, write_json
-from slmpack.parity_corpus import CHATS, texts_with
+from slmpack.parity_corpus import CHATS
+from slmpack.parity_inputs import ParityInputs
+from slmpack.tokenizer_pair import inputs_of
 
 TOKENIZER = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
 AS_IT_IS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 BYTE_LEVEL_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-MOST_SPECIALS = 12
 
 Rules = dict[str, Any]
 
 
-def repair_tokenizer(package: Path, snapshot: Path) -> tuple[str, ...]:
+def repair_tokenizer(package: Path, snapshot: Path, source: Any) -> tuple[str, ...]:
     """Repair `tokenizer.json` and the chat template of a package that is not sealed yet.
 
     Args:
         package: the builder's folder; its files are written anew where need be.
         snapshot: the checkpoint that it was built from, whose files say what is right.
+        source: its tokenizer as transformers has it.
 
     Returns:
         One sentence for each repair made, for the version's tags.
     """
-    return _repair_rules(package, snapshot) + _repair_class(package) + _repair_template(package)
+    inputs = inputs_of(snapshot, source)
+    rules = _repair_rules(package, snapshot, source, inputs)
+    return rules + _repair_class(package) + _repair_template(package)
 
 
 # ---------------------------------------------------------------------------------------------- tokenizer.json
 
 
-def _repair_rules(package: Path, snapshot: Path) -> tuple[str, ...]:
-    wanted = _reading(own := read_json(snapshot / TOKENIZER))
-    rules, told = read_json(package / TOKENIZER), []
-    if _reading(rules) != wanted:
-        rules = own
-        told.append(_RESTORED)
+def _repair_rules(package: Path, snapshot: Path, source: Any, inputs: ParityInputs) -> tuple[str, ...]:
+    whole = source.backend_tokenizer.to_str()
+    expected = _reading(json.loads(whole), source, inputs)
+    rules, made = read_json(package / TOKENIZER), []
+    if _reading(rules, source, inputs) != expected:
+        rules = read_json(snapshot / TOKENIZER)
+        made.append(_RESTORED)
+    if _reading(rules, source, inputs) != expected:
+        rules = json.loads(whole)
+        made = [_COMPLETED]
     for sentence, change in _REPAIRS:
         changed = change(rules)
-        if changed is not None and _reading(changed) == wanted:
+        if changed is not None and _reading(changed, source, inputs) == expected:
             rules = changed
-            told.append(sentence)
-    if told == [_RESTORED]:
+            made.append(sentence)
+    if made == [_RESTORED]:
         (package / TOKENIZER).write_bytes((snapshot / TOKENIZER).read_bytes())
-    elif told:
+    elif made:
         write_json(package / TOKENIZER, rules)
-    return tuple(told)
+    return tuple(made)
 
 
-def _reading(rules: Rules) -> list[tuple[list[int], str]]:
-    """Return ids, special tokens of the post-processor included, and decoded text of every text of the corpus."""
+def _reading(rules: Rules, source: Any, inputs: ParityInputs) -> tuple[list[list[int]], list[str]]:
+    """Return the ids of every text, with special tokens of the post-processor, and the text of every id sequence."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(json.dumps(rules))
     tokenizer.no_truncation()
-    specials = tuple(token["content"] for token in rules["added_tokens"])[:MOST_SPECIALS]
-    readings = [tokenizer.encode(text).ids for text in texts_with(specials)]
-    return [(ids, tokenizer.decode(ids, skip_special_tokens=True)) for ids in readings]
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = source.split_special_tokens
+    ids = [tokenizer.encode(text).ids for text in inputs.texts]
+    texts = [tokenizer.decode(each, skip_special_tokens=True) for each in [*ids, *map(list, inputs.sequences)]]
+    return ids, texts
 
 
 def _plain_decoder(rules: Rules) -> Rules | None:
@@ -118,6 +129,7 @@ def _split(expression: str) -> Rules:
 
 
 _RESTORED = "tokenizer.json is the checkpoint's own: the builder had saved one that gives other token ids"
+_COMPLETED = "tokenizer.json has the added tokens of the checkpoint's other files as well, as transformers reads them"
 _REPAIRS: tuple[tuple[str, Callable[[Rules], Rules | None]], ...] = (
     ("tokenizer.json decodes by ByteLevel alone, which the runtime knows, with the same result", _plain_decoder),
     ("tokenizer.json splits words by Split alone, which the runtime knows, with the same result", _split_pre_tokenizer),

@@ -24,13 +24,16 @@ CUDA_LIBRARIES = {
 # Source: tried in an environment that has nothing but these and what they require (mlflow 3.17.2, transformers 5.22.2).
 _TRANSFORMERS = ("mlflow-skinny", "transformers", "tokenizers", "safetensors", "torch", "jinja2", "numpy", "pandas")
 
+# What the wrapper reads text and renders chats by; MLflow's smaller half brings neither.
+_WRAPPER = ("tokenizers", "jinja2")
+
 
 def _packages(target: Target) -> tuple[str, ...]:
     if target is Target.TRANSFORMERS:
         return _TRANSFORMERS
     provider = target.provider
     libraries = CUDA_LIBRARIES if provider == "cuda" else ()
-    return ("mlflow-skinny", *SETS[provider], "numpy", "pandas", *libraries)
+    return ("mlflow-skinny", *SETS[provider], *_WRAPPER, "numpy", "pandas", *libraries)
 
 
 PACKAGES: dict[Target, tuple[str, ...]] = {target: _packages(target) for target in Target}

@@ -7,6 +7,7 @@ SWITCHES = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # Prefect's server does not heed DO_NOT_TRACK
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "ORT_DISABLE_TELEMETRY": "1",  # heeded where it is set before the import; the runtime's own call changes nothing
 }
 
 

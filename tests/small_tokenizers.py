@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from slmpack.chat_format import write_chat_format
 from slmpack.json_file import write_json
 from slmpack.parity_corpus import CODE, PROSE, SCRIPTS
+from slmpack.tokenizer_pair import read_tokenizer
 
 Rules = dict[str, Any]
 
@@ -92,7 +94,7 @@ def write_source(
 
 
 def write_package(folder: Path, source: Path, end_tokens: tuple[str, ...]) -> Path:
-    """Write what the builder writes but weights: the tokenizer as transformers saves it, and genai_config.json."""
+    """Write what a build writes but weights: the tokenizer as transformers saves it, and the two configurations."""
     from transformers import AutoTokenizer
 
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
@@ -101,12 +103,15 @@ def write_package(folder: Path, source: Path, end_tokens: tuple[str, ...]) -> Pa
     rows = max(vocabulary(rules).values()) + 1
     model = {"type": "phi3", "vocab_size": rows, "context_length": 4096, "eos_token_id": ids, "pad_token_id": ids[0]}
     write_json(folder / "genai_config.json", {"model": model, "search": {}})
+    write_chat_format(folder, read_tokenizer(source))
     return folder
 
 
 def vocabulary(rules: Rules) -> dict[str, int]:
-    words: dict[str, int] = rules["model"]["vocab"]
-    return words | {token["content"]: token["id"] for token in rules["added_tokens"]}
+    words = rules["model"]["vocab"]
+    if isinstance(words, list):  # Unigram: texts with their log-probabilities
+        words = {text: index for index, (text, _) in enumerate(words)}
+    return dict(words) | {token["content"]: token["id"] for token in rules["added_tokens"]}
 
 
 def token_id(rules: Rules, text: str) -> int:

@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature, infer_signature
 from mlflow.pyfunc.model import PythonModelContext
 from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
+from small_tokenizers import sentencepiece
 
 from slmpack import chat_model
 from slmpack.chat_model import ChatModel, IntegrityError, RequestError, StopStrings, TokenizerError, verify_package
@@ -39,7 +40,8 @@ def save(
 ) -> Path:
     mlflow.pyfunc.save_model(
         path=path, python_model=str(wrapper), artifacts={"package": str(package)}, signature=signature,
-        pip_requirements=["mlflow-skinny", "onnxruntime-genai"], model_config={"name": "a-model", **config},
+        pip_requirements=["mlflow-skinny", "onnxruntime-genai", "tokenizers", "jinja2"],
+        model_config={"name": "a-model", **config},
     )  # fmt: skip
     return path
 
@@ -90,8 +92,12 @@ def variant(package: Package, folder: Path, **edits: Edit) -> Path:
 
 
 def write_template(folder: Path, template: str) -> Path:
-    (folder / "chat_template.jinja").chmod(0o644)
-    (folder / "chat_template.jinja").write_text(template)
+    """Give a package another template, for the wrapper and for transformers."""
+    path = folder / "chat_format.json"
+    chat_format = {**json.loads(path.read_text()), "chat_template": template}
+    for name, text in ((path.name, json.dumps(chat_format)), ("chat_template.jinja", template)):
+        (folder / name).chmod(0o644)
+        (folder / name).write_text(text)
     seal(folder)
     return folder
 
@@ -303,8 +309,8 @@ def test_the_end_of_turn_is_a_stop_even_as_the_last_token_allowed(
     smol: ChatModel, smollm2_package: Package, tmp_path: Path, end_is_a_list: bool
 ) -> None:
     ids = smol.runtime.tokenizer.encode(text_of(ask(smol, max_tokens=6)))
-    end = int(ids[5])  # what the model says sixth is made its end of turn
-    tokens = 1 + list(ids).index(end)
+    end = ids[5]  # what the model says sixth is made its end of turn
+    tokens = 1 + ids.index(end)
     ends = [2, end] if end_is_a_list else end
     model = load(variant(smollm2_package, tmp_path / "p", genai_config=lambda c: c["model"].update(eos_token_id=ends)))
     for limit, reason, counted in ((64, "stop", tokens), (tokens, "stop", tokens), (tokens - 1, "length", tokens - 1)):
@@ -435,7 +441,7 @@ def test_prompt_models_give_one_string_a_row(tiny_package: Package, tmp_path: Pa
 @slow
 def test_a_prompt_model_without_template_goes_on_from_the_text(smollm2_package: Package) -> None:
     raw = load(smollm2_package.path, interface="prompt", apply_chat_template=False, max_tokens=4)
-    ids = greedy_ids(raw, [int(token) for token in raw.runtime.tokenizer.encode("One, two, three,")], 4)
+    ids = greedy_ids(raw, raw.runtime.tokenizer.encode("One, two, three,"), 4)
     assert raw.predict(None, ["One, two, three,"]) == [raw.runtime.tokenizer.decode(ids)]  # type: ignore[arg-type]
 
 
@@ -627,6 +633,7 @@ def test_ids_equal_those_of_transformers_whoever_adds_the_bos(
     package = variant(
         tiny_package, tmp_path / "p", tokenizer=add_bos,
         tokenizer_config=lambda config: config.update(bos_token=BOS, add_bos_token=True),
+        chat_format=lambda config: config["special_tokens"].update(bos_token=BOS),
         genai_config=lambda config: config["model"].update(bos_token_id=0),
     )  # fmt: skip
     write_template(package, template_begins + (package / "chat_template.jinja").read_text())
@@ -642,29 +649,18 @@ def test_ids_equal_those_of_transformers_whoever_adds_the_bos(
 
 @slow
 def test_only_a_sentencepiece_chat_loses_the_space_before_its_first_word(tiny_package: Package, tmp_path: Path) -> None:
-    from tokenizers import Tokenizer, decoders, models, normalizers, trainers
-
-    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator([WRAPPER.read_text()], trainer)
-
     def replace(content: Any) -> None:
         content.clear()
-        content.update(json.loads(tokenizer.to_str()))
-        content["added_tokens"] = content["added_tokens"][:3]
+        content.update(sentencepiece(("<|end|>",)))
 
-    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    package = variant(
-        tiny_package, tmp_path / "p", tokenizer=replace, tokenizer_config=lambda content: content.update(config)
-    )
-    assert load(package).runtime.strips_space
-    assert not load(package, interface="prompt", apply_chat_template=False).runtime.strips_space
-    assert not load(tiny_package.path).runtime.strips_space
+    package = variant(tiny_package, tmp_path / "p", tokenizer=replace)
+    answers = {}
+    for raw in (False, True):
+        runtime = load(package, interface="prompt", apply_chat_template=not raw).runtime
+        prompt, answer = runtime.encode_text("The quick"), runtime.tokenizer.encode("brown fox")
+        stream = runtime.stream_text(prompt)
+        answers[raw] = "".join([*map(stream.push, answer), stream.rest()])
+    assert answers == {False: "brown fox", True: " brown fox"}
 
 
 @slow
