@@ -13,6 +13,7 @@ add_generation_prompt and the special tokens.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError, nodes
@@ -65,13 +66,15 @@ class BranchMeter:
     def render(self, messages: Sequence[Any], tools: Sequence[Any] | None, add_generation_prompt: bool) -> Rendering:
         """Render a chat; a refusal by `raise_exception` or by any error of an expression is no error here."""
         self._passed, self._marks = set(), 0
-        try:
-            text = self._template.render(
-                messages=messages, tools=tools, documents=None, add_generation_prompt=add_generation_prompt,
-                **self._specials,
-            )  # fmt: skip
-        except Exception:  # a template may raise what it likes: that is its way to refuse
-            text = None
+        variables = {
+            "messages": messages, "tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt,
+            **self._specials,
+        }  # fmt: skip
+        text: str | None = None
+        # A template may raise what it likes: that is its way to refuse. `render` itself would rewrite the traceback,
+        # which takes seconds where a macro calls itself until Python stops it.
+        with suppress(Exception):
+            text = "".join(self._template.root_render_func(self._template.new_context(variables)))
         return Rendering(frozenset(self._places[place] for place in self._passed), text)
 
     def _mark(self, number: int, value: Any = True) -> Any:

@@ -14,10 +14,12 @@ from itertools import zip_longest
 from typing import Any
 
 from slmpack.template_branches import Branch, BranchMeter
-from slmpack.template_structures import TOOLS, assistant, structures_of, user
+from slmpack.template_structures import structures_of
+from slmpack.template_tools import TOOLS, assistant, user
 from slmpack.template_words import TemplateWords, words_of
 
 MOST_CHATS = 400
+MOST_REFUSALS = 40
 MOST_MEASURED = 900
 _PLAIN_TOGETHER = 6
 _PLACES = ("{0} start", "in the {0} middle", "in{0}side", "at the end {0}", "{0}", "\n{0}\n\n", "{0}{0} twice")
@@ -55,24 +57,26 @@ def chats_of(template: str, specials: Mapping[str, str]) -> tuple[TemplateChat, 
 
 
 def _by_news(meter: BranchMeter, structures: list[TemplateChat], texts: list[TemplateChat]) -> list[TemplateChat]:
-    """Order chats: what takes a branch, or a condition's outcome, that none before took; other prompts; repetitions."""
+    """Order chats: what takes a branch, or a condition's outcome, that none before took; refusals; other prompts.
+
+    Chats with the same prompt as one before, such as those with tools where a template knows none, are left out.
+    """
     seen: set[Branch] = set()
-    prompts: set[str | None] = {None}
-    news: list[TemplateChat] = []
-    repetitions: list[TemplateChat] = []
-    others: tuple[list[TemplateChat], list[TemplateChat]] = ([], [])
+    prompts: set[str] = set()
+    news, refusals = list[TemplateChat](), list[TemplateChat]()
+    others = (list[TemplateChat](), list[TemplateChat]())
     for kind, chat in [*((0, chat) for chat in structures), *((1, chat) for chat in texts)]:
         passed, prompt = meter.render(list(chat.messages), chat.tools, chat.add_generation_prompt)
         if not passed <= seen:
             news.append(chat)
-        elif prompt in prompts:
-            repetitions.append(chat)
-        else:
+        elif prompt is None:
+            refusals.append(chat)
+        elif prompt not in prompts:
             others[kind].append(chat)
         seen |= passed
-        prompts.add(prompt)
+        prompts |= {prompt} if prompt is not None else set()
     turns = zip_longest(others[1][::2], others[0], others[1][1::2])
-    return [*news, *(chat for turn in turns for chat in turn if chat is not None), *repetitions]
+    return [*news, *refusals[:MOST_REFUSALS], *(chat for turn in turns for chat in turn if chat is not None)]
 
 
 def _takes_system(meter: BranchMeter) -> bool:
