@@ -1,8 +1,8 @@
 """Structures of chats: orders of roles, tools and their calls, missing and odd contents, keys that a template knows."""
 
 from collections.abc import Iterator
-from itertools import pairwise
-from typing import Any
+from itertools import pairwise, zip_longest
+from typing import Any, TypeVar
 
 from slmpack.template_tools import (
     BARE_TOOLS,
@@ -20,6 +20,7 @@ from slmpack.template_words import TemplateWords
 
 Structure = tuple[str, tuple[Message, ...], tuple[Message, ...] | None, bool]
 
+T = TypeVar("T")
 TURNS = 8
 MOST_KEYS = 12
 _LOOP = {"index", "index0", "revindex", "revindex0", "first", "last", "length", "previtem", "nextitem", "depth",
@@ -31,31 +32,44 @@ _PARTS_KEYS = {"type", "text", "image"}
 
 
 def structures_of(words: TemplateWords) -> Iterator[Structure]:
-    """Yield chats of every structure that a template with these words may tell apart."""
-    yield from _turns()
-    yield from _orders(words.roles)
-    yield from _contents()
-    for name, messages in tool_chats():
-        for tools in (TOOLS, None):
-            for prompt in (True, False):
-                yield f"{name}, {'tools' if tools else 'no tools'}, prompt {prompt}", messages, tools, prompt
-        yield f"{name}, bare tools", messages, BARE_TOOLS, True
-    for name, tools in {"odd tools": ODD_TOOLS, "an empty list of tools": (), "one tool": TOOLS[1:]}.items():
-        yield name, (user("Hi"),), tools, True
-        yield f"{name}, system", (system("Be brief."), user("Hi"), assistant("Hello.")), tools, False
-    yield from _keys(words)
+    """Yield chats of every structure that a template with these words may tell apart, the simple ones first."""
+    kinds = [_turns(), _contents(), _orders(words.roles), _tools(), _keys(words)]
     if words.keys & _PARTS_KEYS or "image" in words.plain:
-        yield from _parts()
+        kinds.append(_parts())
+    yield from interleaved(kinds)
+
+
+def interleaved(kinds: list[Iterator[T]]) -> Iterator[T]:
+    """Yield the first of each kind, then the second of each, and so on."""
+    for turn in zip_longest(*kinds):
+        yield from (each for each in turn if each is not None)
 
 
 def _turns() -> Iterator[Structure]:
     for count in range(1, TURNS + 1):
         turns = tuple(assistant(f"Answer {turn}.") if turn % 2 else user(f"Question {turn}?") for turn in range(count))
-        for prompt in (True, False):
-            yield f"{count} turns, prompt {prompt}", turns, None, prompt
-            yield f"system and {count} turns, prompt {prompt}", (system("Be brief."), *turns), None, prompt
-            yield f"{count} turns with tools, prompt {prompt}", turns, TOOLS, prompt
-            yield f"system and {count} turns with tools, prompt {prompt}", (system("Be brief."), *turns), TOOLS, prompt
+        for name, messages in {"": turns, "system and ": (system("Be brief."), *turns)}.items():
+            for tools in (None, TOOLS) if count < TURNS / 2 else (None,):
+                for prompt in (True, False):
+                    yield f"{name}{count} turns{_with(tools)}, prompt {prompt}", messages, tools, prompt
+
+
+def _with(tools: tuple[Message, ...] | None) -> str:
+    return " with tools" if tools else ""
+
+
+def _tools() -> Iterator[Structure]:
+    for name, messages in tool_chats():
+        for tools, prompt in ((TOOLS, True), (None, True), (TOOLS, False), (BARE_TOOLS, True)):
+            yield (
+                f"{name}{_with(tools)}, {'bare' if tools is BARE_TOOLS else 'prompt'} {prompt}",
+                messages,
+                tools,
+                prompt,
+            )
+    for name, tools in {"odd tools": ODD_TOOLS, "an empty list of tools": (), "one tool": TOOLS[1:]}.items():
+        yield name, (user("Hi"),), tools, True
+        yield f"{name}, system", (system("Be brief."), user("Hi"), assistant("Hello.")), tools, False
 
 
 def _orders(roles: tuple[str, ...]) -> Iterator[Structure]:
@@ -63,7 +77,7 @@ def _orders(roles: tuple[str, ...]) -> Iterator[Structure]:
     orders = {
         "two users": (hi, user("Anyone?")), "two users later": (hi, hello, user("And?"), user("Anyone?")),
         "two answers": (hi, hello, assistant("Again.")), "the assistant first": (hello, hi),
-        "only an answer": (hello,), "only a system message": (brief,), "no message": (),
+        "only an answer": (hello,), "only a system message": (brief,),
         "system in the middle": (hi, hello, brief, hi), "system last": (hi, brief), "two systems": (brief, brief, hi),
         "system, then the assistant": (brief, hello, hi), "system twice": (brief, hi, hello, brief, hi),
     }  # fmt: skip
@@ -87,6 +101,7 @@ def _contents() -> Iterator[Structure]:
     for name, text in odd.items():
         yield f"{name} everywhere", (system(text), user(text), assistant(text), user(text)), None, True
         yield f"{name}, no system", (user(text), assistant(text), user(text), assistant(text)), None, False
+    for name, text in odd.items():
         yield f"{name} from the user, last", (user("Hi"), assistant("Hello."), user(text)), None, True
         yield f"{name} from the assistant", (user("Hi"), assistant(text), user("And?")), None, True
         yield f"{name} from the assistant, last", (user("Hi"), assistant(text)), None, False

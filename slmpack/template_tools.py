@@ -65,7 +65,7 @@ def tool_chats() -> Iterator[tuple[str, tuple[Message, ...]]]:
 
 
 def _with_one_call() -> Iterator[tuple[str, tuple[Message, ...]]]:
-    """Yield chats of each form of arguments and of text beside the call, which is last, has a result, or is answered."""
+    """Yield chats of each form of arguments and of text beside the call; last, with a result, and answered."""
     for name, arguments in {"a dict": _TWO, "JSON text": json.dumps(_TWO), "nothing": {}, "empty text": ""}.items():
         for text in (None, "", "Let me look."):
             asked = (user("When?"), assistant(text, tool_calls=[call(arguments)]))
