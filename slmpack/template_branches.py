@@ -13,6 +13,7 @@ add_generation_prompt and the special tokens.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError, nodes
@@ -20,7 +21,8 @@ from jinja2 import TemplateError, nodes
 from slmpack.chat_templates import template_environment
 
 MARKER = "branch_marker_"
-MOST_MARKS = 20_000  # in one rendering: a template that loops for longer refuses the chat
+MOST_MARKS = 5_000  # in one rendering: a template that loops for longer refuses the chat
+MOST_MARKS_IN_ALL = 300_000  # less than a second
 CONDITION = "condition"
 _DATE = "26 Jul 2024"
 
@@ -53,6 +55,7 @@ class BranchMeter:
         self._specials = dict(specials)
         self._passed: set[tuple[int, bool]] = set()
         self._marks = 0
+        self._marks_in_all = 0
         environment = rendering_environment()
         environment.globals[MARKER] = self._mark
         markers = _Markers()
@@ -65,14 +68,22 @@ class BranchMeter:
     def render(self, messages: Sequence[Any], tools: Sequence[Any] | None, add_generation_prompt: bool) -> Rendering:
         """Render a chat; a refusal by `raise_exception` or by any error of an expression is no error here."""
         self._passed, self._marks = set(), 0
-        try:
-            text = self._template.render(
-                messages=messages, tools=tools, documents=None, add_generation_prompt=add_generation_prompt,
-                **self._specials,
-            )  # fmt: skip
-        except Exception:  # a template may raise what it likes: that is its way to refuse
-            text = None
+        variables = {
+            "messages": messages, "tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt,
+            **self._specials,
+        }  # fmt: skip
+        text: str | None = None
+        # A template may raise what it likes: that is its way to refuse. `render` itself would rewrite the traceback,
+        # which takes seconds where a macro calls itself until Python stops it.
+        with suppress(Exception):
+            text = "".join(self._template.root_render_func(self._template.new_context(variables)))
+        self._marks_in_all += self._marks
         return Rendering(frozenset(self._places[place] for place in self._passed), text)
+
+    @property
+    def spent(self) -> bool:
+        """Whether renderings took so long that no more of them should be measured."""
+        return self._marks_in_all > MOST_MARKS_IN_ALL
 
     def _mark(self, number: int, value: Any = True) -> Any:
         self._marks += 1

@@ -10,16 +10,19 @@ left out. Nothing is drawn by chance: a template has the same chats everywhere.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import islice, product, zip_longest
 from typing import Any
 
 from slmpack.template_branches import Branch, BranchMeter
-from slmpack.template_structures import TOOLS, assistant, structures_of, user
+from slmpack.template_structures import interleaved, structures_of
+from slmpack.template_tools import TOOLS, assistant, user
 from slmpack.template_words import TemplateWords, words_of
 
 MOST_CHATS = 400
+MOST_REFUSALS = 40
 MOST_MEASURED = 900
 _PLAIN_TOGETHER = 6
+_MOST_BESIDE = 25
 _PLACES = ("{0} start", "in the {0} middle", "in{0}side", "at the end {0}", "{0}", "\n{0}\n\n", "{0}{0} twice")
 Message = dict[str, Any]
 
@@ -55,24 +58,29 @@ def chats_of(template: str, specials: Mapping[str, str]) -> tuple[TemplateChat, 
 
 
 def _by_news(meter: BranchMeter, structures: list[TemplateChat], texts: list[TemplateChat]) -> list[TemplateChat]:
-    """Order chats: what takes a branch, or a condition's outcome, that none before took; other prompts; repetitions."""
+    """Order chats: what takes a branch, or a condition's outcome, that none before took; refusals; other prompts.
+
+    Chats with the same prompt as one before, such as those with tools where a template knows none, are left out.
+    """
     seen: set[Branch] = set()
-    prompts: set[str | None] = {None}
-    news: list[TemplateChat] = []
-    repetitions: list[TemplateChat] = []
-    others: tuple[list[TemplateChat], list[TemplateChat]] = ([], [])
+    prompts: set[str] = set()
+    news, refusals = list[TemplateChat](), list[TemplateChat]()
+    others = (list[TemplateChat](), list[TemplateChat]())
     for kind, chat in [*((0, chat) for chat in structures), *((1, chat) for chat in texts)]:
+        if meter.spent:
+            others[kind].append(chat)
+            continue
         passed, prompt = meter.render(list(chat.messages), chat.tools, chat.add_generation_prompt)
         if not passed <= seen:
             news.append(chat)
-        elif prompt in prompts:
-            repetitions.append(chat)
-        else:
+        elif prompt is None:
+            refusals.append(chat)
+        elif prompt not in prompts:
             others[kind].append(chat)
         seen |= passed
-        prompts.add(prompt)
-    turns = zip_longest(others[1][::2], others[0], others[1][1::2])
-    return [*news, *(chat for turn in turns for chat in turn if chat is not None), *repetitions]
+        prompts |= {prompt} if prompt is not None else set()
+    turns = zip_longest(*others)
+    return [*news, *refusals[-MOST_REFUSALS:], *(chat for turn in turns for chat in turn if chat is not None)]
 
 
 def _takes_system(meter: BranchMeter) -> bool:
@@ -84,19 +92,20 @@ def _takes_system(meter: BranchMeter) -> bool:
 
 
 def _texts(words: TemplateWords, specials: tuple[str, ...], system: bool) -> Iterator[TemplateChat]:
-    """Yield chats with the template's texts in them: every telling one at some place, then at the next, and so on."""
+    """Yield chats with the template's texts in them: every one at some place first, then at the next, and so on."""
     telling = tuple(dict.fromkeys([*specials, *words.telling]))
-    for opening, closing in _pairs(telling):
-        yield from _between(opening, closing, system)
+    pairs = _pairs(telling)
+    between = [_between(*pair, system) for pair in pairs]
+    yield from interleaved([_placed(telling, system), _plain(words.plain, system), *between, _beside(pairs)])
+
+
+def _placed(telling: tuple[str, ...], system: bool) -> Iterator[TemplateChat]:
     for turn in range(len(_PLACES)):
         for index, text in enumerate(telling):
-            first, second, third = (_PLACES[(turn + index + role) % len(_PLACES)] for role in range(3))
-            name = f"{text!r} in contents, {turn}"
-            yield _chat(
-                name, first.replace("{0}", text), second.replace("{0}", text), third.replace("{0}", text), system=system
+            first, second, third = (
+                _PLACES[(turn + index + role) % len(_PLACES)].replace("{0}", text) for role in range(3)
             )
-        if turn == 0:
-            yield from _plain(words.plain, system)
+            yield _chat(f"{text!r} in contents, {turn}", first, second, third, system=system)
 
 
 def _plain(plain: tuple[str, ...], system: bool) -> Iterator[TemplateChat]:
@@ -116,6 +125,14 @@ def _pairs(telling: tuple[str, ...]) -> list[tuple[str, str]]:
     """Return the opening and closing tags that belong together, such as `<think>` and `</think>`."""
     closing = [text for text in telling if text.startswith(("</", "[/")) and text[-1] in ">]"]
     return [(text[0] + text[2:], text) for text in closing]
+
+
+def _beside(pairs: list[tuple[str, str]]) -> Iterator[TemplateChat]:
+    """Yield chats with text between two tags in the last question and between two others in the answer before it."""
+    for (opening, closing), (first, last) in islice(product(pairs, repeat=2), _MOST_BESIDE):
+        answer = assistant(f"{first}\nso it is\n{last}\n\nThe answer.")
+        for text in (f"{opening}\nso\n{closing}", f"{opening}so", f"so{closing}"):
+            yield TemplateChat(f"{text!r} after {first}", (user("Hi"), answer, user(text)), None, True)
 
 
 def _between(opening: str, closing: str, system: bool) -> Iterator[TemplateChat]:

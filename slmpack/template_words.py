@@ -20,8 +20,8 @@ class TemplateWords(NamedTuple):
     """What chats are made of.
 
     Attributes:
-        telling: texts of the template that its control tokens, tags or tests are made of.
-        plain: its other texts: keys, roles, sentences.
+        telling: what it looks for in texts, and the control tokens, tags and headings that it writes.
+        plain: its other literals: keys, roles, sentences.
         keys: attributes and keys that it looks up in messages, or in anything else.
         roles: names that it compares a role with.
     """
@@ -44,8 +44,7 @@ def words_of(template: str) -> TemplateWords:
     pieces = [match[0] for text in (*strings, *data) for match in SPECIAL.finditer(text)]
     own = {node.attr for node in walk(tree) if isinstance(node, nodes.NSRef)}
     keys = frozenset(key for node in walk(tree) if (key := _key(node)) is not None and key not in own)
-    telling = _unique([*(text for text in tested if text and not text.isidentifier()), *pieces,
-                       *(text for text in written if SPECIAL.search(text) or not re.search(r"\w", text))])  # fmt: skip
+    telling = _unique([*(text for text in tested if text and not text.isidentifier()), *pieces])
     plain = tuple(text for text in _unique(written) if text not in set(telling))
     return TemplateWords(telling, plain, keys, _unique([role for node in walk(tree) for role in _roles(node)]))
 
