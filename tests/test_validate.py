@@ -70,6 +70,9 @@ def example_with(example: dict[str, object]) -> Callable[[Path], None]:
 
 BREAKS = {
     "a field less in the signature": ("signature", rewrite("MLmodel", '"name": "top_p"', '"name": "top_q"')),
+    "requests cut to the signature": (
+        "signature", rewrite("MLmodel", "is_signature_from_type_hint: true", "is_signature_from_type_hint: false"),
+    ),
     "no input example": ("input example", remove("input_example.json")),
     "an example with another field": ("input example", example_with({"prompt": "hi"})),
     "an example of the wrong type": ("input example", example_with({"messages": "hi", "max_tokens": 4})),
