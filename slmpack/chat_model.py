@@ -716,7 +716,7 @@ class _Copy:
 
 def _shown(found: object) -> str:
     """Return what was found, in one line and not endless."""
-    text = reprlib.repr(found)
+    text = " ".join(reprlib.repr(found).splitlines())  # a table's has several
     return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "..."
 
 

@@ -147,6 +147,7 @@ REFUSED: list[tuple[dict[Any, object], str]] = [
     ({"stop": [pd.NA]}, r"^stop\[0\]: <NA> "),
     ({"stop": {"a"}}, r"^stop: \{'a'\} "),
     ({"tools": pd.NA}, r"^tools: <NA> "),
+    ({"tools": pd.DataFrame({"a": [1]})}, r"^tools: .*a.*1.* was found; what JSON has"),
     ({"seed": 10**5000}, r"^seed: a whole number of \d+ bits"),
     ({"temperature": math.inf}, r"^temperature: inf"),
     ({5: 1}, r"^request: 5 "),
@@ -254,6 +255,7 @@ VALUES: list[Any] = [
     {"a": 1}, {"type": "text"}, {"seed": 3}, {"temperature": "hot"}, FRANCE, parts("a", "b"), {1: 2}, {"a"}, object(),
     _Odd(), nested(40), pd.NA, pd.NaT, pd.Timestamp(0), np.array([]), np.array(3), np.array([[1, 2]]), np.int8(3),
     np.float64("nan"), np.array(FRANCE), np.datetime64("2020-01-01"), 1 + 2j, range(3), lambda: None,
+    pd.DataFrame({1: FRANCE}), pd.Series([1]),
 ]  # fmt: skip
 
 
