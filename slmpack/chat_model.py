@@ -55,7 +55,9 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from tokenizers import Tokenizer
 
@@ -73,26 +75,62 @@ CONTEXT_TOKENS = 16  # of a prompt that text goes on from: enough that they hold
 READ_BYTES = 4 << 20
 LARGEST_SEED = 2**31 - 1  # the runtime takes a C int
 GREEDY_BELOW = 1e-5  # logits divided by less overflow float32
-MOST_STOPS = 16
 SMALLEST_TOP_P = 1e-6  # above 0 in float32, and already the single best token
 
-SAMPLING_FIELDS = frozenset({"temperature", "max_tokens", "stop", "top_p", "top_k", "seed"})
-PROMPT_FIELDS = SAMPLING_FIELDS | {"prompt"}
-CHAT_FIELDS = SAMPLING_FIELDS | {
-    "messages", "n", "stream", "frequency_penalty", "presence_penalty", "tools", "custom_inputs",
-}  # fmt: skip
-WHOLE_FIELDS = ("max_tokens", "n", "top_k", "seed")
+# Bounds of one call, checked before anything is rendered, tokenised or generated.
+MOST_ROWS = 1024
+MOST_CHOICES = 16
+MOST_NEW_TOKENS = 2**18  # rows x n x max_tokens
+MOST_MESSAGES = 10_000
+MOST_VALUES = 100_000  # in one row, at all depths together
+DEEPEST_NESTING = 16  # a text part of a message is at 5
+LARGEST_WHOLE = 2**63 - 1
+MOST_STOPS = 16
+LONGEST_STOP = 1024  # characters; every piece of the answer is compared with every stop string
+LONG_TOKEN = 8  # characters of a token, far above the mean of ordinary text
+CUT_TOKENS = 64
+LONGEST_SHOWN = 120  # characters of what was found, in an error
+
+LIMIT_FIELDS = ("max_tokens", "max_completion_tokens")  # two names of one thing
+SAMPLING_FIELDS = frozenset({"temperature", "stop", "top_p", "top_k", "seed", *LIMIT_FIELDS})
+UNUSED_FIELDS = ("model", "user")  # OpenAI's clients send them; neither could change the answer of one model
+PENALTIES = ("frequency_penalty", "presence_penalty")
+# What is not supported, with the values that ask for nothing; None does, too.
+UNSUPPORTED: dict[str, tuple[object, ...]] = {
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "response_format": ({"type": "text"},),
+    "params": ({},),
+}
+COMMON_FIELDS = SAMPLING_FIELDS | {"stream", *UNUSED_FIELDS, *PENALTIES, *UNSUPPORTED}
+PROMPT_FIELDS = COMMON_FIELDS | {"prompt"}
+CHAT_FIELDS = COMMON_FIELDS | {"messages", "n", "custom_inputs"}
+WHOLE_FIELDS = ("n", "top_k", "seed", *LIMIT_FIELDS)
 PROVIDERS = ("cpu", "cuda")
 MESSAGE_FIELDS = frozenset({"role", "content", "name", "refusal", "tool_calls", "tool_call_id"})
+PART_FIELDS = frozenset({"type", "text"})
 ROLES = ("system", "user", "assistant")
 
 
-class RequestError(ValueError):
-    """A request that cannot be answered; the message names the field, what was found and what is expected."""
+class RequestError(MlflowException, ValueError):
+    """A request that cannot be answered; the message names the field, what was found and what is expected.
+
+    MLflow's scoring server passes an MlflowException on with its HTTP status, 400, and hides every other error.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
 
     @classmethod
     def about(cls, field: str, found: object, expected: str) -> "RequestError":
-        return cls(f"{field}: {reprlib.repr(found)} was found; {expected} is expected")
+        return cls(f"{field}: {_shown(found)} was found; {expected} is expected")
+
+    def serialize_as_json(self) -> str:
+        """Return the body of the HTTP answer without the request, which the scoring server writes into `message`."""
+        self.message = str(self)
+        return str(super().serialize_as_json())  # type: ignore[no-untyped-call]
 
 
 class IntegrityError(RuntimeError):
@@ -603,6 +641,27 @@ class Choice:
         return generator
 
 
+@dataclass(frozen=True)
+class Fields:
+    """One row, checked by itself: a Request before its prompt is token ids.
+
+    Attributes:
+        prompt: the messages of a chat, or text.
+        limit_field: the name under which the row has `max_tokens`.
+        max_tokens: None where the row names no limit; it may be more than the context window leaves.
+    """
+
+    prompt: list[dict[str, str]] | str
+    limit_field: str
+    max_tokens: int | None
+    temperature: float
+    top_p: float | None
+    top_k: int | None
+    seed: int | None
+    stop: tuple[str, ...]
+    n: int
+
+
 class ChatModel(PythonModel):
     """Answers `llm/v1/chat` requests, or prompts, with an ONNX Runtime GenAI package."""
 
@@ -646,7 +705,7 @@ class ChatModel(PythonModel):
         for row in rows:
             if _flag(row, "stream", default=False):
                 raise RequestError.about("stream", True, "false, or a call of predict_stream")
-        requests = [self._read_request(row) for row in rows]
+        requests = self._read_requests(rows)
         if self.settings.interface == "prompt":
             return ["".join(Choice(self.runtime, request, 0)) for request in requests]
         answers = [self._complete(request) for request in requests]
@@ -660,7 +719,7 @@ class ChatModel(PythonModel):
         if len(rows) != 1:
             raise RequestError(f"predict_stream: {len(rows)} rows were found; one is expected; call predict for more")
         _flag(rows[0], "stream", default=True)
-        request = self._read_request(rows[0])
+        (request,) = self._read_requests(rows)
         if self.settings.interface == "prompt":
             return iter(Choice(self.runtime, request, 0))
         return self._stream(request)
@@ -692,50 +751,100 @@ class ChatModel(PythonModel):
         identity = f"chatcmpl-{uuid.uuid4().hex}"
         return {"id": identity, "object": kind, "created": int(time.time()), "model": self.settings.name}
 
-    def _read_request(self, row: Row) -> Request:
-        ids = self._prompt_ids(row)
+    def _read_requests(self, rows: list[Row]) -> list[Request]:
+        """Check all rows before the first is rendered or tokenised."""
+        asked = [self._read_fields(row) for row in rows]
+        self._require_affordable(asked)
+        return [self._encode(fields) for fields in asked]
+
+    def _read_fields(self, row: Row) -> Fields:
+        chat = self.settings.interface == "chat"
+        _require_known(row, CHAT_FIELDS if chat else PROMPT_FIELDS, "request")
+        _refuse_unsupported(row)
+        row = _with_custom_inputs(row)
+        prompt: list[dict[str, str]] | str = _messages(row) if chat else _prompt(row)
+        self._require_short(prompt)
+        limit_field, max_tokens = _token_limit(row)
         temperature = _number(row, "temperature", 0, 2, "a number from 0 to 2") or 0.0
         top_p = _number(row, "top_p", math.ulp(0), 1, "a number above 0 and up to 1")
         top_k = _whole(row, "top_k", 1)
-        return Request(
-            prompt_ids=ids,
-            max_tokens=self._max_tokens(_whole(row, "max_tokens", 1), len(ids)),
+        return Fields(
+            prompt=prompt,
+            limit_field=limit_field,
+            max_tokens=max_tokens,
             temperature=temperature if temperature >= GREEDY_BELOW else 0.0,
             top_p=None if top_p is None else max(top_p, SMALLEST_TOP_P),
             top_k=None if top_k is None else min(top_k, self.runtime.vocabulary),
-            seed=_seed(row),
+            seed=_whole(row, "seed", 0, LARGEST_SEED),
             stop=_stop_strings(row),
-            n=_whole(row, "n", 1, 16) or 1,
+            n=_whole(row, "n", 1, MOST_CHOICES) or 1,
         )
 
-    def _prompt_ids(self, row: Row) -> npt.NDArray[np.int32]:
-        if self.settings.interface == "chat":
-            _require_known(row, CHAT_FIELDS, "request")
-            _refuse_unsupported(row)
-            return self.runtime.encode_chat(_messages(row))
-        _require_known(row, PROMPT_FIELDS, "request")
-        prompt = _text("prompt", row.get("prompt"))
-        if not prompt:
-            raise RequestError.about("prompt", prompt, "text")
+    def _require_short(self, prompt: list[dict[str, str]] | str) -> None:
+        """Refuse by its bytes, or by its beginning, what cannot fit: to tokenise megabytes of text takes seconds."""
+        text = prompt if isinstance(prompt, str) else "".join(message["content"] for message in prompt)
+        size, window = len(text.encode()), self.runtime.context_length
+        if size > (most := window * self.runtime.tokenizer.longest_token_bytes):
+            raise RequestError(
+                f"{self._prompt_field}: {size} bytes of text were found; the context window has {window} tokens, "
+                f"which hold at most {most} bytes; shorten the prompt"
+            )
+        if len(text) <= (enough := window * LONG_TOKEN):
+            return
+        # Cut anywhere, a text has at most a few tokens more than in one piece.
+        if (tokens := len(self.runtime.tokenizer.encode(text[:enough]))) > window + CUT_TOKENS:
+            raise RequestError(
+                f"{self._prompt_field}: {len(text)} characters were found, of which {enough} are {tokens} tokens; the "
+                f"context window has {window} tokens; shorten the prompt"
+            )
+
+    @property
+    def _prompt_field(self) -> str:
+        return "messages" if self.settings.interface == "chat" else "prompt"
+
+    def _require_affordable(self, asked: list[Fields]) -> None:
+        default, window = self.settings.max_tokens, self.runtime.context_length
+        tokens = sum(fields.n * min(fields.max_tokens or default, window) for fields in asked)
+        if tokens > MOST_NEW_TOKENS:
+            raise RequestError(
+                f"max_tokens: {tokens} new tokens were found in the call (rows x n x max_tokens); "
+                f"at most {MOST_NEW_TOKENS} are expected; ask for fewer, or in several calls"
+            )
+
+    def _encode(self, fields: Fields) -> Request:
+        ids = self._prompt_ids(fields.prompt)
+        return Request(
+            prompt_ids=ids,
+            max_tokens=self._max_tokens(fields, len(ids)),
+            temperature=fields.temperature,
+            top_p=fields.top_p,
+            top_k=fields.top_k,
+            seed=fields.seed,
+            stop=fields.stop,
+            n=fields.n,
+        )
+
+    def _prompt_ids(self, prompt: list[dict[str, str]] | str) -> npt.NDArray[np.int32]:
+        if not isinstance(prompt, str):
+            return self.runtime.encode_chat(prompt)
         if self.settings.apply_chat_template:
             return self.runtime.encode_chat([{"role": "user", "content": prompt}])
         return self.runtime.encode_text(prompt)
 
-    def _max_tokens(self, asked: int | None, prompt_tokens: int) -> int:
+    def _max_tokens(self, fields: Fields, prompt_tokens: int) -> int:
         window = self.runtime.context_length
         room = window - prompt_tokens
         if room < 1:
-            field = "messages" if self.settings.interface == "chat" else "prompt"
             raise RequestError(
-                f"{field}: a prompt of {prompt_tokens} tokens was found; the context window has {window} tokens, "
-                "at least one of them for the answer; shorten the prompt"
+                f"{self._prompt_field}: a prompt of {prompt_tokens} tokens was found; the context window has {window} "
+                "tokens, at least one of them for the answer; shorten the prompt"
             )
-        if asked is not None and asked > room:
+        if fields.max_tokens is not None and fields.max_tokens > room:
             raise RequestError(
-                f"max_tokens: {asked} was found; a prompt of {prompt_tokens} tokens leaves {room} of the context "
-                f"window's {window} tokens; ask for at most {room}"
+                f"{fields.limit_field}: {fields.max_tokens} was found; a prompt of {prompt_tokens} tokens leaves "
+                f"{room} of the context window's {window} tokens; ask for at most {room}"
             )
-        return asked or min(self.settings.max_tokens, room)
+        return fields.max_tokens or min(self.settings.max_tokens, room)
 
 
 def _usage(request: Request, choices: list[Choice]) -> dict[str, int]:
@@ -748,6 +857,7 @@ def _usage(request: Request, choices: list[Choice]) -> dict[str, int]:
 
 def _read_settings(config: Row, default_name: str) -> Settings:
     """Check the model config; a key nobody knows is an error, since it would change nothing."""
+    config = _plain_row(config, "model_config")
     _require_known(config, frozenset(Settings.__dataclass_fields__), "model_config")
     interface = config.get("interface") or "chat"
     if interface not in ("chat", "prompt"):
@@ -765,25 +875,29 @@ def _read_settings(config: Row, default_name: str) -> Settings:
     )
 
 
-def _read_rows(model_input: object, params: Row | None) -> list[Row]:
-    """Make plain rows of whatever MLflow or a caller hands over; an absent field is not in its row."""
-    if params:
-        raise RequestError.about("params", dict(params), "nothing: put every field into the row")
-    found: list[object]
-    if isinstance(model_input, pd.DataFrame):
-        found = [_cells(record) for record in model_input.to_dict("records")]
-    else:
-        found = model_input if isinstance(model_input, list) else [model_input]
-    if not found:
-        raise RequestError("request: no row was found; one or more is expected")
-    return [_read_row(row) for row in found]
+def _read_rows(model_input: object, params: object) -> list[Row]:
+    """Make plain rows of what MLflow or a caller passes; an absent field is not in its row."""
+    if params is not None and not (isinstance(params, Mapping) and not params):
+        raise RequestError.about("params", params, "nothing: put every field into the row")
+    if isinstance(model_input, pd.Series) or (isinstance(model_input, np.ndarray) and model_input.ndim == 1):
+        model_input = model_input.tolist()
+    rows = model_input if isinstance(model_input, pd.DataFrame | list) else [model_input]
+    if not 1 <= len(rows) <= MOST_ROWS:
+        raise RequestError(f"request: {len(rows)} rows were found; 1 to {MOST_ROWS} are expected in one call")
+    return [_read_row(row) for row in (_records(rows) if isinstance(rows, pd.DataFrame) else rows)]
 
 
 def _read_row(found: object) -> Row:
-    row = _plain({"prompt": found} if isinstance(found, str) else found)
-    if not isinstance(row, dict):
-        raise RequestError.about("request", row, "a DataFrame, a dict or a list of dicts")
+    row = _plain_row({"prompt": found} if isinstance(found, str) else found, "request")
     return {key: value for key, value in row.items() if value is not None}
+
+
+def _records(table: pd.DataFrame) -> list[Row]:
+    """Return the rows of a table; pandas would leave out a column whose name is there twice."""
+    if not table.columns.is_unique:
+        twice = [str(name) for name in table.columns[table.columns.duplicated()]]
+        raise RequestError.about("request", twice, "every column once")
+    return [_cells(record) for record in table.to_dict("records")]
 
 
 def _cells(record: Mapping[str, object]) -> Row:
@@ -796,31 +910,119 @@ def _cells(record: Mapping[str, object]) -> Row:
     return present
 
 
-def _plain(value: object) -> object:
-    """Replace numpy's arrays and scalars by Python's, however deep."""
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+def _plain_row(found: object, name: str) -> Row:
+    row = _Copy(name).of(found)
+    if not isinstance(row, dict):
+        raise RequestError.about(name, row, "a DataFrame, a dict or a list of dicts")
+    return row
+
+
+class _Copy:
+    """Copies one row to what JSON has, numpy's arrays and scalars too, and stops where it is too deep or too large."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._left = MOST_VALUES
+
+    def of(self, value: object, path: tuple[str | int, ...] = ()) -> object:
+        """Return the copy of `value`, which is at `path` in the row: keys and indices."""
+        if isinstance(value, np.ndarray | np.generic):
+            self._spend(value.size)
+            value = value.tolist()
+        self._spend(1)
+        if value is None or isinstance(value, str | bool | float):
+            return value
+        if isinstance(value, int):
+            return self._whole(value, path)
+        if not isinstance(value, Mapping | list | tuple):
+            raise RequestError.about(self._place(path), value, "what JSON has")
+        if len(path) == DEEPEST_NESTING:
+            raise RequestError(
+                f"{self._place(path)}: nesting deeper than {DEEPEST_NESTING} was found; at most that is expected"
+            )
+        if not isinstance(value, Mapping):
+            return [self.of(item, (*path, index)) for index, item in enumerate(value)]
+        for key in value:
+            if not isinstance(key, str):
+                raise RequestError.about(self._place(path), key, "a string for the name of every field")
+        return {key: self.of(item, (*path, key)) for key, item in value.items()}
+
+    def _spend(self, values: int) -> None:
+        self._left -= values
+        if self._left < 0:
+            raise RequestError(
+                f"{self._name}: more than {MOST_VALUES} values were found in one row; at most that many are expected"
+            )
+
+    def _whole(self, value: int, path: tuple[str | int, ...]) -> int:
+        if abs(value) > LARGEST_WHOLE:  # Python refuses to write some that are larger
+            found = f"a whole number of {value.bit_length()} bits"
+            raise RequestError(f"{self._place(path)}: {found} was found; one of 63 bits at most is expected")
+        return int(value)
+
+    def _place(self, path: tuple[str | int, ...]) -> str:
+        names = [step if isinstance(step, int) else repr(step[:LONGEST_SHOWN])[1:-1] for step in path]
+        place = "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in names)[:LONGEST_SHOWN]
+        return place.removeprefix(".") if place.startswith(".") else self._name + place
+
+
+def _shown(found: object) -> str:
+    """Return what was found, in one line and not endless."""
+    text = " ".join(reprlib.repr(found).splitlines())  # a table's has several
+    return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "..."
 
 
 def _require_known(row: Mapping[str, object], known: frozenset[str], field: str) -> None:
-    if unknown := sorted(str(key) for key in row.keys() - known):
+    if unknown := sorted(row.keys() - known):
         raise RequestError.about(field, unknown, "one of " + ", ".join(sorted(known)))
 
 
 def _refuse_unsupported(row: Row) -> None:
-    for field in ("frequency_penalty", "presence_penalty"):
+    for field in UNUSED_FIELDS:
+        if field in row:
+            _text(field, row[field])
+    for field in PENALTIES:
         _number(row, field, 0, 0, "0 or nothing (penalties are not supported)")
-    if row.get("tools"):
-        raise RequestError.about("tools", row["tools"], "nothing (tools are not supported)")
+    for field, neutral in UNSUPPORTED.items():
+        if field in row and row[field] not in neutral:
+            raise RequestError.about(field, row[field], f"nothing ({field} is not supported)")
+
+
+def _with_custom_inputs(row: Row) -> Row:
+    """Lay the fields of `custom_inputs` into the row: MLflow's chat schema lets all of them through, and no other."""
+    custom = row.get("custom_inputs", {})
+    if not isinstance(custom, dict):
+        raise RequestError.about("custom_inputs", custom, "a dict")
+    _require_known(custom, SAMPLING_FIELDS, "custom_inputs")
+    named: Row = {str(field): value for field, value in custom.items() if value is not None}
+    for field in sorted(named.keys() & row.keys()):
+        if named[field] != row[field]:
+            raise RequestError.about(f"custom_inputs.{field}", named[field], f"{_shown(row[field])}, as in the row,")
+    return {**named, **row}
+
+
+def _token_limit(row: Row) -> tuple[str, int | None]:
+    """Return the most new tokens that the row allows, and the name under which it does."""
+    found = {field: _whole(row, field, 1) for field in LIMIT_FIELDS if field in row}
+    if len(set(found.values())) > 1:
+        first, second = LIMIT_FIELDS
+        raise RequestError.about(second, found[second], f"{found[first]}, as {first} has it, or one of the two fields")
+    return next(iter(found.items()), (LIMIT_FIELDS[0], None))
+
+
+def _prompt(row: Row) -> str:
+    prompt = _text("prompt", row.get("prompt"))
+    if not prompt:
+        raise RequestError.about("prompt", prompt, "text")
+    return prompt
 
 
 def _messages(row: Row) -> list[dict[str, str]]:
     found = row.get("messages")
     if not isinstance(found, list) or not found:
         raise RequestError.about("messages", found, "a list of one message or more")
+    if len(found) > MOST_MESSAGES:
+        raise RequestError(f"messages: {len(found)} of them were found; at most {MOST_MESSAGES} are expected")
     messages = [_message(f"messages[{index}]", message) for index, message in enumerate(found)]
     if not any(message["role"] == "user" for message in messages):
         raise RequestError.about("messages", [message["role"] for message in messages], "a message of the role 'user'")
@@ -828,15 +1030,36 @@ def _messages(row: Row) -> list[dict[str, str]]:
 
 
 def _message(field: str, message: object) -> dict[str, str]:
-    if not isinstance(message, Mapping):
+    if not isinstance(message, dict):
         raise RequestError.about(field, message, "a dict with role and content")
     _require_known(message, MESSAGE_FIELDS, field)
     for unsupported in ("tool_calls", "tool_call_id"):
         if message.get(unsupported):
             raise RequestError.about(f"{field}.{unsupported}", message[unsupported], "nothing (no tools here)")
+    for unused in ("name", "refusal"):
+        if message.get(unused) is not None:
+            _text(f"{field}.{unused}", message[unused])
     if (role := message.get("role")) not in ROLES:
         raise RequestError.about(f"{field}.role", role, "one of " + ", ".join(ROLES))
-    return {"role": str(role), "content": _text(f"{field}.content", message.get("content"))}
+    return {"role": str(role), "content": _content(f"{field}.content", message.get("content"))}
+
+
+def _content(field: str, content: object) -> str:
+    """Return the text of a message: a string, or the texts of its parts, one after the other."""
+    if not isinstance(content, list):
+        return _text(field, content)
+    if not content:
+        raise RequestError.about(field, content, "a string, or a list of one text part or more")
+    return "".join(_part(f"{field}[{index}]", part) for index, part in enumerate(content))
+
+
+def _part(field: str, part: object) -> str:
+    if not isinstance(part, dict):
+        raise RequestError.about(field, part, "a dict with type and text")
+    if part.get("type") != "text":
+        raise RequestError.about(f"{field}.type", part.get("type"), "'text' (no image, sound or file is supported)")
+    _require_known(part, PART_FIELDS, field)
+    return _text(f"{field}.text", part.get("text"))
 
 
 def _text(field: str, value: object) -> str:
@@ -859,16 +1082,10 @@ def _stop_strings(row: Row) -> tuple[str, ...]:
     stops = [found] if isinstance(found, str) else found
     if not isinstance(stops, list) or len(stops) > MOST_STOPS or "" in stops:
         raise RequestError.about("stop", found, f"a string, or a list of up to {MOST_STOPS}, none of them empty,")
-    return tuple(_text("stop", stop) for stop in stops)
-
-
-def _seed(row: Row) -> int | None:
-    """Read the seed, which MLflow's chat schema lets through only inside `custom_inputs`."""
-    custom = row.get("custom_inputs", {})
-    if not isinstance(custom, Mapping):
-        raise RequestError.about("custom_inputs", custom, "a dict")
-    _require_known(custom, frozenset({"seed"}), "custom_inputs")
-    return _whole({**custom, **row}, "seed", 0, LARGEST_SEED)
+    for stop in stops:
+        if len(_text("stop", stop)) > LONGEST_STOP:
+            raise RequestError(f"stop: {len(stop)} characters were found; at most {LONGEST_STOP} are expected")
+    return tuple(stops)
 
 
 def _number(row: Row, field: str, low: float, high: float, expected: str) -> float | None:

@@ -33,6 +33,25 @@ def signature_of(interface: Interface) -> "ModelSignature":
     return ModelSignature(inputs=Schema([ColSpec("string", "prompt")]), outputs=Schema([ColSpec("string")]))
 
 
+def wrapper_signature_of(interface: Interface) -> "ModelSignature":
+    """Return the same signature, with the mark in the MLmodel file that says that the model checks requests itself.
+
+    Without the mark MLflow's `predict` and its scoring server cut every request to the columns of the signature: what
+    a client wrote into other fields is dropped, a warning in the server's log and HTTP 200, and text parts, a single
+    stop string or `temperature: 2` are refused. With it the wrapper receives the request as it was sent. MLflow sets
+    the mark for models whose `predict` has type hints, which cannot describe these columns; it is no part of what
+    makes two signatures equal. Source: `PyFuncModel._predict` and `scoring_server._parse_json_data` of MLflow 3.17.
+    """
+    signature = signature_of(interface)
+    signature._is_signature_from_type_hint = True
+    return signature
+
+
+def gets_whole_requests(signature: "ModelSignature") -> bool:
+    """Tell whether MLflow leaves the check of requests to the model that has this signature."""
+    return bool(signature._is_signature_from_type_hint)
+
+
 def input_example_of(interface: Interface) -> dict[str, Any]:
     """Return one request that every model of the interface answers, short enough to run at once."""
     return dict(_EXAMPLES[interface])

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from slmpack.interfaces import input_example_of, metadata_of, signature_of
+from slmpack.interfaces import input_example_of, metadata_of, signature_of, wrapper_signature_of
 from slmpack.provenance import PROVENANCE, provenance_of
 from slmpack.records import FileDigest, Interface, Package, SourceKind, Target
 from slmpack.requirements import requirements_for
@@ -64,7 +64,7 @@ def _save_onnx(package: Package, interface: Interface, folder: Path, metadata: d
     mlflow.pyfunc.save_model(
         path=str(folder),
         python_model=str(WRAPPER),
-        signature=signature_of(interface),
+        signature=wrapper_signature_of(interface),
         input_example=input_example_of(interface),
         pip_requirements=list(requirements_for(package.target)),
         metadata=metadata,

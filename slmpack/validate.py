@@ -20,7 +20,7 @@ from slmpack.environment import check_clean_environment, check_resolution
 from slmpack.errors import CheckError
 from slmpack.graph import check_graph
 from slmpack.hardware import device_of, provider_here
-from slmpack.interfaces import check_answer, input_example_of, metadata_of, signature_of
+from slmpack.interfaces import check_answer, gets_whole_requests, input_example_of, metadata_of, signature_of
 from slmpack.known_parity import known_parity
 from slmpack.limits import limit_seconds
 from slmpack.progress import report
@@ -140,6 +140,8 @@ def _check_signature(files: LoggedFiles) -> Check:
     if found != expected:
         told = "none" if found is None else f"inputs {str(found.inputs)[:150]}"
         raise _refusal("signature", told, f"the signature of {files.model.interface}, exactly")
+    if files.model.package.target is not Target.TRANSFORMERS and not gets_whole_requests(found):
+        raise _refusal("signature", "MLflow drops what is not in it", "requests that reach the wrapper as they are")
     return Check(name="signature", found=f"that of {files.model.interface}")
 
 

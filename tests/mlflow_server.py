@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shlex
 import socket
 import subprocess
 import sys
@@ -89,6 +90,25 @@ def _running(folder: Path, options: list[str], extra: dict[str, str]) -> Iterato
         try:
             _wait_until_healthy(address, process, folder / "server.log")
             yield address, process.pid
+        finally:
+            kill_tree(process.pid)
+            process.wait()
+
+
+@contextmanager
+def running_scoring_server(model: Path, folder: Path) -> Iterator[str]:
+    """Yield the address of the server that `mlflow models serve` starts for a model; its log is in `folder`."""
+    from mlflow.pyfunc.scoring_server import get_cmd
+
+    address = f"http://127.0.0.1:{(port := free_port())}"
+    command, environment = get_cmd(str(model), port=port)
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *shlex.split(command)], env=environment, stdout=log, stderr=log, cwd=folder
+        )
+        try:
+            _wait_until_healthy(address, process, folder / "server.log")
+            yield address
         finally:
             kill_tree(process.pid)
             process.wait()

@@ -12,7 +12,7 @@ from mlflow.pyfunc.model import PythonModel
 
 from slmpack.build import build_package
 from slmpack.errors import CheckError
-from slmpack.interfaces import check_answer, input_example_of, signature_of
+from slmpack.interfaces import check_answer, input_example_of, signature_of, wrapper_signature_of
 from slmpack.log import log_model
 from slmpack.records import Interface, LoggedModel, Package, Snapshot, Target
 from slmpack.requirements import requirements_for
@@ -70,6 +70,9 @@ def example_with(example: dict[str, object]) -> Callable[[Path], None]:
 
 BREAKS = {
     "a field less in the signature": ("signature", rewrite("MLmodel", '"name": "top_p"', '"name": "top_q"')),
+    "requests cut to the signature": (
+        "signature", rewrite("MLmodel", "is_signature_from_type_hint: true", "is_signature_from_type_hint: false"),
+    ),
     "no input example": ("input example", remove("input_example.json")),
     "an example with another field": ("input example", example_with({"prompt": "hi"})),
     "an example of the wrong type": ("input example", example_with({"messages": "hi", "max_tokens": 4})),
@@ -184,7 +187,7 @@ class Pickled(PythonModel):
 def test_pickled_model_is_refused(sound: LoggedModel, workspace: Path) -> None:
     with mlflow.start_run(experiment_id=MlflowClient().get_run(sound.run_id).info.experiment_id):
         info = mlflow.pyfunc.log_model(
-            name="pickled", python_model=Pickled(), signature=signature_of(Interface.CHAT),
+            name="pickled", python_model=Pickled(), signature=wrapper_signature_of(Interface.CHAT),
             input_example=input_example_of(Interface.CHAT), pip_requirements=list(requirements_for(Target.CPU_INT4)),
             metadata={"task": "llm/v1/chat"},
         )  # fmt: skip
