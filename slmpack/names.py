@@ -25,7 +25,7 @@ _HOMES = (PurePath("/home"), PurePath("/Users"))
 _REFUSED_IN_LOGGED = re.compile(r"""[/:.%"']""")  # Source: MLflow 3.17.2, mlflow/utils/validation.py
 # Words that say where a model stands in somebody's work, or what kind of thing it is, and never which model it is.
 _GENERIC = frozenset({
-    "adapter", "adapters", "artifact", "artifacts", "base", "best", "bf16", "blob", "blobs", "cache", "checkpoint",
+    "adapter", "adapters", "artifact", "artifacts", "best", "bf16", "blob", "blobs", "cache", "checkpoint",
     "checkpoints", "ckpt", "ckpts", "consolidated", "data", "dist", "download", "downloads", "epoch", "export",
     "exported", "exports", "final", "finetune", "finetuned", "fp16", "fp32", "ggml", "gguf", "global", "hf", "home",
     "hub", "last", "latest", "local", "lora", "m", "main", "master", "merge", "merged", "mnt", "model", "models",
