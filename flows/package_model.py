@@ -46,7 +46,7 @@ from slmpack.parameters import (
 )
 from slmpack.proof import Proofs
 from slmpack.records import Interface, Outcome, Package, QualityPolicy, Recipe, Snapshot, Target
-from slmpack.request import Request, check_request, on_chats
+from slmpack.request import Request, check_request, on_chats, registered_name
 from slmpack.resolve import DEFAULT_SOURCE, shown_source
 from slmpack.wanted import wanted_key
 from tasks.build import build_package
@@ -109,9 +109,10 @@ def package(
     with stages("resolve"):
         require_registry()
         resolved = source_of_checkpoint(checkpoint) if checkpoint else resolve_source(source, request.workspace)
+        name = registered_name(request.name, resolved)
         if request.quality_chats is None and (chats := chats_of(resolved)):
             request = on_chats(request, chats)
-    name, alias = request.name or resolved.name, alias_of(target, interface)
+    alias = alias_of(target, interface)
     wanted = wanted_key(resolved, target, interface, request)
     with stages("find"):
         found = None if force else find_wanted(name, wanted, alias)

@@ -33,7 +33,7 @@ from slmpack.parameters import (
     Workspace,
 )
 from slmpack.records import Dispatch, Interface, ModelSource, Outcome, QualityPolicy, Recipe, Target
-from slmpack.request import check_request, workspace_of
+from slmpack.request import check_request, registered_name, workspace_of
 from slmpack.resolve import DEFAULT_SOURCE, shown_source
 from slmpack.targets import recipe_for
 from tasks.dispatch import await_target, cancel_started, start_target, start_verifying
@@ -75,6 +75,7 @@ def package_targets(
         )  # fmt: skip
     require_registry()
     resolved = resolve_source(source, workspace_of(workspace))  # what is wrong with it is wrong for every target
+    registered = registered_name(name, resolved)
     rest = {
         "recipe": recipe, "interface": interface, "name": name, "force": force, "policy": policy,
         "waive_quality": waive_quality, "quality_text": quality_text, "calibration_text": calibration_text,
@@ -83,7 +84,7 @@ def package_targets(
     if dispatch is Dispatch.HERE:
         outcomes = package_here(source, targets, rest | {"workspace": workspace})
     else:
-        outcomes = package_in_pools(resolved, targets, rest | {"name": name or resolved.name}, workspace_of(workspace))
+        outcomes = package_in_pools(resolved, targets, rest | {"name": registered}, workspace_of(workspace))
     keep_outcomes(outcomes)
     state = Completed if all(outcome.reason is None for outcome in outcomes) else Failed
     return state(message=summary_of(outcomes), data=outcomes)

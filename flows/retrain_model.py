@@ -35,7 +35,7 @@ from slmpack.parameters import (
 )
 from slmpack.records import Dispatch, Interface, ModelSource, Outcome, QualityPolicy, Recipe, Snapshot, Target
 from slmpack.registry import check_name
-from slmpack.request import workspace_of
+from slmpack.request import registered_name, workspace_of
 from slmpack.resolve import DEFAULT_SOURCE, shown_source
 from slmpack.retrain import (
     Perplexities,
@@ -99,11 +99,12 @@ def retrain_model(
 ) -> Any:
     """Train, compare with what is in use, and package for every target only what is better."""
     stages, folder = Stages(), workspace_of(workspace)
+    if name is not None:
+        check_name(name)
     with stages("resolve"):
         require_registry()
         source = resolve_source(base, folder)
-    tuned_name = name or source.name
-    check_name(tuned_name)
+        tuned_name = registered_name(name, source)
     with retrain_alone(tuned_name, folder):
         with stages("data"):
             found = find_data(data)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from slmpack import progress
 from slmpack.errors import LogError, SlmpackError, UsageError
+from slmpack.names import NAME_TAG, logged_name, name_of_logged
 from slmpack.records import Interface, LoggedModel, Package, Target, digest_of
 from slmpack.registry import check_name, final_errors, require_registry
 from slmpack.requirements import requirements_for, runtime_versions
@@ -72,7 +73,7 @@ def _log(
 ) -> tuple[str, str]:
     """Return the ids of a new logged model and of its run."""
     facts = _facts_of(package, interface, digest)
-    tags = {f"slmpack.{key}": value for key, value in trace.items()} | {"slmpack.digest": digest}
+    tags = {f"slmpack.{key}": value for key, value in trace.items()} | {"slmpack.digest": digest, NAME_TAG: name}
     with (
         _run(name, facts, tags) as (experiment_id, run_id),
         staged_model(package, interface, name, digest, workspace) as folder,
@@ -88,7 +89,7 @@ def _logged_before(name: str, digest: str, trace: dict[str, str]) -> tuple[str, 
         return None
     tags = {f"slmpack.{PREFECT_RUN}": trace[PREFECT_RUN], "slmpack.digest": digest}
     for logged in ready_models(tags):
-        if logged.name == name and "slmpack.refused" not in logged.tags:
+        if name_of_logged(logged) == name and "slmpack.refused" not in logged.tags:
             logger.info("going on with %s, which this run logged before", logged.model_id)
             return str(logged.model_id), str(logged.source_run_id)
     return None
@@ -182,7 +183,7 @@ def _log_folder(
     from mlflow.entities import LoggedModelOutput
 
     client = MlflowClient()
-    logged = client.create_logged_model(experiment_id, name, run_id, tags, facts, "pyfunc")
+    logged = client.create_logged_model(experiment_id, logged_name(name), run_id, tags, facts, "pyfunc")
     try:
         digest = _write_ids(folder, logged.model_id, run_id)
         client.set_logged_model_tags(logged.model_id, {MANIFEST_TAG: digest})

@@ -9,6 +9,7 @@ from typing import Any
 from slmpack.checkpoint import relevant_files
 from slmpack.errors import SourceError, UsageError
 from slmpack.licence import is_placeholder
+from slmpack.names import name_of_logged
 from slmpack.records import ModelSource, Record, SourceKind
 
 _FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID or runs:/RUN_ID/NAME"
@@ -45,7 +46,7 @@ def pin(uri: str) -> PinnedModel:
         _check_flavour(uri, info.flavors)
         revision = info.model_id or f"{info.run_id}/{info.artifact_path}"
         if info.model_id and (logged := _logged_model(client, info.model_id)):
-            location, name = f"models:/{logged.model_id}", name or logged.name
+            location, name = f"models:/{logged.model_id}", name or name_of_logged(logged)
     metadata = info.metadata or {}
     licence = metadata.get("license") or metadata.get("licence")
     return PinnedModel(

@@ -8,14 +8,16 @@ Whichever it is, its digest is the one that was recorded when the package was ma
 """
 
 import logging
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from slmpack.errors import CheckError, SourceError
 from slmpack.fetch import fetch_snapshot
+from slmpack.names import PARENTS, is_generic, model_name, name_of_path
 from slmpack.provenance import Provenance, SourceFacts, source_of_facts
 from slmpack.records import ModelSource, SourceKind, digest_of_files
-from slmpack.resolve import adapter_source, base_source, model_name, resolve_source
+from slmpack.resolve import adapter_source, base_source, resolve_source
 from slmpack.store import MANIFEST, Manifest, damage_since, lock
 
 logger = logging.getLogger(__name__)
@@ -68,15 +70,15 @@ def _source(uri: str, told: SourceFacts, workspace: Path) -> ModelSource:
     if told.location is not None:
         return _pinned(source_of_facts(told))
     if told.base is None:
-        return _source_here(uri, told, lambda path: resolve_source(str(path), workspace))
+        return source_here(uri, told, lambda path: resolve_source(str(path), workspace))
     base = _base(uri, told.base, told.name, workspace)  # whatever the adapter names here and today
-    return _source_here(uri, told, lambda path: adapter_source(str(path), path, base, workspace))
+    return source_here(uri, told, lambda path: adapter_source(str(path), path, base, workspace))
 
 
 def _base(uri: str, told: SourceFacts, adapter: str, workspace: Path) -> ModelSource:
     if told.location is not None:
         return _pinned(source_of_facts(told))
-    return _source_here(uri, told, lambda path: base_source(path, adapter, workspace))
+    return source_here(uri, told, lambda path: base_source(path, adapter, workspace))
 
 
 def _pinned(source: ModelSource) -> ModelSource:
@@ -87,7 +89,7 @@ def _pinned(source: ModelSource) -> ModelSource:
     return source.model_copy(update={"text": f"hf://{source.location}@{source.revision}", "base": base})
 
 
-def _source_here(uri: str, told: SourceFacts, pin: Callable[[Path], ModelSource]) -> ModelSource:
+def source_here(uri: str, told: SourceFacts, pin: Callable[[Path], ModelSource]) -> ModelSource:
     """Find a source that was a path of the machine that packaged it: by its name, in the working folder.
 
     Args:
@@ -96,16 +98,34 @@ def _source_here(uri: str, told: SourceFacts, pin: Callable[[Path], ModelSource]
     Raises:
         CheckError: there is none, or none with that content.
     """
-    for path in sorted(Path.cwd().iterdir()):
-        if model_name(path.name) == told.name:
-            try:
-                source = pin(path.resolve())
-            except SourceError as error:
-                logger.info("%s is not the source: %s", path.name, error)
-                continue
-            if (source.kind, source.revision) == (told.kind, told.revision):
-                return source
+    for path in _places_of(told.name):
+        try:
+            source = pin(path.resolve())
+        except SourceError as error:
+            logger.info("%s is not the source: %s", path.name, error)
+            continue
+        if (source.kind, source.revision) == (told.kind, told.revision):
+            return source
     what = f"{'folder' if told.kind is SourceKind.FOLDER else '.gguf file'} {told.name}"
     raise CheckError(f"{uri} was made from the {what}, which is not here",
                      f"the {what} with digest {told.revision[:12]}... in the working folder",
                      "without it there is nothing to compare with, so it cannot be proved on this machine")  # fmt: skip
+
+
+def _places_of(name: str) -> Iterator[Path]:
+    """Yield the paths in the working folder that may have given a source its name; its content decides.
+
+    A name may come from a folder above, which need not have travelled with the checkpoint.
+    """
+    for path in sorted(Path.cwd().iterdir()):
+        has_name = _ascii_of(name_of_path(path)) == _ascii_of(name)
+        if has_name or is_generic(model_name(path.name)):
+            yield path
+        for depth in range(1, PARENTS + 1) if has_name and path.is_dir() else ():
+            below = sorted(path.glob("/".join("*" * depth)))
+            yield from (place for place in below if name_of_path(place) == name_of_path(path))
+
+
+def _ascii_of(name: str) -> str:
+    """Return what is the same of a name as it is made now and as it was when only ASCII letters stayed."""
+    return re.sub(r"[^a-z0-9._-]+", "-", name).strip("-._")

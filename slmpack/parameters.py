@@ -10,6 +10,7 @@ from pydantic import Field
 
 from slmpack.chat_data import DataPolicy
 from slmpack.records import Dispatch, Interface, QualityPolicy, Recipe, Target
+from slmpack.registry import NAME_CHARACTERS
 from slmpack.retrain import RetrainPolicy
 from slmpack.train_settings import TrainSettings
 
@@ -19,6 +20,9 @@ def asked(title: str, description: str, **rules: Any) -> Any:
     return Field(json_schema_extra={"title": title, "description": description}, **rules)
 
 
+NAME_PATTERN = (
+    r"^[^\x00-\x1f!-*,/:-@\[-^`{-~]+$"  # of ASCII's signs only . _ + - and space; `check_name` knows the rest
+)
 SourceText = Annotated[
     str,
     asked(
@@ -52,11 +56,22 @@ InterfaceChoice = Annotated[
 ]
 Name = Annotated[
     str | None,
-    asked(title="Name", max_length=200, description="The registered model; taken from the source if left empty."),
+    asked(
+        title="Name",
+        max_length=NAME_CHARACTERS,
+        pattern=NAME_PATTERN,
+        description="The registered model; taken from the source if left empty, where that says which it is.",
+    ),
 ]
 PublishedName = Annotated[
     str,
-    asked(title="Name", min_length=1, max_length=200, description="The registered model."),
+    asked(
+        title="Name",
+        min_length=1,
+        max_length=NAME_CHARACTERS,
+        pattern=NAME_PATTERN,
+        description="The registered model.",
+    ),
 ]
 Force = Annotated[
     bool, asked(title="Force", description="Build, prove and publish even if the same is published already.")
@@ -134,7 +149,7 @@ DataPolicyChoice = Annotated[
     DataPolicy, asked(title="Data policy", description="What the data may be, and how much of them is held out.")
 ]
 WatchedNames = Annotated[
-    list[Annotated[str, Field(min_length=1, max_length=200)]],
+    list[Annotated[str, Field(min_length=1, max_length=NAME_CHARACTERS, pattern=NAME_PATTERN)]],
     asked(
         title="Names",
         description="The registered models to look at; empty: all that have the tag slmpack.watch with value true.",

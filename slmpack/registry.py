@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from slmpack.errors import PublishError, SlmpackError, UsageError
+from slmpack.names import is_of_a_word, logged_name
 
 if TYPE_CHECKING:
     from mlflow.exceptions import MlflowException
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 PROBE_SECONDS = 5
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+PUNCTUATION = " .+-_"
+NAME_CHARACTERS = 200  # MLflow's databases have room for 256, and for 250 in a run's name, which the target ends
 PROBES = ("/api/2.0/mlflow/registered-models/search", "/api/2.0/mlflow/experiments/search")
 
 # MLflow's error codes that asking again does not change. A connection that fails is INTERNAL_ERROR, and BAD_REQUEST
@@ -76,16 +79,18 @@ def check_name(name: str) -> None:
         UsageError: MLflow would not take the name, or could not find it again.
     """
     from mlflow.exceptions import MlflowException
-    from mlflow.utils.validation import _validate_model_name
+    from mlflow.utils.validation import _validate_logged_model_name, _validate_model_name
 
     advice = "name another with --name"
     try:
         _validate_model_name(name)
+        _validate_logged_model_name(logged_name(name))
     except MlflowException as error:
         raise UsageError(f"the model name {name!r}: {one_line(error)}", "", advice) from error
-    if not re.fullmatch(r"[\w .+-]{1,200}", name) or name != name.strip() or name.startswith("m-"):
+    is_legal = all(each in PUNCTUATION or is_of_a_word(each) for each in name) and len(name) <= NAME_CHARACTERS
+    if not is_legal or name != name.strip() or name.startswith("m-"):
         # quotes end a search, `m-` is how MLflow knows the id of a logged model
-        expected = "letters, digits, space and . _ + -, at most 200, not starting with m-"
+        expected = f"letters, digits, space and . _ + -, at most {NAME_CHARACTERS}, not starting with m-"
         raise UsageError(f"the model name {name!r}", expected, advice)
 
 

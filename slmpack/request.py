@@ -7,11 +7,13 @@ from slmpack.chat_data import read_good_chats
 from slmpack.chat_dataset import is_artifact
 from slmpack.errors import UsageError
 from slmpack.measure import checked_waiver, read_text
-from slmpack.records import Interface, QualityPolicy, Recipe, Record, Target, digest_of
+from slmpack.names import is_generic
+from slmpack.records import Interface, ModelSource, QualityPolicy, Recipe, Record, Target, digest_of
 from slmpack.registry import check_name
 from slmpack.targets import ladder_for, options_for
 
 _PINNED = re.compile(r"runs:/|models:/[^/@]+/\d+/")
+_REGISTERED = re.compile(r"models:/(?!m-)")
 
 
 class Request(Record):
@@ -108,6 +110,20 @@ def check_request(
         waiver=None if waive_quality is None else checked_waiver(waive_quality),
         asked=_asked(recipe, policy, text, calibration, chats),
     )
+
+
+def registered_name(given: str | None, source: ModelSource) -> str:
+    """Return the registered model's name: the user's, else the source's if that says which model it is.
+
+    Raises:
+        UsageError: MLflow would refuse the name, or any model could have it.
+    """
+    name = source.name if given is None else given
+    check_name(name)
+    if given is None and is_generic(name) and not _REGISTERED.match(source.text):  # somebody chose a registered one
+        raise UsageError(f"{source.text} gives the name {name!r}, which any model could have",
+                         "a name that says which model it is", "give one with --name")  # fmt: skip
+    return name
 
 
 def on_chats(request: Request, text: str) -> Request:

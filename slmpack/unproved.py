@@ -14,6 +14,7 @@ from slmpack.errors import HardwareError, PublishError
 from slmpack.find import ASKED, DIGEST, UNPROVED, asked_in, figures_in, wanted_tag, with_asked
 from slmpack.hardware import obstacle_to_prove
 from slmpack.log import ready_models
+from slmpack.names import name_of_logged
 from slmpack.proof import Proofs
 from slmpack.publish import REFUSED, figures_of, log_figures
 from slmpack.records import LoggedModel, QualityFigures, Target, UnprovedModel
@@ -76,7 +77,7 @@ def _waiting(name: str, target: Target, tags: dict[str, str]) -> "list[MlflowMod
     if obstacle_to_prove(target) is None:
         return []
     found = ready_models(tags | {UNPROVED: target.provider})
-    return [logged for logged in found if logged.name == name and REFUSED not in logged.tags]
+    return [logged for logged in found if name_of_logged(logged) == name and REFUSED not in logged.tags]
 
 
 def _remember(logged: "MlflowModel", asked: str, target: Target, wanted: str) -> None:
@@ -89,7 +90,7 @@ def _remember(logged: "MlflowModel", asked: str, target: Target, wanted: str) ->
 def _described(logged: "MlflowModel", target: Target) -> UnprovedModel:
     tags, facts = logged.tags, logged.params
     return UnprovedModel(
-        name=str(logged.name),
+        name=name_of_logged(logged),
         model_id=str(logged.model_id),
         target=target,
         recipe=None if facts["recipe"] == "none" else facts["recipe"],

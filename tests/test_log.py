@@ -18,6 +18,7 @@ from mlflow_server import free_port
 from slmpack import progress
 from slmpack.errors import LogError, PublishError, UsageError
 from slmpack.log import log_model, logged_digest
+from slmpack.mlflow_source import pin
 from slmpack.records import Interface, LoggedModel, Package, Snapshot, Target
 from slmpack.registry import require_registry
 from slmpack.requirements import requirements_for
@@ -100,7 +101,7 @@ def test_transformers_weights_are_linked(store: Path, tiny_snapshot: Snapshot, o
 
     package = build_package(tiny_snapshot, Target.TRANSFORMERS, None, own_workspace)
 
-    model = log_model(package, Interface.CHAT, "tiny", own_workspace, {})
+    model = log_model(package, Interface.CHAT, "tiny-1.5", own_workspace, {})
 
     source = (package.path / "model.safetensors").resolve()
     weights = artifacts_of(model) / "model" / "model.safetensors"
@@ -110,6 +111,7 @@ def test_transformers_weights_are_linked(store: Path, tiny_snapshot: Snapshot, o
     is_own = not (package.path / "model.safetensors").is_symlink()  # a link to the user's file is copied instead
     assert (weights.stat().st_ino == source.stat().st_ino) is is_own
     assert str(package.path) not in (artifacts_of(model) / "MLmodel").read_text()
+    assert pin(model.uri).name == "tiny-1.5"  # as a source it is called what it was logged for, not tiny-1-5
     assert staging_of(own_workspace) == []
 
 

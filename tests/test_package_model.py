@@ -1,5 +1,6 @@
 """The flows, run by a real Prefect server."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from prefect.client.orchestration import get_client
 
 from flows.package_model import climb, package_model
 from flows.package_targets import package_targets
-from slmpack.errors import RecipeError, SmokeError, SourceError
+from flows.retrain_model import retrain_model
+from slmpack.errors import RecipeError, SmokeError, SourceError, UsageError
 from slmpack.fetch import fetch_snapshot
 from slmpack.outcome import Stages
 from slmpack.records import Interface, Outcome, QualityPolicy, Recipe, Snapshot, Target
@@ -71,6 +73,32 @@ def test_a_failed_target_does_not_stop_the_others_and_fails_the_run(
     assert str(state.message).startswith("1 of 2 published; cpu-int4: architecture Starcoder2ForCausalLM")
     outcomes: list[Outcome] = state.result(raise_on_failure=False)
     assert [outcome.status for outcome in outcomes] == ["failed", "published"]
+
+
+def test_folders_are_registered_under_their_names_whatever_mlflow_calls_a_logged_model(
+    tiny_phi3: Path, mlflow_store: Path, workspace: Path
+) -> None:
+    folders = ["Phi-3.5-mini-instruct", "Qwen2.5-0.5B/checkpoint-500", "模型"]
+    for folder in folders:
+        shutil.copytree(tiny_phi3, mlflow_store / folder)
+    names = ["phi-3.5-mini-instruct", "qwen2.5-0.5b", "模型"]
+    for folder, name in zip(folders, names, strict=True):
+        outcome = package_model(folder, recipe=Recipe.SMALL, workspace=workspace)
+        assert (outcome.status, outcome.name, outcome.version) == ("published", name, 1)
+        model = mlflow.pyfunc.load_model(f"models:/{name}@cpu-int4", model_config={"max_tokens": 2})
+        assert model.predict({"messages": [{"role": "user", "content": "Hi"}]})["usage"]["completion_tokens"] == 2
+    again = package_model(folders[2], recipe=Recipe.SMALL, workspace=workspace)
+    assert (again.status, again.name, again.version) == ("unchanged", names[2], 1)
+
+
+def test_a_source_that_says_no_name_is_refused_before_it_is_fetched(
+    tiny_phi3: Path, mlflow_store: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_phi3, tmp_path / "models" / "checkpoints" / "outputs" / "final")
+    for run in (package_model, package_targets, lambda source, **rest: retrain_model("chats.jsonl", source, **rest)):
+        with pytest.raises(UsageError, match=r"gives the name 'final', which any model could have; .*--name"):
+            run(str(folder), workspace=tmp_path / "empty")
+    assert not (tmp_path / "empty" / "snapshots").exists()
 
 
 def write_narrow_phi3(folder: Path, tokenizer: Path, hidden_size: int) -> None:

