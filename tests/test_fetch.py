@@ -10,6 +10,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -293,7 +294,7 @@ def test_a_pad_token_without_a_row_is_taken_out_and_the_end_of_sequence_pads(tin
     before, text = AutoTokenizer.from_pretrained(tiny_phi3), "Pad [PAD] this, naïvely <|im_end|>"
     assert tokenizer(text)["input_ids"] == before(text)["input_ids"]
     padded = tokenizer(["a", "a longer text"], padding=True, return_tensors="pt")
-    model = AutoModelForCausalLM.from_pretrained(snapshot.path)
+    model: Any = AutoModelForCausalLM.from_pretrained(snapshot.path)
     assert model.config.pad_token_id == model.generation_config.pad_token_id == 2
     assert model.generate(**padded, max_new_tokens=2, do_sample=False).shape[0] == 2
 
