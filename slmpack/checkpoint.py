@@ -16,7 +16,7 @@ from slmpack.json_file import read_json
 from slmpack.quantised_checkpoint import plain_tensors, quantised_form
 from slmpack.records import Record
 from slmpack.rowless_tokens import find_rowless
-from slmpack.weights import INDEX, Tensor, main_dtype, read_index, read_weights, weight_names
+from slmpack.weights import INDEX, WEIGHTS, Tensor, main_dtype, read_index, read_weights, weight_names
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -141,6 +141,7 @@ def _inspect_model(folder: Path) -> tuple[CheckpointFacts, dict[str, Any], dict[
     config = read_json(folder / CONFIG)
     form = quantised_form(folder / CONFIG, config)
     architecture = _architecture(folder / CONFIG, config)
+    _require_usual_weights(folder / CONFIG, config)
     tensors = read_weights(folder)
     if form is not None:
         tensors = plain_tensors(folder, form, tensors)
@@ -154,6 +155,14 @@ def _inspect_model(folder: Path) -> tuple[CheckpointFacts, dict[str, Any], dict[
         context_length=context,
     )
     return facts, config, tensors
+
+
+def _require_usual_weights(path: Path, config: dict[str, Any]) -> None:
+    """Refuse a configuration that sends transformers to other weights than the builder reads."""
+    if (named := config.get("transformers_weights")) is not None:
+        raise SourceError(f"{path} names {str(named)[:200]!r} in transformers_weights",
+                          f"weights in {WEIGHTS} or {INDEX}",
+                          "load the model with transformers, and save it with save_pretrained")  # fmt: skip
 
 
 def _architecture(path: Path, config: dict[str, Any]) -> str:

@@ -303,6 +303,10 @@ BAD = {
         both(add_token("<end>", special=True), text("generation_config.json", '{"eos_token_id": [2, 49152]}')),
         r"\('<end>'\), which eos_token_id in generation_config\.json writes",
     ),
+    "weights that the configuration has elsewhere": (
+        config(transformers_weights="fused.safetensors"),
+        r"config\.json names 'fused\.safetensors' in transformers_weights; weights in model\.safetensors",
+    ),
     "generation settings that are not JSON": (
         text("generation_config.json", "{"),
         r"generation_config\.json is not JSON",
