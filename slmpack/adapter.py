@@ -3,7 +3,7 @@
     adapter_config.json          method, ranks, and which model it was trained on: base_model_name_or_path, revision
     adapter_model.safetensors    the two low-rank factors of each matrix, and whole matrices of modules_to_save
     tokenizer and chat template  where they were saved with it, they are the ones it was trained with
-    config.json, model*.safetensors    the base itself, where somebody keeps both in one folder
+    config.json, model.safetensors or an index of shards    the base itself, where somebody keeps both in one folder
 
 `resolve` finds the base and pins it, `fetch` has `adapter_merge` add one to the other. Nothing here imports torch or
 peft; a pickle is never opened.
@@ -24,13 +24,13 @@ from slmpack.checkpoint import (
     TOKENIZER_SETTINGS,
     VOCABULARIES,
     files_below,
-    is_relevant,
+    is_small,
     relevant_files,
 )
 from slmpack.errors import SourceError
 from slmpack.json_file import read_json
 from slmpack.records import Record
-from slmpack.weights import INDEX, WEIGHTS, is_weights, read_header
+from slmpack.weights import INDEX, WEIGHTS, read_header
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -86,7 +86,7 @@ def is_adapter_file(name: str) -> bool:
     """Say whether a file, by its path in the folder, is an adapter's: its tokenizer and licence are, a model is not."""
     if name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         return True
-    return is_relevant(name) and not is_weights(name) and name not in (CONFIG, INDEX)
+    return is_small(name) and name != CONFIG
 
 
 def adapter_files(folder: Path) -> dict[str, Path]:
@@ -182,6 +182,7 @@ def write_small_files(base: Path, adapter: Path, into: Path) -> None:
         if _is_licence(name):
             taken[f"{name}.adapter" if name in taken else name] = path
     for name, path in taken.items():
+        (into / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(path, into / name)
     found = templates_of(templates)
     if templates is not tokenizer or any(each.place.name != TOKENIZER_SETTINGS for each in found.values()):

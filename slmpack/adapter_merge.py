@@ -135,11 +135,13 @@ def _read_tensors(adapter: Path) -> "dict[str, torch.Tensor]":
 
 
 def _load(folder: Path) -> Any:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
+    plain: Any = GenerationConfig
     model: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype="auto", local_files_only=True, use_safetensors=True, trust_remote_code=False
-    )
+        folder, dtype="auto", local_files_only=True, use_safetensors=True, trust_remote_code=False,
+        generation_config=plain(),  # the folder's is not read: saving would refuse what loading takes
+    )  # fmt: skip
     return model.eval()
 
 

@@ -44,7 +44,8 @@ def templates_of(folder: Path) -> dict[str, ChatTemplate]:
 
 
 def _in_files(folder: Path) -> dict[str, ChatTemplate]:
-    files = {path.name.removesuffix(".jinja"): path for path in sorted(folder.glob(f"{NAMED_TEMPLATES}/*.jinja"))}
+    named = (path for path in sorted(folder.glob(f"{NAMED_TEMPLATES}/*.jinja")) if path.is_file())
+    files = {path.name.removesuffix(".jinja"): path for path in named}
     if (folder / TEMPLATE).is_file():
         files.setdefault(DEFAULT, folder / TEMPLATE)  # transformers reads the folder last
     return {name: ChatTemplate(name=name, place=path, text=_text(path)) for name, path in files.items()}

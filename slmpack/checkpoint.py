@@ -6,15 +6,17 @@ never opens a pickle.
 """
 
 import re
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slmpack.chat_templates import require_templates, templates_of
+from slmpack.chat_templates import require_templates
 from slmpack.errors import SourceError
 from slmpack.json_file import read_json
 from slmpack.quantised_checkpoint import plain_tensors, quantised_form
 from slmpack.records import Record
-from slmpack.weights import Tensor, is_weights, main_dtype, read_weights
+from slmpack.rowless_tokens import find_rowless
+from slmpack.weights import INDEX, WEIGHTS, Tensor, main_dtype, read_index, read_weights, weight_names
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -26,10 +28,10 @@ GENERATION_CONFIG = "generation_config.json"
 VOCABULARIES = frozenset({TOKENIZER, "tokenizer.model", "vocab.json"})  # a tokenizer has one of them
 TOKENIZER_FILES = VOCABULARIES | {"merges.txt", "added_tokens.json", "special_tokens_map.json"}
 _SMALL = re.compile(
-    r"model\.safetensors\.index\.json|config\.json|generation_config\.json"
+    r"config\.json|generation_config\.json"
     r"|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|vocab\.json|merges\.txt"
     r"|tokenizer\.model|chat_template\.(jinja|json)|additional_chat_templates/[^/]+\.jinja"
-    r"|(LICEN[CS]E|NOTICE)[^/]*|README\.md"
+    r"|(LICEN[CS]E|NOTICE)[^/]*|LICENSES/[^/]+|README\.md"
 )
 _SLOW_FILES = ("tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
@@ -37,7 +39,6 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _ROW_A_TOKEN = re.compile(
     r"(?:.*\.)?(?:embed_tokens|wte|embed_in|word_embeddings|tok_embeddings|lm_head|embed_out)\.weight"
 )
-_NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 # Configurations name the same thing differently. Source: `attribute_map` of the classes in transformers.
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
@@ -56,14 +57,30 @@ class CheckpointFacts(Record):
     context_length: int
 
 
-def is_relevant(name: str) -> bool:
-    """Say whether a file, by its path in the checkpoint, belongs into a snapshot."""
-    return is_weights(name) or _SMALL.fullmatch(name) is not None
+def is_small(name: str) -> bool:
+    """Say whether a file, by its path in the checkpoint, belongs into a snapshot beside the weights."""
+    return _SMALL.fullmatch(name) is not None
+
+
+def relevant_names(names: Collection[str], read: Callable[[], dict[str, str]]) -> set[str]:
+    """Return the files of a checkpoint that a snapshot needs; shards that are not there are among them.
+
+    Args:
+        names: the files that there are, by their path in the checkpoint.
+        read: reads the index of the shards, see `read_index`.
+    """
+    return {name for name in names if is_small(name)} | weight_names(names, read)
 
 
 def relevant_files(folder: Path) -> dict[str, Path]:
-    """Return the files of a checkpoint that a snapshot needs, their path in the folder to their path on disk."""
-    return {name: path for name, path in files_below(folder).items() if is_relevant(name)}
+    """Return the files of a checkpoint that a snapshot needs, their path in the folder to their path on disk.
+
+    Raises:
+        SourceError: the index of its shards is not usable.
+    """
+    files = files_below(folder)
+    needed = relevant_names(files, lambda: read_index(folder / INDEX, str(folder / INDEX)))
+    return {name: path for name, path in files.items() if name in needed}
 
 
 def files_below(folder: Path) -> dict[str, Path]:
@@ -79,8 +96,9 @@ def inspect_checkpoint(folder: Path) -> CheckpointFacts:
         SourceError: it cannot be used; the message names the file.
     """
     facts, config, tensors = _inspect_model(folder)
-    tokenizer = inspect_tokenizer(folder)
-    _check_vocabulary(folder, config, tokenizer, tensors)
+    inspect_tokenizer(folder)
+    inspect_generation(folder)
+    _check_vocabulary(folder, config, tensors)
     return facts
 
 
@@ -104,10 +122,26 @@ def inspect_tokenizer(folder: Path) -> "Tokenizer":
     return tokenizer
 
 
+def inspect_generation(folder: Path) -> None:
+    """Look at what generation_config.json says of tokens, where there is one; its other settings are never used.
+
+    Raises:
+        SourceError: it is no object, or names tokens by something else than ids.
+    """
+    path = folder / GENERATION_CONFIG
+    settings = read_json(path) if path.is_file() else {}
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = settings.get(key)
+        ids = value if isinstance(value, list) and key == "eos_token_id" else [value]
+        if value is not None and not all(type(number) is int for number in ids):
+            raise SourceError(f"{key} in {path} is {str(value)[:60]!r}", "the id of a token", "correct it")
+
+
 def _inspect_model(folder: Path) -> tuple[CheckpointFacts, dict[str, Any], dict[str, Tensor]]:
     config = read_json(folder / CONFIG)
     form = quantised_form(folder / CONFIG, config)
     architecture = _architecture(folder / CONFIG, config)
+    _require_usual_weights(folder / CONFIG, config)
     tensors = read_weights(folder)
     if form is not None:
         tensors = plain_tensors(folder, form, tensors)
@@ -121,6 +155,14 @@ def _inspect_model(folder: Path) -> tuple[CheckpointFacts, dict[str, Any], dict[
         context_length=context,
     )
     return facts, config, tensors
+
+
+def _require_usual_weights(path: Path, config: dict[str, Any]) -> None:
+    """Refuse a configuration that sends transformers to other weights than the builder reads."""
+    if (named := config.get("transformers_weights")) is not None:
+        raise SourceError(f"{path} names {str(named)[:200]!r} in transformers_weights",
+                          f"weights in {WEIGHTS} or {INDEX}",
+                          "load the model with transformers, and save it with save_pretrained")  # fmt: skip
 
 
 def _architecture(path: Path, config: dict[str, Any]) -> str:
@@ -193,39 +235,32 @@ def _check_tokenizer(folder: Path) -> "Tokenizer":
         raise SourceError(f"{path} does not load ({error})", "a fast tokenizer", "fetch or save it again") from error
 
 
-def _check_vocabulary(folder: Path, config: dict[str, Any], tokenizer: "Tokenizer", tensors: dict[str, Tensor]) -> None:
-    """Refuse ids without a row of their own, since runtimes read what lies there; rows without an id are fine."""
+def _check_vocabulary(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Refuse ids without a row of their own that something writes; rows without an id are fine, and so are idle ids."""
     asked = config.get("vocab_size")  # not that of a nested configuration, whose rows may rightly be more
-    last = max(ids := _producible_ids(folder, tokenizer), default=-1)
-    for name, tensor in tensors.items():
-        rows = tensor.shape[0] if _ROW_A_TOKEN.fullmatch(name) and tensor.shape else None
-        if rows is None:
-            continue
-        if isinstance(asked, int) and rows != asked:
+    for name, tensor in _by_token(tensors).items():
+        if isinstance(asked, int) and tensor.shape[0] != asked:
             raise SourceError(
-                f"{name} in {folder} has {rows:,} rows", f"the {asked:,} of vocab_size in {CONFIG}",
+                f"{name} in {folder} has {tensor.shape[0]:,} rows", f"the {asked:,} of vocab_size in {CONFIG}",
                 "save the model again with the configuration it was trained with",
             )  # fmt: skip
-        if last >= rows:
-            raise SourceError(
-                f"{name} in {folder} has {rows:,} rows, but its tokenizer makes ids up to {last:,} ({ids[last]!r})",
-                "a row for each id",
-                "take the tokenizer that the model was trained with, or call resize_token_embeddings and train",
-            )
+    rows = rows_of_tokens(tensors)
+    written = {} if rows is None else find_rowless(folder, rows).written
+    if written:
+        last = max(written)
+        text, writer = written[last]
+        name = min(_by_token(tensors), key=lambda name: tensors[name].shape[0])
+        raise SourceError(
+            f"{name} in {folder} has {rows:,} rows, but its tokenizer makes ids up to {last:,} ({text!r}), "
+            f"which {writer} writes", "a row for each id",
+            "take the tokenizer that the model was trained with, or call resize_token_embeddings and train",
+        )  # fmt: skip
 
 
-def _producible_ids(folder: Path, tokenizer: "Tokenizer") -> dict[int, str]:
-    """Return the ids that a conversation can contain.
+def rows_of_tokens(tensors: dict[str, Tensor]) -> int | None:
+    """Return how many ids a checkpoint has rows for, in its embedding and its head; None if it has neither."""
+    return min((tensor.shape[0] for tensor in _by_token(tensors).values()), default=None)
 
-    A special token that neither the chat template nor the tokenizer's settings use does not count: Gemma 3 1B has one
-    for images, without a row. Source: issue 37011 of huggingface/transformers.
-    """
-    settings = read_json(folder / TOKENIZER_SETTINGS) if (folder / TOKENIZER_SETTINGS).is_file() else {}
-    used = "\n".join(
-        [*(each.text for each in templates_of(folder).values()), *(str(settings.get(key)) for key in _NAMED_TOKENS)]
-    )
-    ids = {number: token for token, number in tokenizer.get_vocab(with_added_tokens=True).items()}
-    for number, token in tokenizer.get_added_tokens_decoder().items():
-        if token.special and token.content not in used:
-            ids.pop(number, None)
-    return ids
+
+def _by_token(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if _ROW_A_TOKEN.fullmatch(name) and tensor.shape}

@@ -33,7 +33,7 @@ from slmpack.quantised_weights import Codes, olive_parts, read_codes
 from slmpack.records import Record
 from slmpack.store import MANIFEST, Manifest
 from slmpack.tensor_file import Planned, write_tensors
-from slmpack.weights import WEIGHTS, Tensor, is_weights, read_weights
+from slmpack.weights import WEIGHTS, Tensor, read_weights, weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -183,8 +183,7 @@ class _Original:
         self.folder, self.form = folder, form
         self.tensors = read_weights(folder)
         self.matrices = matrices_of(folder, form, self.tensors)
-        files = [stack.enter_context(safe_open(str(path), framework="pt"))
-                 for path in sorted(folder.iterdir()) if is_weights(path.name)]  # fmt: skip
+        files = [stack.enter_context(safe_open(str(path), framework="pt")) for path in weight_files(folder)]
         self._places: dict[str, Any] = {name: file for file in files for name in file.keys()}  # noqa: SIM118
         self._latest: tuple[str, Codes] | None = None
 

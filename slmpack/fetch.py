@@ -21,8 +21,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 from slmpack import adapter_merge, dequantise, hub, kept_blocks, mlflow_source, wheel
-from slmpack.adapter import ADAPTER_WEIGHTS, adapter_files, write_small_files
-from slmpack.checkpoint import CONFIG, inspect_checkpoint, inspect_model, inspect_tokenizer, relevant_files
+from slmpack.adapter import adapter_files, write_small_files
+from slmpack.checkpoint import (
+    CONFIG,
+    inspect_checkpoint,
+    inspect_generation,
+    inspect_model,
+    inspect_tokenizer,
+    relevant_files,
+)
 from slmpack.child import run_in_child
 from slmpack.errors import SourceError
 from slmpack.gguf_model import GgufConversion, convert_gguf, inspect_gguf
@@ -30,6 +37,8 @@ from slmpack.json_file import read_json
 from slmpack.licence import licence_of
 from slmpack.records import FileDigest, ModelSource, Snapshot, SourceKind, digest_of, digest_of_files
 from slmpack.shapes import require_shapes
+from slmpack.snapshot_repairs import FACT as REPAIRS
+from slmpack.snapshot_repairs import Repairs
 from slmpack.store import (
     Manifest,
     damage_since,
@@ -58,7 +67,8 @@ def fetch_snapshot(source: ModelSource, workspace: Path) -> Snapshot:
 
     def make(into: Path) -> dict[str, str | int | None]:
         logger.info("fetching %s", source.text)
-        origin = _fill(source, into, workspace, key) | _dequantise(source, into, workspace, key)
+        origin = _fill(source, into, workspace, key) | _repair(source, into)
+        origin |= _dequantise(source, into, workspace, key, is_repaired=REPAIRS in origin)
         with _naming(source, into):
             facts = inspect_checkpoint(into)
             require_shapes(into, log_folder(workspace) / f"shapes-{key[:12]}.log")
@@ -68,12 +78,35 @@ def fetch_snapshot(source: ModelSource, workspace: Path) -> Snapshot:
     _drop_outdated(workspace, key)
     path = store_folder(workspace, "snapshots", key, make)
     manifest = Manifest.read(path)
-    plain = source.base is None and dequantise.FACT not in manifest.facts
+    plain = source.base is None and not {dequantise.FACT, REPAIRS} & manifest.facts.keys()
     if plain and (complaint := _unfaithful(source, path, manifest.files)):
         shutil.rmtree(path)  # its key promises other content
         raise complaint
-    facts = {name: fact for name, fact in manifest.facts.items() if name not in (dequantise.FACT, kept_blocks.FACT)}
-    return Snapshot.model_validate({"source": source, "path": path, "files": manifest.files, **facts})
+    return snapshot_of(source, path, manifest)
+
+
+def snapshot_of(source: ModelSource, path: Path, manifest: Manifest) -> Snapshot:
+    """Return the record of a snapshot that is in the workspace."""
+    others = (dequantise.FACT, kept_blocks.FACT, REPAIRS)
+    facts = {name: fact for name, fact in manifest.facts.items() if name not in others}
+    repairs = str(manifest.facts.get(REPAIRS) or "").splitlines()
+    return Snapshot.model_validate(
+        {"source": source, "path": path, "files": manifest.files, "repairs": repairs, **facts}
+    )
+
+
+def _repair(source: ModelSource, folder: Path) -> dict[str, str | int | None]:
+    """Put right what is repaired in a snapshot, having made sure that it is what the source was pinned to."""
+    with _naming(source, folder):
+        repairs = Repairs(folder)
+    if not repairs.told:
+        return {}
+    if source.base is None and (complaint := _unfaithful(source, folder, digest_files(folder, "fetch"))):
+        raise complaint
+    repairs.write()
+    for sentence in repairs.told:
+        logger.warning("%s: %s", source.text, sentence)
+    return {REPAIRS: "\n".join(repairs.told)}
 
 
 def _drop_outdated(workspace: Path, key: str) -> None:
@@ -174,7 +207,7 @@ def _place(files: Mapping[str, Path], into: Path, ours: Path) -> None:
     for name, path in files.items():
         target = into / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        if not is_weights(name) and name != ADAPTER_WEIGHTS:
+        if not is_weights(name):
             shutil.copyfile(path, target)
         elif path.resolve().is_relative_to(ours.resolve()):
             path.rename(target)
@@ -197,6 +230,7 @@ def _merge(
             write_small_files(_fill_base(base, below, workspace, key), beside, into)
             with _naming(source, into):
                 inspect_tokenizer(into)
+                inspect_generation(into)
             _run_merge(source, below, beside, into, log_folder(workspace) / f"merge-{key[:12]}.log")
         licences = (source.licence or licence_of(beside), base.licence or licence_of(below))
         return {"licence": " and ".join(dict.fromkeys(filter(None, licences))) or None}
@@ -211,6 +245,7 @@ def _fill_base(base: ModelSource, into: Path, workspace: Path, key: str) -> Path
     if complaint := _unfaithful(base, into, digest_files(into, "fetch")):
         raise complaint
     inspect_model(into)
+    _repair(base, into)
     require_shapes(into, log_folder(workspace) / f"shapes-{key[:12]}-base.log")
     return into
 
@@ -239,7 +274,9 @@ def _convert(gguf: Path, into: Path, log: Path) -> dict[str, str | int | None]:
     return {"licence": facts.licence, kept_blocks.FACT: json.dumps(facts.storages, sort_keys=True)}
 
 
-def _dequantise(source: ModelSource, into: Path, workspace: Path, key: str) -> dict[str, str | int | None]:
+def _dequantise(
+    source: ModelSource, into: Path, workspace: Path, key: str, *, is_repaired: bool
+) -> dict[str, str | int | None]:
     """Make a plain checkpoint of a quantised one in `into`, and put what the builder takes into kept/<key>/."""
     if not read_json(into / CONFIG).get("quantization_config"):
         return {}
@@ -249,7 +286,11 @@ def _dequantise(source: ModelSource, into: Path, workspace: Path, key: str) -> d
             shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed; we hold the lock of this key
         into.rename(original)
         with _naming(source, original):
-            form = _run_dequantise(source, original, into, kept, log_folder(workspace) / f"dequantise-{key[:12]}.log")
+            facts = inspect_checkpoint(original)  # before gigabytes are read
+            if not is_repaired and (complaint := _unfaithful(source, original, digest_files(original, "fetch"))):
+                raise complaint
+            require_space(original.parent, facts.parameters * 5, "the dequantised checkpoint")  # 4 plain, 1 kept
+            form = _run_dequantise(original, into, kept, log_folder(workspace) / f"dequantise-{key[:12]}.log")
         if form.obstacle is None:
             store_folder(workspace, dequantise.KEPT, key, partial(_move, kept))
         return {dequantise.FACT: form.model_dump_json()}
@@ -258,11 +299,7 @@ def _dequantise(source: ModelSource, into: Path, workspace: Path, key: str) -> d
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _run_dequantise(source: ModelSource, original: Path, plain: Path, kept: Path, log: Path) -> dequantise.KeptForm:
-    facts = inspect_checkpoint(original)  # before gigabytes are read
-    if complaint := _unfaithful(source, original, digest_files(original, "fetch")):
-        raise complaint
-    require_space(original.parent, facts.parameters * 5, "the dequantised checkpoint")  # 4 plain, 1 kept
+def _run_dequantise(original: Path, plain: Path, kept: Path, log: Path) -> dequantise.KeptForm:
     for folder in (plain, kept):
         folder.mkdir()
         _place({name: path for name, path in relevant_files(original).items() if not is_weights(name)}, folder, folder)

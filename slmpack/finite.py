@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slmpack.errors import BuildError
-from slmpack.weights import is_weights
+from slmpack.weights import weight_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,7 @@ def require_finite_weights(checkpoint: Path) -> None:
     """
     from safetensors import safe_open
 
-    for path in sorted(path for path in checkpoint.iterdir() if is_weights(path.name)):
+    for path in weight_files(checkpoint):
         with safe_open(str(path), framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a dict
                 for piece in file.get_tensor(name).flatten().split(PIECE_WEIGHTS):

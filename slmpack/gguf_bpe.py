@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from slmpack.errors import SourceError
+from slmpack.gguf_metadata import CONVERT_AGAIN
 from slmpack.gguf_pretokenizers import PRE_TOKENIZERS
 
 if TYPE_CHECKING:
@@ -11,7 +12,6 @@ if TYPE_CHECKING:
     from slmpack.gguf_tokenizer import Vocabulary
 
 SPACE = "▁"
-CONVERT_AGAIN = "convert the model again or use its original checkpoint"
 
 
 def build_byte_level(vocabulary: "Vocabulary") -> "Tokenizer":

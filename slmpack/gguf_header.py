@@ -114,7 +114,7 @@ class _Reader:
             metadata[key] = self._value(self._scalar("I"))
         table = [self._table_entry() for _ in range(tensors)]
         alignment = metadata.get("general.alignment", ALIGNMENT)
-        if not isinstance(alignment, int) or alignment <= 0:
+        if type(alignment) is not int or alignment <= 0:
             raise self._damaged(f"has general.alignment {alignment!r}")
         start = -(-self._position // alignment) * alignment
         return GgufHeader(self._path, metadata, tuple(self._place(*entry, start) for entry in table))

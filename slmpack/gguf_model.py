@@ -11,6 +11,7 @@ from typing import Any, cast
 from slmpack import progress
 from slmpack.errors import SourceError
 from slmpack.gguf_header import GgufHeader, read_header
+from slmpack.gguf_metadata import Metadata
 from slmpack.gguf_names import matrix_storages
 from slmpack.gguf_tokenizer import read_vocabulary, write_tokenizer
 from slmpack.json_file import write_json
@@ -28,6 +29,8 @@ QUANTISED = frozenset({
 })  # fmt: skip
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+
+ORIGINAL = "use the model's original checkpoint"
 
 # What machines and versions leave in config.json and a checkpoint does not need.
 BUILD_NOISE = ("_name_or_path", "_model_name_or_path", "transformers_version", "quantization_config", "unk_token_id")
@@ -76,39 +79,51 @@ def inspect_gguf(path: Path) -> GgufFacts:
 
 
 def _facts(header: GgufHeader) -> GgufFacts:
-    architecture = _require(header, "general.architecture", str)
+    fields = Metadata(header.metadata)
+    architecture = fields.text("general.architecture")
     if architecture not in ARCHITECTURES:
-        raise SourceError(
-            f"general.architecture is {architecture!r}", f"one of {', '.join(ARCHITECTURES)}",
-            "use the model's original checkpoint",
-        )  # fmt: skip
-    _require_single_file(header)
-    _require_plain_rotation(header, architecture)
+        raise fields.refuse("general.architecture", f"one of {', '.join(ARCHITECTURES)}", advice=ORIGINAL)
+    _require_single_file(header, fields)
+    context_length = _require_sizes(header, fields, architecture)
+    _require_plain_rotation(header, fields, architecture)
     dtype = _converted_dtype(header)
     parameters = sum(tensor.parameters for tensor in header.tensors)
     return GgufFacts(
         architecture=architecture,
-        name=header.metadata.get("general.name"),
-        licence=header.metadata.get("general.license"),
+        name=fields.label("general.name"),
+        licence=fields.label("general.license"),
         parameters=parameters,
-        layers=_require(header, f"{architecture}.block_count", int),
-        context_length=_require(header, f"{architecture}.context_length", int),
+        layers=fields.required(f"{architecture}.block_count"),
+        context_length=context_length,
         dtype=dtype,
         checkpoint_bytes=parameters * BYTES[dtype],
         storages=matrix_storages(header.tensors, architecture),
     )
 
 
-def _require(header: GgufHeader, key: str, kind: type) -> Any:
-    value = header.metadata.get(key)
-    if not isinstance(value, kind):
-        found = f"{key} is {value!r}" if key in header.metadata else f"{header.path.name} has no {key}"
-        raise SourceError(found, f"{key} as {kind.__name__}", "convert the model again")
-    return value
+def _require_sizes(header: GgufHeader, fields: Metadata, architecture: str) -> int:
+    """Refuse sizes that transformers would take over although they are no sizes, or make it fill the memory.
+
+    Returns:
+        The context length.
+    """
+    sizes = {size for tensor in header.tensors for size in tensor.shape}
+    for key in ("embedding_length", "feed_forward_length", "vocab_size"):
+        found = fields.whole(f"{architecture}.{key}", 1)
+        if found is not None and found not in sizes:
+            raise fields.refuse(f"{architecture}.{key}", "a size that one of the tensors has")
+    for key in ("attention.head_count", "attention.head_count_kv", "attention.key_length", "rope.dimension_count"):
+        fields.whole(f"{architecture}.{key}", 1, max(sizes))
+    for key in ("rope.freq_base", "attention.layer_norm_rms_epsilon"):
+        fields.positive(f"{architecture}.{key}")
+    fields.whole(f"{architecture}.attention.sliding_window")
+    if fields.required(f"{architecture}.block_count") > len(header.tensors):
+        raise fields.refuse(f"{architecture}.block_count", f"at most the {len(header.tensors)} tensors that there are")
+    return fields.required(f"{architecture}.context_length")
 
 
-def _require_single_file(header: GgufHeader) -> None:
-    parts = header.metadata.get("split.count", 1)
+def _require_single_file(header: GgufHeader, fields: Metadata) -> None:
+    parts = fields.count("split.count") or 1
     if parts > 1:
         raise SourceError(
             f"{header.path.name} is one of {parts} parts", "the whole model in one file",
@@ -118,23 +133,20 @@ def _require_single_file(header: GgufHeader) -> None:
         raise SourceError(f"{header.path.name} has no tensors", "a model, not a vocabulary", "name another file")
 
 
-def _require_plain_rotation(header: GgufHeader, architecture: str) -> None:
+def _require_plain_rotation(header: GgufHeader, fields: Metadata, architecture: str) -> None:
     """Refuse position embeddings that transformers would take for plain ones."""
-    advice = "use the model's original checkpoint"
-    scaling = header.metadata.get(f"{architecture}.rope.scaling.type", "none")
-    if scaling != "none":
-        found = f"{architecture}.rope.scaling.type is {scaling!r}"
-        raise SourceError(found, "none, since the conversion loses it", advice)
+    key = f"{architecture}.rope.scaling.type"
+    if (fields.text(key) or "none") != "none":
+        raise fields.refuse(key, "none, since the conversion loses it", advice=ORIGINAL)
     for tensor in header.tensors:
         if tensor.name.startswith(("rope_freqs", "rope_factors")):
-            raise SourceError(f"tensor {tensor.name}", "no rope scaling, since the conversion loses it", advice)
-    heads = _require(header, f"{architecture}.attention.head_count", int)
-    width = _require(header, f"{architecture}.embedding_length", int)
-    head = header.metadata.get(f"{architecture}.attention.key_length", width // max(heads, 1))
-    rotated = header.metadata.get(f"{architecture}.rope.dimension_count", head)
-    if rotated != head:
-        found = f"{architecture}.rope.dimension_count is {rotated}"
-        raise SourceError(found, f"the head's {head}, since the conversion loses it", advice)
+            raise SourceError(f"tensor {tensor.name}", "no rope scaling, since the conversion loses it", ORIGINAL)
+    heads = fields.required(f"{architecture}.attention.head_count")
+    width = fields.required(f"{architecture}.embedding_length")
+    head = fields.whole(f"{architecture}.attention.key_length") or width // heads
+    key = f"{architecture}.rope.dimension_count"
+    if fields.whole(key) not in (None, head):
+        raise fields.refuse(key, f"the head's {head}, since the conversion loses it", advice=ORIGINAL)
 
 
 def _converted_dtype(header: GgufHeader) -> str:
@@ -189,7 +201,7 @@ def _write_weights(request: GgufConversion, header: GgufHeader, facts: GgufFacts
             + (f", none for {missing[0]} and {len(missing) - 1} more" if missing else ""),
             f"the {parameters:,} of {type(model).__name__}", "use the model's original checkpoint",
         )  # fmt: skip
-    window = header.metadata.get(f"{facts.architecture}.attention.sliding_window")
+    window = Metadata(header.metadata).whole(f"{facts.architecture}.attention.sliding_window")
     if facts.architecture == "phi3" and window:
         model.config.sliding_window = window
     model.hf_quantizer = None  # it refuses to save, although nothing is quantised any more

@@ -18,15 +18,15 @@ Source: ggml-org/llama.cpp, src/llama-vocab.cpp: `llama_vocab::impl::load`, `tok
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
 
-from slmpack.errors import SourceError
 from slmpack.gguf_bpe import build_byte_level, build_sentencepiece
 from slmpack.gguf_header import GgufHeader, read_header
+from slmpack.gguf_metadata import Metadata
 from slmpack.gguf_pretokenizers import PRE_TOKENIZERS
 from slmpack.json_file import write_json
 
-CONVERT_AGAIN = "convert the model again or use its original checkpoint"
+KEY = "tokenizer.ggml."
+TEMPLATE = "tokenizer.chat_template"
 
 # Texts that end a generation for llama.cpp, and that it takes for special tokens whatever their type.
 END_TEXTS = frozenset({
@@ -100,40 +100,6 @@ class Vocabulary:
     context_length: int | None
 
 
-class _Fields:
-    """Typed access to `tokenizer.ggml.*`; every refusal names the field and its value."""
-
-    def __init__(self, header: GgufHeader) -> None:
-        self.metadata = header.metadata
-
-    def refuse(self, name: str, expected: str, found: str = "") -> SourceError:
-        key = f"tokenizer.ggml.{name}"
-        told = found or (f"is {self.metadata[key]!r}" if key in self.metadata else "is missing")
-        return SourceError(f"{key} {told}", expected, CONVERT_AGAIN)
-
-    def get(self, name: str, kind: type, default: Any = None) -> Any:
-        value = self.metadata.get(f"tokenizer.ggml.{name}", default)
-        if value is not default and not isinstance(value, kind):
-            raise self.refuse(name, f"a value of type {kind.__name__}", f"is of type {type(value).__name__}")
-        return value
-
-    def array(self, name: str, kind: type, length: int | None) -> list[Any]:
-        values: list[Any] = self.get(name, list, [])
-        if not values:
-            raise self.refuse(name, "a list with one entry a token" if length else "a list", "is missing or empty")
-        if not all(isinstance(value, kind) for value in values):
-            raise self.refuse(name, f"a list of {kind.__name__}", "has entries of another type")
-        if length is not None and len(values) != length:
-            raise self.refuse(name, f"{length}, one a token", f"has {len(values)} entries")
-        return values
-
-    def token_id(self, name: str, tokens: int) -> int | None:
-        value: int | None = self.get(name, int)
-        if value is not None and not 0 <= value < tokens:
-            raise self.refuse(name, f"an id below {tokens}")
-        return value
-
-
 def read_vocabulary(header: GgufHeader) -> Vocabulary:
     """Read and check the tokenizer fields of a GGUF file.
 
@@ -141,68 +107,72 @@ def read_vocabulary(header: GgufHeader) -> Vocabulary:
         SourceError: a tokenizer model or pre-tokenizer that is not known to be read as llama.cpp does, or a field that
             is missing or does not fit the others; the message names the field.
     """
-    fields = _Fields(header)
+    fields = Metadata(header.metadata)
     model, pre = _model_and_pre(fields)
-    tokens = [text or f"[EMPTY_{index}]" for index, text in enumerate(fields.array("tokens", str, None))]
+    tokens = [text or f"[EMPTY_{index}]" for index, text in enumerate(fields.texts(f"{KEY}tokens"))]
     _require_distinct(fields, tokens)
     words = PRE_TOKENIZERS[pre] if pre else None
-    bos, eos = fields.token_id("bos_token_id", len(tokens)), fields.token_id("eos_token_id", len(tokens))
-    add_bos = fields.get("add_bos_token", bool, words.add_bos if words else True)
+    bos, eos = _token_id(fields, "bos", tokens), _token_id(fields, "eos", tokens)
+    add_bos = fields.flag(f"{KEY}add_bos_token", words.add_bos if words else True)
     if eos is None or (add_bos and bos is None):
-        raise fields.refuse("eos_token_id" if eos is None else "bos_token_id", "the id of a token")
-    template = header.metadata.get("tokenizer.chat_template")
+        raise fields.refuse(f"{KEY}{'eos' if eos is None else 'bos'}_token_id", "the id of a token")
+    template = fields.text(TEMPLATE)
     return Vocabulary(
         model=model,
         pre=pre,
         tokens=tuple(tokens),
         specials=_special_tokens(fields, tokens),
         merges=_merges(fields) if words else (),
-        scores=() if words else tuple(fields.array("scores", float, len(tokens))),
+        scores=() if words else tuple(fields.numbers(f"{KEY}scores", len(tokens))),
         bos_id=bos,
         eos_id=eos,
-        pad_id=fields.token_id("padding_token_id", len(tokens)),
-        unk_id=fields.token_id("unknown_token_id", len(tokens)),
+        pad_id=_token_id(fields, "padding", tokens),
+        unk_id=_token_id(fields, "unknown", tokens),
         end_ids=_end_ids(fields, tokens, eos, template or ""),
         add_bos=add_bos,
-        add_eos=fields.get("add_eos_token", bool, False),
-        add_space_prefix=words is None and fields.get("add_space_prefix", bool, True),
+        add_eos=fields.flag(f"{KEY}add_eos_token", False),
+        add_space_prefix=words is None and fields.flag(f"{KEY}add_space_prefix", True),
         chat_template=template,
-        context_length=header.metadata.get(f"{header.metadata.get('general.architecture')}.context_length"),
+        context_length=fields.whole(f"{fields.text('general.architecture')}.context_length", 1),
     )
 
 
-def _model_and_pre(fields: _Fields) -> tuple[str, str | None]:
-    model = fields.get("model", str)
-    if model not in ("gpt2", "llama"):
-        raise fields.refuse("model", "gpt2 or llama")
+def _token_id(fields: Metadata, role: str, tokens: list[str]) -> int | None:
+    return fields.whole(f"{KEY}{role}_token_id", most=len(tokens) - 1)
+
+
+def _model_and_pre(fields: Metadata) -> tuple[str, str | None]:
+    model = fields.text(f"{KEY}model")
+    if model is None or model not in ("gpt2", "llama"):
+        raise fields.refuse(f"{KEY}model", "gpt2 or llama")
     if model == "llama":
         return model, None
-    pre = fields.get("pre", str)
+    pre = fields.text(f"{KEY}pre")
     if pre not in PRE_TOKENIZERS:
-        raise fields.refuse("pre", f"one of {', '.join(sorted(PRE_TOKENIZERS))}")
+        raise fields.refuse(f"{KEY}pre", f"one of {', '.join(sorted(PRE_TOKENIZERS))}")
     return model, pre
 
 
-def _require_distinct(fields: _Fields, tokens: list[str]) -> None:
+def _require_distinct(fields: Metadata, tokens: list[str]) -> None:
     seen: set[str] = set()
     for text in tokens:
         if text in seen:
-            raise fields.refuse("tokens", "every token once", f"has {text!r} twice")
+            raise fields.refuse(f"{KEY}tokens", "every token once", f"has {text!r} twice")
         seen.add(text)
 
 
-def _merges(fields: _Fields) -> tuple[tuple[str, str], ...]:
+def _merges(fields: Metadata) -> tuple[tuple[str, str], ...]:
     pairs: dict[tuple[str, str], None] = {}  # the first of two equal merges counts
-    for merge in fields.array("merges", str, None):
+    for merge in fields.texts(f"{KEY}merges"):
         cut = merge.find(" ", 1)
         if cut < 0 or cut + 1 == len(merge):
-            raise fields.refuse("merges", "two tokens with a space between them", f"has {merge!r}")
+            raise fields.refuse(f"{KEY}merges", "two tokens with a space between them", f"has {merge!r}")
         pairs.setdefault((merge[:cut], merge[cut + 1 :]))
     return tuple(pairs)
 
 
-def _special_tokens(fields: _Fields, tokens: list[str]) -> tuple[SpecialToken, ...]:
-    types = fields.array("token_type", int, len(tokens))
+def _special_tokens(fields: Metadata, tokens: list[str]) -> tuple[SpecialToken, ...]:
+    types = fields.wholes(f"{KEY}token_type", len(tokens))
     strips = _strips_right(fields)
     specials = []
     for text, kind in zip(tokens, types, strict=True):
@@ -213,21 +183,32 @@ def _special_tokens(fields: _Fields, tokens: list[str]) -> tuple[SpecialToken, .
     return tuple(specials)
 
 
-def _strips_right(fields: _Fields) -> bool:
+def _strips_right(fields: Metadata) -> bool:
     """Whether special tokens swallow white space: of Phi-3 they do, which the file tells by its name only."""
-    name = str(fields.metadata.get("general.name", "")).lower()
+    name = (fields.label("general.name") or "").lower()
     return "phi-3" in name or "phi3" in name
 
 
-def _end_ids(fields: _Fields, tokens: list[str], eos: int, template: str) -> tuple[int, ...]:
+def _end_ids(fields: Metadata, tokens: list[str], eos: int, template: str) -> tuple[int, ...]:
     """Return `eos_token_id`, then what the file names as end of turn or of message, then what its template ends with.
 
     Files often name `<|endoftext|>` alone, although the chat template ends a turn with `<|end|>`. llama.cpp stops at
     every token with such a text; the ones that the template never writes are left out here.
     """
-    named = (fields.token_id("eot_token_id", len(tokens)), fields.token_id("eom_token_id", len(tokens)))
+    named = [_token_id(fields, "eot", tokens), _token_id(fields, "eom", tokens), *_more_ends(fields, tokens)]
     written = (index for index, text in enumerate(tokens) if text in END_TEXTS and text in template)
     return tuple(dict.fromkeys([eos, *(index for index in named if index is not None), *written]))
+
+
+def _more_ends(fields: Metadata, tokens: list[str]) -> list[int]:
+    """Return the ids of `eos_token_ids`, which some converters write beside `eos_token_id`."""
+    key = f"{KEY}eos_token_ids"
+    if not fields.has(key):
+        return []
+    ids = fields.wholes(key)
+    if not 0 <= min(ids) <= max(ids) < len(tokens):
+        raise fields.refuse(key, f"ids below {len(tokens)}")
+    return ids
 
 
 def write_tokenizer(path: Path, into: Path) -> None:

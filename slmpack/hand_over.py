@@ -15,13 +15,14 @@ from typing import Any
 from slmpack.build import build_package
 from slmpack.dequantise import kept_form
 from slmpack.errors import SourceError
-from slmpack.fetch import snapshot_key
+from slmpack.fetch import snapshot_key, snapshot_of
 from slmpack.integrity import CHECKPOINT_FOLDER, is_local
 from slmpack.kept_blocks import FACT
 from slmpack.log import PREFECT_RUN, log_model, ready_models
 from slmpack.provenance import Provenance, source_of
 from slmpack.recall import find_logged
 from slmpack.records import Interface, ModelSource, Record, Snapshot, SourceKind, Target, digest_of_files
+from slmpack.snapshot_repairs import FACT as REPAIRS
 from slmpack.staging import link_or_copy
 from slmpack.store import Manifest, store_folder
 
@@ -101,8 +102,9 @@ def receive_snapshot(uri: str, workspace: Path) -> Snapshot:
 
     def make(into: Path) -> dict[str, str | int | None]:
         _take_files(found.location, told, into)
-        facts = told.snapshot.model_dump(exclude={"digest", "files", "stored_types"})
-        types = told.snapshot.stored_types
+        facts = told.snapshot.model_dump(exclude={"digest", "files", "stored_types", "repairs"})
+        types, repairs = told.snapshot.stored_types, told.snapshot.repairs
+        facts |= {REPAIRS: "\n".join(repairs)} if repairs else {}
         return facts | ({FACT: json.dumps(types, sort_keys=True)} if types else {})
 
     path = store_folder(workspace, "snapshots", snapshot_key(source), make)
@@ -110,8 +112,7 @@ def receive_snapshot(uri: str, workspace: Path) -> Snapshot:
     if digest_of_files(manifest.files) != told.snapshot.digest:
         raise SourceError(f"{uri} holds other files than were fetched", f"digest {told.snapshot.digest[:12]}...",
                           "delete that logged model, then start again")  # fmt: skip
-    facts = {name: fact for name, fact in manifest.facts.items() if name != FACT}
-    return Snapshot.model_validate({"source": source, "path": path, "files": manifest.files, **facts})
+    return snapshot_of(source, path, manifest)
 
 
 def _take_files(location: str, told: Provenance, into: Path) -> None:
@@ -127,6 +128,7 @@ def _take_files(location: str, told: Provenance, into: Path) -> None:
     repository: Any = get_artifact_repository(location)
     for file in told.snapshot.files:
         repository.download_artifacts(f"{CHECKPOINT_FOLDER}/{file.name}", str(into))
+        (into / file.name).parent.mkdir(exist_ok=True)
         (into / CHECKPOINT_FOLDER / file.name).rename(into / file.name)
     shutil.rmtree(into / CHECKPOINT_FOLDER)
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from slmpack.adapter import ADAPTER_CONFIG, is_adapter_file, names_of, require_weights
-from slmpack.checkpoint import CONFIG, is_relevant
+from slmpack.checkpoint import CONFIG, relevant_names
 from slmpack.errors import SourceError, UsageError
 from slmpack.progress import report
 from slmpack.records import ModelSource, Record
 from slmpack.store import require_space
-from slmpack.weights import INDEX, WEIGHTS, no_weights
+from slmpack.weights import INDEX, WEIGHTS, missing_shard, no_weights, read_index
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +147,11 @@ def _needed_sizes(source: ModelSource) -> dict[str, int] | None:
         return {name: size for name, size in sizes.items() if is_adapter_file(name)}
     if WEIGHTS not in sizes and INDEX not in sizes:
         raise no_weights(source.location, list(sizes))
-    return {name: size for name, size in sizes.items() if is_relevant(name)}
+    index = f"{INDEX} of {source.location}"
+    needed = relevant_names(sizes, lambda: read_index(small_file(source.location, source.revision, INDEX), index))
+    for name in sorted(needed - sizes.keys()):
+        raise missing_shard(index, name)
+    return {name: sizes[name] for name in needed}
 
 
 def _require_room(source: ModelSource, sizes: dict[str, int]) -> int:

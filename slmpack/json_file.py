@@ -19,7 +19,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise SourceError(
             f"{path} cannot be read ({error.strerror})", f"a checkpoint with {path.name}", "name another source"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"{path} is not JSON ({error})", "a JSON object", "fetch or save the model again") from error
     if not isinstance(value, dict):
         raise SourceError(f"{path} holds a {type(value).__name__}", "a JSON object", "fetch or save the model again")

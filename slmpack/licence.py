@@ -14,11 +14,14 @@ def licence_of(folder: Path) -> str | None:
     stated = card.get("license_name") if card.get("license") == "other" else None
     if stated := stated or card.get("license"):
         return str(stated)
-    for path in sorted(path for pattern in ("LICENSE*", "LICENCE*") for path in folder.glob(pattern)):
+    files = (path for pattern in ("LICENSE*", "LICENCE*") for path in folder.glob(pattern) if path.is_file())
+    for path in sorted(files):
         text = path.read_text(encoding="utf-8", errors="replace")
         if not is_placeholder(text):
             return _title(text) or f"see {path.name}"
-    return None
+    # Named by their SPDX identifier. Source: REUSE specification 3.3, "License files".
+    named = sorted(path.stem.lower() for path in folder.glob("LICENSES/*") if path.is_file())
+    return " and ".join(dict.fromkeys(named)) or None
 
 
 def is_placeholder(text: str) -> bool:

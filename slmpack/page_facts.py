@@ -101,6 +101,7 @@ class PageFacts(Record):
         versions: builder and runtime, name to version.
         chat_template: None where the package has none.
         quantisation: what was done to the weights and why, a sentence each.
+        repairs: what was put right in the files of the source and of the package, a sentence each.
         rungs: the recipes that were tried, empty where there was no choice.
         previous: the version that held the alias before, None for the first.
     """
@@ -132,6 +133,7 @@ class PageFacts(Record):
     waiver: Text | None
     speed: Speed
     quantisation: tuple[Text, ...] = ()
+    repairs: tuple[Text, ...] = ()
     base: Text | None = None
     base_revision: Text | None = None
     rungs: tuple[Rung, ...] = ()
@@ -170,7 +172,8 @@ def facts_of(
         proofs=_proofs(validation, quality, smoke, others or {}),
         answers=tuple(Answer(asked=ASKED[c.name], said=c.found) for c in smoke.checks if c.name in ASKED),
         quality=quality.quality, policy=quality.policy, waiver=quality.waiver, speed=smoke.speed,
-        quantisation=package.quantisation, base=base and base.shown, base_revision=base and base.revision,
+        quantisation=package.quantisation, repairs=(*snapshot.repairs, *package.repairs),
+        base=base and base.shown, base_revision=base and base.revision,
     )  # fmt: skip
 
 

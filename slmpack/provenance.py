@@ -60,6 +60,7 @@ class SnapshotFacts(Record):
     context_length: int
     licence: str | None
     stored_types: dict[str, str] = Field(default_factory=dict)  # not there in what 0.1 logged before it
+    repairs: tuple[str, ...] = ()  # as `stored_types`
 
 
 class PackageFacts(Record):

@@ -194,8 +194,8 @@ def _tags_of(model: LoggedModel, proofs: Proofs, figures: dict[str, float], trac
         facts |= {"base": source.base.shown, "base_revision": source.base.revision}
     if proofs.quality.waiver is not None:
         facts["waiver"] = proofs.quality.waiver
-    if package.repairs:
-        facts["repairs"] = " ".join(package.repairs)
+    if repairs := (*package.snapshot.repairs, *package.repairs):
+        facts["repairs"] = " ".join(repairs)
     if (device := proofs.smoke.device).name:
         facts |= {"device": device.name, "driver": device.driver, "compute_capability": device.compute_capability}
     facts |= {f"version.{name}": found for name, found in (package.versions | runtime_versions(package.target)).items()}

@@ -170,6 +170,7 @@ class Snapshot(Record):
         parameters: number of weights in all tensors.
         layers: number of decoder layers.
         context_length: tokens, prompt and answer together.
+        repairs: what was put right in the checkpoint's small files, a sentence each, see `snapshot_repairs`.
     """
 
     source: ModelSource
@@ -181,6 +182,7 @@ class Snapshot(Record):
     layers: int
     context_length: int
     licence: str | None
+    repairs: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:

@@ -139,9 +139,12 @@ def source_answers(
 def answer_as_source(questions: SourceQuestions) -> SourceAnswers:
     """Run in a child: answer greedily with transformers, as `package_answer` does with the package."""
     import torch
+    from transformers import GenerationConfig
 
     model = load_source(questions.snapshot, questions.dtype)
     ends = model.generation_config.eos_token_id
+    plain: Any = GenerationConfig  # no beams or penalties, which a package has not
+    model.generation_config = plain(eos_token_id=ends)
     stops = set(ends if isinstance(ends, list) else [] if ends is None else [ends])
     longest = max(map(len, questions.prompts))
     # padding comes first, so that every answer begins at the same place; the mask hides it

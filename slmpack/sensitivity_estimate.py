@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from slmpack.finite import require_finite
 from slmpack.progress import report
 from slmpack.sensitivity_groups import layer_of
-from slmpack.weights import is_weights
+from slmpack.weights import weight_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,7 +68,7 @@ def _files_of(checkpoint: Path) -> dict[str, Any]:
     """Return the open file of each tensor."""
     from safetensors import safe_open
 
-    paths = sorted(path for path in checkpoint.iterdir() if is_weights(path.name))
+    paths = weight_files(checkpoint)
     files: list[Any] = [safe_open(str(path), framework="pt") for path in paths]
     return {name: file for file in files for name in file.keys()}  # noqa: SIM118 - not a dict
 

@@ -170,11 +170,13 @@ def _at_a_time(request: TrainRequest, examples: Examples) -> int:
 
 def _model(request: TrainRequest, dtype: str) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
+    plain: Any = GenerationConfig
     model: Any = AutoModelForCausalLM.from_pretrained(
         request.checkpoint, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True,
         trust_remote_code=False,
+        generation_config=plain(),  # the base's is not read: saving would refuse what loading takes
     )  # fmt: skip
     return _with_adapter(model, request.settings.rank) if request.settings.rank else model
 

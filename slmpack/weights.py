@@ -1,10 +1,16 @@
-"""Weights: what the safetensors of a checkpoint hold, by their headers alone. A pickle is never opened."""
+"""Weights: which files of a checkpoint hold them, and what, by their headers alone. A pickle is never opened.
+
+    model.safetensors                 alone, whatever lies beside it
+    model.safetensors.index.json      where there is no such file: the shards have the names that it gives them
+
+Source: transformers 5.22, modeling_utils.py, `_get_resolved_checkpoint_files`.
+"""
 
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +21,9 @@ from slmpack.records import Record
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-# The names that transformers loads; others (`consolidated`, `fp16` variants, adapters) would be paid for twice.
-# Source: transformers.utils, SAFE_WEIGHTS_NAME and SAFE_WEIGHTS_INDEX_NAME.
-WEIGHT_FILES = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
+SUFFIX = ".safetensors"
+# A file beside the index, by a name that every store of artifacts takes: no path, no control character, no `%` or `#`.
+_SHARD = re.compile(rf"[\w .,+=@~()-]+{re.escape(SUFFIX)}")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Source: README of huggingface/safetensors, "Format".
 _ITEM_BITS = {
@@ -46,24 +52,78 @@ class Tensor(Record):
 
 
 def is_weights(name: str) -> bool:
-    """Say whether a file, by its path in the checkpoint, holds weights that transformers would load."""
-    return WEIGHT_FILES.fullmatch(name) is not None
+    """Say whether a file of a snapshot, by its path in it, holds weights: a snapshot has no others of this kind."""
+    return name.endswith(SUFFIX)
+
+
+def weight_names(names: Collection[str], read: Callable[[], dict[str, str]]) -> frozenset[str]:
+    """Return the files that transformers loads a checkpoint's weights from, the index among them where it decides.
+
+    Others (`consolidated.safetensors`, `fp16` variants, an earlier set of shards) would be paid for twice.
+
+    Args:
+        names: the files of the checkpoint.
+        read: reads the index, see `read_index`; called only where it decides.
+    """
+    if WEIGHTS in names:
+        return frozenset({WEIGHTS})
+    return frozenset({INDEX, *read().values()}) if INDEX in names else frozenset()
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files that transformers loads the weights of a checkpoint from, sorted; [] for none.
+
+    Raises:
+        SourceError: the index is not usable.
+    """
+    here = {name for name in (WEIGHTS, INDEX) if (folder / name).is_file()}
+    names = weight_names(here, lambda: read_index(folder / INDEX, str(folder / INDEX)))
+    return sorted(folder / name for name in names if name != INDEX)
+
+
+def read_index(path: Path, where: str) -> dict[str, str]:
+    """Return the shard of each tensor, by the name of the tensor.
+
+    Args:
+        path: of the index.
+        where: what to call it.
+
+    Raises:
+        SourceError: it is not one that transformers reads, or names a file that cannot be a shard beside it.
+    """
+    index = read_json(path)
+    shards = index.get("weight_map")
+    if not (isinstance(shards, dict) and shards):
+        raise SourceError(f"{where} has no weight_map", "tensor names and their shards", "fetch it again")
+    for shard in shards.values():
+        if not (isinstance(shard, str) and _SHARD.fullmatch(shard)):
+            raise SourceError(
+                f"{where} names {repr(str(shard)[:200])[1:-1]}",
+                "the name of a .safetensors file beside it",
+                "save the model again",
+            )
+    return shards
+
+
+def missing_shard(where: str, shard: str) -> SourceError:
+    """Return the error for a shard that an index, called `where`, names and that is not there."""
+    return SourceError(f"{where} names {shard}, which is not there", "every shard", "fetch it again")
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """Return every tensor of the checkpoint, having compared the index with its shards."""
-    if (folder / WEIGHTS).is_file():  # transformers, too, looks for the single file first
+    if (folder / WEIGHTS).is_file():
         return read_header(folder / WEIGHTS)
-    if not (folder / INDEX).is_file():
-        raise no_weights(str(folder), [path.name for path in folder.iterdir()])
-    index = read_json(folder / INDEX).get("weight_map")
-    if not (isinstance(index, dict) and index and all(isinstance(shard, str) for shard in index.values())):
-        raise SourceError(f"{folder / INDEX} has no weight_map", "tensor names and their shards", "fetch it again")
+    shards = weight_files(folder)
+    if not shards:
+        raise no_weights(str(folder), [path.name for path in folder.iterdir() if path.is_file()])
+    index = read_index(folder / INDEX, str(folder / INDEX))
     tensors: dict[str, Tensor] = {}
-    for shard in sorted(set(index.values())):
-        if not is_weights(shard) or not (folder / shard).is_file():
-            raise SourceError(f"{folder / INDEX} names {shard}, which is not there", "every shard", "fetch it again")
-        found = read_header(folder / shard)
+    for path in shards:
+        shard = path.name
+        if not path.is_file():
+            raise missing_shard(str(folder / INDEX), shard)
+        found = read_header(path)
         lost = sorted({name for name, place in index.items() if place == shard} - found.keys())
         if lost:
             raise SourceError(
@@ -81,7 +141,7 @@ def no_weights(where: str, names: Iterable[str]) -> SourceError:
             f"{where} has its weights as pickles ({pickles[0]})", f"safetensors ({WEIGHTS})",
             "save it again with save_pretrained, on a machine that may run its code",
         )  # fmt: skip
-    other = next((name for name in files if name.endswith((".safetensors", ".gguf"))), "no weights")
+    other = next((name for name in files if name.endswith((SUFFIX, ".gguf"))), "no weights")
     return SourceError(f"{where} has {other}", f"{WEIGHTS} or {INDEX}", "name a whole checkpoint")
 
 

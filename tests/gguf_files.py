@@ -117,7 +117,10 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         str: writer.add_string,
         list: writer.add_array,
     }
-    kinds[type(value)](key, value)
+    if type(value) is int and not 0 <= value < 1 << 32:
+        (writer.add_int32 if value < 0 else writer.add_uint64)(key, value)
+    else:
+        kinds[type(value)](key, value)
 
 
 def _tensor_shapes(vocabulary: int | float) -> dict[str, tuple[int, ...]]:

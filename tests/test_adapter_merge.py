@@ -60,6 +60,21 @@ def test_a_base_keeps_its_precision(tmp_path: Path, dtype: str, limit: float) ->
     assert distance(logits_of_folder(tmp_path / "into"), expected) < limit
 
 
+@pytest.mark.parametrize(
+    "content",
+    ['{"do_sample": false, "temperature": 0.9, "top_p": 0.6}', '{"num_beams": 1, "early_stopping": true}', "null", "{"],
+)
+def test_the_bases_generation_settings_are_neither_read_nor_written(tmp_path: Path, content: str) -> None:
+    base, into = write_base(tmp_path / "base"), tmp_path / "into"
+    write_adapter(tmp_path / "adapter", base)
+    (base / "generation_config.json").write_text(content)
+    into.mkdir()
+    (into / "generation_config.json").write_text(content)
+    request = MergeRequest(base=base, adapter=tmp_path / "adapter", into=into)
+    assert merge_adapter(request).distance < 1e-5
+    assert (into / "generation_config.json").read_text() == content
+
+
 def test_merging_is_told_as_a_step_of_the_stage_that_it_is_in(tmp_path: Path) -> None:
     told: list[tuple[str, int]] = []
 

@@ -171,13 +171,27 @@ def write_pointer(path: Path) -> None:
     replace(path, f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize {size}\n".encode())
 
 
-def add_token(content: str, special: bool, **settings: str) -> Callable[[Path], None]:
+def both(*damages: Callable[[Path], None]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        for each in damages:
+            each(folder)
+
+    return damage
+
+
+def add_token(content: str, special: bool, post_processor: bool = False, **settings: str) -> Callable[[Path], None]:
     """Add a token after the 49,152 that the tokenizer has, as somebody does who forgets to resize the embedding."""
 
     def damage(folder: Path) -> None:
         tokenizer = json.loads((folder / "tokenizer.json").read_text())
         flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
         tokenizer["added_tokens"].append({"id": 49152, "content": content, "special": special} | flags)
+        if post_processor:
+            first, text = {"SpecialToken": {"id": content, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+            tokenizer["post_processor"] = {
+                "type": "TemplateProcessing", "single": [first, text], "pair": [first, text],
+                "special_tokens": {content: {"id": content, "ids": [49152], "tokens": [content]}},
+            }  # fmt: skip
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
         edit_json(folder / "tokenizer_config.json", **settings)
 
@@ -273,7 +287,36 @@ BAD = {
         r"has 49,152 rows; the 32,064 of vocab_size in config\.json",
     ),
     "a token without a row": (add_token("<word>", special=False), r"49,152 rows, but .* ids up to 49,152 \('<word>'\)"),
-    "a padding token without a row": (add_token("<pad>", special=True, pad_token="<pad>"), r"ids up to 49,152"),
+    "a token without a row that ends answers": (
+        add_token("<end>", special=True, eos_token="<end>"),
+        r"ids up to 49,152 \('<end>'\), which eos_token in tokenizer_config\.json writes; a row for each id",
+    ),
+    "a padding token without a row that the template writes": (
+        both(add_token("<pad>", special=True, pad_token="<pad>"), text("chat_template.jinja", "{{ pad_token }}")),
+        r"\('<pad>'\), which the chat template default writes",
+    ),
+    "a token without a row that stands before every text": (
+        add_token("<first>", special=True, post_processor=True),
+        r"\('<first>'\), which the post-processor of tokenizer\.json writes",
+    ),
+    "a token without a row that generation ends at": (
+        both(add_token("<end>", special=True), text("generation_config.json", '{"eos_token_id": [2, 49152]}')),
+        r"\('<end>'\), which eos_token_id in generation_config\.json writes",
+    ),
+    "weights that the configuration has elsewhere": (
+        config(transformers_weights="fused.safetensors"),
+        r"config\.json names 'fused\.safetensors' in transformers_weights; weights in model\.safetensors",
+    ),
+    "generation settings that are not JSON": (
+        text("generation_config.json", "{"),
+        r"generation_config\.json is not JSON",
+    ),
+    "generation settings that are null": (text("generation_config.json", "null"), r"holds a NoneType; a JSON object"),
+    "generation settings that are a list": (text("generation_config.json", "[]"), r"holds a list; a JSON object"),
+    "an end of answers that is a text": (
+        text("generation_config.json", '{"eos_token_id": "2"}'),
+        r"eos_token_id in .*generation_config\.json is '2'; the id of a token",
+    ),
     "no tokenizer": (remove("tokenizer.json"), r"has no tokenizer; tokenizer\.json"),
     "a tokenizer that is cut off": (text("tokenizer.json", '{"model": {'), r"tokenizer\.json does not load"),
     "no chat template": (remove("chat_template.jinja"), r"no chat template; one in chat_template\.jinja"),
@@ -317,8 +360,17 @@ def test_refuses(checkpoint: Path, case: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("change", [pad_rows, add_token("<image>", special=True)], ids=["rows", "idle special token"])
-def test_takes_rows_without_a_token_and_special_tokens_that_nothing_uses(
+@pytest.mark.parametrize(
+    "change",
+    [
+        pad_rows,
+        add_token("<image>", special=True),
+        add_token("[PAD]", special=True, pad_token="[PAD]"),
+        add_token("[PAD]", special=False, pad_token="[PAD]"),
+    ],
+    ids=["rows", "idle special token", "padding token", "padding token that is not special"],
+)
+def test_takes_rows_without_a_token_and_tokens_that_nothing_writes(
     checkpoint: Path, change: Callable[[Path], None]
 ) -> None:
     change(checkpoint)
@@ -365,27 +417,88 @@ def test_finds_the_chat_template_wherever_it_is(checkpoint: Path, name: str, con
         ({"LICENSE.txt": "Apache License\nVersion 2.0, January 2004"}, "apache-2.0"),
         ({"LICENSE": "All rights reserved"}, "see LICENSE"),
         ({"LICENSE.txt": "A license file could not be found for the 'x' repository."}, None),
+        ({"LICENSES/MIT.txt": "MIT License", "LICENSES/Apache-2.0.txt": "Apache License"}, "apache-2.0 and mit"),
+        ({"LICENSE.d/x": "", "README.md/x": "", "LICENCE": "MIT License"}, "mit"),
     ],
 )
 def test_reads_the_licence_from_the_card_or_its_file(
     tmp_path: Path, files: dict[str, str], licence: str | None
 ) -> None:
     for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
     assert licence_of(tmp_path) == licence
 
 
 def test_takes_along_what_a_model_needs_and_nothing_else(tmp_path: Path) -> None:
     needed = {
-        "config.json", "generation_config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json",
+        "config.json", "generation_config.json", "layers-1.safetensors", "model.safetensors.index.json",
         "tokenizer.json", "tokenizer.model", "additional_chat_templates/rag.jinja", "LICENSE", "NOTICE.txt",
-        "README.md",
+        "README.md", "LICENSES/MIT.txt",
     }  # fmt: skip
     left = {
         "pytorch_model.bin", "modeling_phi3.py", "consolidated.safetensors", "model.fp16.safetensors", "model.onnx",
         "onnx/config.json", "original/model.safetensors", "x.gguf", "training_args.bin", "optimizer.pt",
+        "model-00001-of-00002.safetensors", "consolidated.safetensors.index.json",
     }  # fmt: skip
     for name in needed | left:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
+    write_index(tmp_path, {"a": "layers-1.safetensors", "b": "layers-2.safetensors"})  # the second is not there
     assert set(relevant_files(tmp_path)) == needed
+    (tmp_path / "model.safetensors").touch()
+    assert set(relevant_files(tmp_path)) == (
+        needed - {"layers-1.safetensors", "model.safetensors.index.json"} | {"model.safetensors"}
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["README.md", "LICENSE", "LICENSES", "NOTICE", "generation_config.json", "special_tokens_map.json", "vocab.json",
+     "additional_chat_templates/rag.jinja", "model.safetensors.index.json", "tokenizer_config.json"],
+)  # fmt: skip
+def test_a_folder_in_a_files_place_is_no_file(checkpoint: Path, name: str) -> None:
+    (checkpoint / name).unlink(missing_ok=True)
+    (checkpoint / name / "within").mkdir(parents=True)
+    (checkpoint / name / "own.txt").touch()
+    inspect_checkpoint(checkpoint)
+    assert name not in relevant_files(checkpoint)
+    licence_of(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"])
+def test_a_folder_in_the_place_of_a_file_that_is_needed_is_refused(checkpoint: Path, name: str) -> None:
+    (checkpoint / name).unlink()
+    (checkpoint / name).mkdir()
+    with pytest.raises(SourceError) as caught:
+        inspect_checkpoint(checkpoint)
+    assert str(caught.value).count(";") >= 2
+
+
+@pytest.mark.parametrize(
+    "form", ["layers-{}.safetensors", "model.safetensors-{:05d}-of-00002.safetensors", "Modell {} (größer).safetensors"]
+)
+def test_shards_have_the_names_that_the_index_gives_them(checkpoint: Path, form: str) -> None:
+    expected = inspect_checkpoint(checkpoint)
+    shards = split_into_shards(checkpoint)
+    renamed = {old: form.format(number) for number, old in enumerate(sorted(set(shards.values())), 1)}
+    for old, new in renamed.items():
+        (checkpoint / old).rename(checkpoint / new)
+    write_index(checkpoint, {name: renamed[old] for name, old in shards.items()})
+    shutil.copyfile(checkpoint / renamed["model-00001-of-00002.safetensors"], checkpoint / "consolidated.safetensors")
+    assert inspect_checkpoint(checkpoint) == expected
+    assert {name for name in relevant_files(checkpoint) if name.endswith(".safetensors")} == set(renamed.values())
+
+
+@pytest.mark.parametrize(
+    "shard",
+    ["../x.safetensors", "/x.safetensors", "a/x.safetensors", "a\\x.safetensors", "x\0.safetensors", "x\n.safetensors",
+     "x.bin", "%2e%2e.safetensors", ".safetensors", 7, None, ["x.safetensors"]],
+)  # fmt: skip
+def test_a_shard_lies_beside_its_index(checkpoint: Path, shard: object) -> None:
+    (checkpoint / "model.safetensors").unlink()
+    write_index(checkpoint, {"a": shard})
+    for read in (inspect_checkpoint, relevant_files):
+        with pytest.raises(SourceError, match=r"names .*; the name of a \.safetensors file beside it; ") as caught:
+            read(checkpoint)
+        assert str(caught.value).isprintable()

@@ -1,5 +1,6 @@
 """Fetch: every kind of source becomes a snapshot, and every refusal is one line that says what to do."""
 
+import json
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -19,6 +21,7 @@ from slmpack.errors import SourceError
 from slmpack.fetch import fetch_snapshot
 from slmpack.records import Snapshot, SourceKind
 from slmpack.resolve import DEFAULT_SOURCE, resolve_source
+from slmpack.source_digest import digest_folder
 from slmpack.store import damage
 
 pytestmark = pytest.mark.slow
@@ -210,6 +213,101 @@ def test_a_folder_costs_its_weights_once_and_brings_no_code(tiny_phi3: Path, tmp
     assert (snapshot.architecture, snapshot.dtype, snapshot.licence) == ("Phi3ForCausalLM", "BF16", "mit")
     assert damage(snapshot.path) is None
     assert fetch_snapshot(resolve_source(str(folder)), tmp_path / "workspace") == snapshot
+
+
+def with_odd_shards(checkpoint: Path, folder: Path) -> set[str]:
+    """Copy a checkpoint with its weights in shards of odd names and an index without metadata; return the names."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(checkpoint, folder)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    (folder / "model-00001-of-00001.safetensors").write_bytes(b"an earlier set of shards")
+    index = {name: f"layers {number % 2}.safetensors" for number, name in enumerate(sorted(tensors))}
+    for shard in set(index.values()):
+        save_file({name: tensors[name] for name in tensors if index[name] == shard}, folder / shard, {"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    return set(index.values())
+
+
+def test_shards_of_any_name_are_fetched_from_the_hub_and_load(
+    user: HubUser, hub: HubServer, tiny_phi3: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    shards = with_odd_shards(tiny_phi3, tmp_path / "odd")
+    hub.repositories["org/odd"] = Repository(tmp_path / "odd")
+    snapshot = Snapshot.model_validate(user.fetch("hf://org/odd")["snapshot"])
+    assert {name for name in hub.downloaded_files() if name.endswith(".safetensors")} == shards
+    assert all((snapshot.path / shard).is_symlink() for shard in shards)
+    assert snapshot.repairs == (
+        "model.safetensors.index.json has the metadata without which transformers does not read it",
+    )
+    assert AutoModelForCausalLM.from_pretrained(snapshot.path).num_parameters() == snapshot.parameters
+
+
+def test_a_shard_that_the_hub_lacks_is_named_before_weights_are_downloaded(
+    user: HubUser, hub: HubServer, tiny_phi3: Path, tmp_path: Path
+) -> None:
+    with_odd_shards(tiny_phi3, tmp_path / "odd")
+    (tmp_path / "odd" / "layers 1.safetensors").unlink()
+    hub.repositories["org/odd"] = Repository(tmp_path / "odd")
+    kind, line = user.fetch("hf://org/odd")["ours"]
+    assert kind == "SourceError"
+    assert "model.safetensors.index.json of org/odd names layers 1.safetensors, which is not there" in line
+    assert hub.downloaded_files() == {"model.safetensors.index.json"}
+
+
+def with_pad_token(checkpoint: Path, folder: Path) -> None:
+    """Copy a checkpoint, with `[PAD]` added to its tokenizer as QLoRA does: by an id beyond the rows."""
+    from transformers import AutoTokenizer
+
+    shutil.copytree(checkpoint, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    (folder / "special_tokens_map.json").write_text('{"eos_token": "<|im_end|>", "pad_token": "[PAD]"}')
+    (folder / "added_tokens.json").write_text('{"[PAD]": 49152}')
+    for name in ("config.json", "generation_config.json"):
+        settings = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(settings | {"pad_token_id": 49152}))
+
+
+def test_a_pad_token_without_a_row_is_taken_out_and_the_end_of_sequence_pads(tiny_phi3: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path / "model"
+    with_pad_token(tiny_phi3, folder)
+    source = resolve_source(str(folder))
+    snapshot = fetch_snapshot(source, tmp_path / "workspace")
+    assert fetch_snapshot(resolve_source(str(folder)), tmp_path / "workspace") == snapshot
+    assert source.revision == digest_folder(folder, None) != snapshot.digest
+    assert snapshot.repairs == (
+        "'[PAD]' (49152) is taken out of the tokenizer: nothing writes it, and the embedding has 49152 rows and none "
+        "for it; '<|im_end|>' pads in its place",
+    )
+    assert damage(snapshot.path) is None
+    named = [path.name for path in snapshot.path.glob("*.json") if '"[PAD]"' in path.read_text()]
+    assert named == []
+    tokenizer = AutoTokenizer.from_pretrained(snapshot.path)
+    assert (len(tokenizer), tokenizer.pad_token) == (49152, "<|im_end|>")
+    before, text = AutoTokenizer.from_pretrained(tiny_phi3), "Pad [PAD] this, naïvely <|im_end|>"
+    assert tokenizer(text)["input_ids"] == before(text)["input_ids"]
+    padded = tokenizer(["a", "a longer text"], padding=True, return_tensors="pt")
+    model: Any = AutoModelForCausalLM.from_pretrained(snapshot.path)
+    assert model.config.pad_token_id == model.generation_config.pad_token_id == 2
+    assert model.generate(**padded, max_new_tokens=2, do_sample=False).shape[0] == 2
+
+
+def test_a_folder_with_a_pad_token_that_changes_before_it_is_repaired_is_noticed(
+    tiny_phi3: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    with_pad_token(tiny_phi3, folder)
+    source = resolve_source(str(folder))
+    (folder / "README.md").write_text("# changed")
+    with pytest.raises(SourceError, match="changed while it was read"):
+        fetch_snapshot(source, tmp_path / "workspace")
 
 
 def test_notices_a_folder_that_changed_after_it_was_resolved(tiny_phi3: Path, tmp_path: Path) -> None:

@@ -84,7 +84,28 @@ def test_refuses_a_file_cut_short_anywhere(tiny: Path) -> None:
         ({"llama__rope__scaling__type": "yarn"}, "llama.rope.scaling.type is 'yarn'"),
         ({"llama__rope__dimension_count": 8}, "llama.rope.dimension_count is 8"),
         ({"llama__block_count": None}, "has no llama.block_count"),
-        ({"llama__context_length": "long"}, "llama.context_length is 'long'"),
+        ({"llama__context_length": "long"}, "llama.context_length is 'long'; a whole number"),
+        ({"llama__context_length": 64.0}, "llama.context_length is 64.0; a whole number"),
+        ({"llama__context_length": [64]}, r"llama.context_length is \[64\]; a whole number"),
+        ({"llama__context_length": True}, "llama.context_length is True; a whole number"),
+        ({"llama__context_length": -1}, "llama.context_length is -1; a whole number"),
+        ({"llama__context_length": 1 << 40}, "llama.context_length is 1099511627776; a whole number"),
+        ({"llama__block_count": 0}, "llama.block_count is 0; a whole number from 1"),
+        ({"llama__block_count": 1 << 30}, "llama.block_count is 1073741824; at most"),
+        ({"llama__embedding_length": 1 << 30}, "llama.embedding_length is 1073741824; a size that one of the tensors"),
+        ({"llama__feed_forward_length": [64]}, r"llama.feed_forward_length is \[64\]; a whole number"),
+        ({"llama__attention__head_count": 0}, "llama.attention.head_count is 0; a whole number from 1"),
+        ({"llama__attention__head_count_kv": [2]}, r"llama.attention.head_count_kv is \[2\]; a whole number"),
+        ({"llama__rope__dimension_count": [16]}, r"llama.rope.dimension_count is \[16\]; a whole number"),
+        ({"llama__rope__scaling__type": 1}, "llama.rope.scaling.type is 1; a text"),
+        ({"llama__rope__freq_base": "10000"}, "llama.rope.freq_base is '10000'; a positive number"),
+        ({"llama__rope__freq_base": float("inf")}, "llama.rope.freq_base is inf; a positive number"),
+        ({"llama__attention__layer_norm_rms_epsilon": [1e-5]}, r"rms_epsilon is \[.*\]; a positive number"),
+        ({"general__architecture": ["llama"]}, r"general.architecture is \['llama'\]; a text"),
+        ({"split__count": "3"}, "one of 3 parts"),
+        ({"split__count": "many"}, "split.count is 'many'; a whole number"),
+        ({"split__count": [1]}, r"split.count is \[1\]; a whole number"),
+        ({"general__alignment": True}, "general.alignment True"),
     ],
 )
 def test_refuses_models_that_cannot_be_converted_faithfully(
@@ -92,6 +113,26 @@ def test_refuses_models_that_cannot_be_converted_faithfully(
 ) -> None:
     with pytest.raises(SourceError, match=found):
         inspect_gguf(write_gguf(tmp_path / "model.gguf", byte_level_fields(), **changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "licence", "told"),
+    [
+        (7, ["apache-2.0", "mit"], ("7", "apache-2.0 and mit")),
+        (["Tiny", "Model"], 2, ("Tiny and Model", "2")),
+        (True, [True], (None, None)),
+        ("  ", "see\nbelow " + "x" * 1000, (None, "see below " + "x" * 190)),
+    ],
+)
+def test_takes_keys_of_no_consequence_as_they_come(
+    name: Any, licence: Any, told: tuple[str | None, str | None], tmp_path: Path
+) -> None:
+    odd = {"general__name": name, "general__license": licence, "general__tags": 3, "split__count": "1"}
+    path = write_gguf(tmp_path / "model.gguf", byte_level_fields(), **odd)
+    facts = inspect_gguf(path)
+    assert (facts.name, facts.licence) == told
+    (tmp_path / "into").mkdir()
+    assert convert_gguf(GgufConversion(path=path, into=tmp_path / "into")) == facts
 
 
 def test_refuses_an_unknown_tensor_type(tiny: Path) -> None:

@@ -194,9 +194,21 @@ def test_an_answer_ends_at_every_token_that_the_file_or_its_template_ends_turns_
         ({"merges": ["a nowhere"]}, "tokenizer.ggml.merges has 'a nowhere'"),
         ({"eos_token_id": None}, "tokenizer.ggml.eos_token_id is missing"),
         ({"eos_token_id": 70000}, "tokenizer.ggml.eos_token_id is 70000"),
-        ({"eos_token_id": "two"}, "tokenizer.ggml.eos_token_id is of type str"),
+        ({"eos_token_id": "two"}, "tokenizer.ggml.eos_token_id is 'two'; a whole number"),
         ({"bos_token_id": None, "add_bos_token": True}, "tokenizer.ggml.bos_token_id is missing"),
         ({"tokens": ["a", "b", "a"]}, "tokenizer.ggml.tokens has 'a' twice"),
+        ({"tokens": "abc"}, "tokenizer.ggml.tokens is 'abc'; a list of texts"),
+        ({"tokens": [1, 2]}, "tokenizer.ggml.tokens has the entry 1; a list of texts"),
+        ({"token_type": [True] * 3}, "tokenizer.ggml.token_type has the entry True; a list of whole numbers"),
+        ({"model": 2}, "tokenizer.ggml.model is 2; a text"),
+        ({"pre": ["default"]}, r"tokenizer.ggml.pre is \['default'\]; a text"),
+        ({"eos_token_id": [2, 0]}, r"tokenizer.ggml.eos_token_id is \[2, 0\]; a whole number"),
+        ({"eos_token_id": True}, "tokenizer.ggml.eos_token_id is True; a whole number"),
+        ({"eos_token_id": -1}, "tokenizer.ggml.eos_token_id is -1; a whole number from 0"),
+        ({"eot_token_id": 2.0}, "tokenizer.ggml.eot_token_id is 2.0; a whole number"),
+        ({"eos_token_ids": [2, 70000]}, r"tokenizer.ggml.eos_token_ids is \[2, 70000\]; ids below"),
+        ({"eos_token_ids": "2"}, "tokenizer.ggml.eos_token_ids is '2'; a list of whole numbers"),
+        ({"add_bos_token": "yes"}, "tokenizer.ggml.add_bos_token is 'yes'; true or false"),
     ],
 )
 def test_refuses_byte_level_fields_that_do_not_fit(changes: dict[str, Any], field: str, tmp_path: Path) -> None:
@@ -209,6 +221,7 @@ def test_refuses_byte_level_fields_that_do_not_fit(changes: dict[str, Any], fiel
     [
         ({"scores": [0.5]}, "tokenizer.ggml.scores has 1 entries"),
         ({"scores": None}, "tokenizer.ggml.scores is missing"),
+        ({"scores": 1.0}, "tokenizer.ggml.scores is 1.0; a list of numbers"),
         (
             {"tokens": ["<s>", "</s>", "a"], "scores": [0.0] * 3, "token_type": [3, 3, 1]},
             "tokenizer.ggml.tokens has no <0x00>",
@@ -218,3 +231,16 @@ def test_refuses_byte_level_fields_that_do_not_fit(changes: dict[str, Any], fiel
 def test_refuses_scored_fields_that_do_not_fit(changes: dict[str, Any], field: str, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="^" + field):
         written(write_gguf(tmp_path / "model.gguf", sentencepiece_fields(**changes)))
+
+
+@pytest.mark.parametrize("template", [1, True, ["{{ messages }}"], 2.5])
+def test_refuses_a_template_that_is_not_text(template: Any, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "model.gguf", byte_level_fields(), tokenizer__chat_template=template)
+    with pytest.raises(SourceError, match=r"^tokenizer\.chat_template is .*; a text; "):
+        written(path)
+
+
+def test_an_answer_ends_at_every_id_that_a_list_of_them_has(tmp_path: Path) -> None:
+    fields = byte_level_fields(eos_token_ids=[2, 0])
+    vocabulary = read_vocabulary(read_header(write_gguf(tmp_path / "model.gguf", fields)))
+    assert vocabulary.end_ids == (2, 0)

@@ -22,10 +22,12 @@ pytestmark = pytest.mark.slow
 def test_a_folder_of_this_machine_is_the_same_elsewhere_and_its_path_stays_here(
     mlflow_store: Path, tiny_snapshot: Snapshot, workspace: Path, tmp_path: Path
 ) -> None:
-    handed = hand_over(tiny_snapshot, "tiny-phi3", workspace, {"prefect_run": "run-1"})
+    repaired = tiny_snapshot.model_copy(update={"repairs": ("A token was taken out.", "So was another.")})
+    handed = hand_over(repaired, "tiny-phi3", workspace, {"prefect_run": "run-1"})
     assert handed.checkpoint is not None
     there = receive_snapshot(handed.checkpoint, tmp_path / "elsewhere")
     assert (there.files, there.digest) == (tiny_snapshot.files, tiny_snapshot.digest)
+    assert there.repairs == repaired.repairs
     assert there.path.is_relative_to(tmp_path / "elsewhere")
     digests = {package_digest(each, Target.CPU_INT4, Recipe.BALANCED) for each in (there, tiny_snapshot)}
     assert len(digests) == 1

@@ -49,12 +49,13 @@ def logged(interface: Interface = Interface.CHAT, licence: str | None = "Apache-
     snapshot = Snapshot(
         source=source, path=Path(PRIVATE), files=(FileDigest(name="w", sha256="a" * 64, size_bytes=269_060_552),),
         architecture="LlamaForCausalLM", dtype="BF16", parameters=134_515_008, layers=30, context_length=8192,
-        licence=licence,
+        licence=licence, repairs=("'[PAD]' is taken out of the tokenizer",),
     )  # fmt: skip
     package = Package(
         snapshot=snapshot, target=Target.CPU_INT4, recipe=Recipe.BALANCED, path=Path(PRIVATE),
         files=(FileDigest(name="m", sha256="b" * 64, size_bytes=118_210_000),), digest="c" * 64,
         versions={"onnxruntime-genai": "0.18.0"}, quantisation=("8 bits: the head", "channels folded at 120 places"),
+        repairs=("words are split by Split alone",),
     )  # fmt: skip
     return LoggedModel(
         package=package, interface=interface, name="example-1b", model_id="m-1", uri="models:/m-1", run_id="r1",
@@ -158,6 +159,12 @@ def test_tells_source_recipe_speed_memory_machine_and_digest() -> None:
         "onnxruntime-genai==0.18.0, numpy==2.3.4", "d1" * 32, "2026-01-02T03:04:05Z",
     ):  # fmt: skip
         assert expected in text, expected
+
+
+def test_tells_what_was_repaired_in_the_source_and_in_the_package() -> None:
+    html = version_page(facts())
+    told = ("&#39;[PAD]&#39; is taken out of the tokenizer", "words are split by Split alone")
+    assert all(f"<dd>{sentence}</dd>" in html for sentence in told)
 
 
 def test_shows_what_was_asked_and_answered() -> None:

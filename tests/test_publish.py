@@ -77,14 +77,16 @@ def test_figures_go_to_the_run_and_the_logged_model(log_it: LogIt) -> None:
 @pytest.mark.slow
 def test_waiver_and_repairs_are_tags(name: str, log_it: LogIt) -> None:
     model = log_it()
-    package = model.package.model_copy(update={"repairs": ("The first was mended.", "So was the second.")})
+    snapshot = model.package.snapshot.model_copy(update={"repairs": ("The source was repaired.",)})
+    repairs = ("The first was mended.", "So was the second.")
+    package = model.package.model_copy(update={"repairs": repairs, "snapshot": snapshot})
     repaired = model.model_copy(update={"package": package})
 
     publish_version(repaired, proofs_of(repaired, waiver="a demonstration"), asked="small 1")
 
     tags = MlflowClient().get_model_version(name, "1").tags
     assert tags["slmpack.waiver"] == "a demonstration"
-    assert tags["slmpack.repairs"] == "The first was mended. So was the second."
+    assert tags["slmpack.repairs"] == "The source was repaired. The first was mended. So was the second."
     assert (tags["slmpack.asked"], tags["slmpack.forced"]) == ("small 1", "false")
 
 

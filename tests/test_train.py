@@ -46,7 +46,9 @@ def small_snapshot(family: str, place: Path) -> Snapshot:
         TOKENIZERS[tokenizer](folder)
         kept = (folder / "generation_config.json").read_bytes()
         write_random(folder, family, config)
-        (folder / "generation_config.json").write_bytes(kept)
+        # As Llama 2 was published: what transformers loads with a warning and refuses to save.
+        settings = json.loads(kept) | {"do_sample": False, "temperature": 0.9, "top_p": 0.6}
+        (folder / "generation_config.json").write_text(json.dumps(settings))
         (folder / "LICENSE").write_text("MIT License\n")
     return fetch_snapshot(resolve_source(str(folder)), place)
 
