@@ -232,7 +232,9 @@ def test_a_prompt_that_cannot_fit_is_not_tokenised(tiny: ChatModel, prompter: Ch
     assert refused_in_seconds(tiny, {"messages": split}, "^messages: " + expected) < 1
     assert refused_in_seconds(prompter, {"prompt": text}, "^prompt: " + expected) < 1
     prose = "It is late. " * 30_000
-    expected = r"^prompt: 360000 characters were found, of which 32768 are \d+ tokens; the context window has 4096 tokens"
+    expected = (
+        r"^prompt: 360000 characters were found, of which 32768 are \d+ tokens; the context window has 4096 tokens"
+    )
     assert refused_in_seconds(prompter, {"prompt": prose}, expected) < 1
 
 
