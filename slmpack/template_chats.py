@@ -9,18 +9,17 @@ left out. Nothing is drawn by chance: a template has the same chats everywhere.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, product, zip_longest
 from typing import Any
 
-from slmpack.template_branches import Branch, BranchMeter
+from slmpack.template_branches import Branch, BranchMeter, Rendering
 from slmpack.template_structures import interleaved, structures_of
 from slmpack.template_tools import TOOLS, assistant, user
 from slmpack.template_words import TemplateWords, words_of
 
 MOST_CHATS = 400
-MOST_REFUSALS = 40
-MOST_MEASURED = 900
+MOST_TEXTS = 600
 _PLAIN_TOGETHER = 6
 _MOST_BESIDE = 25
 _PLACES = ("{0} start", "in the {0} middle", "in{0}side", "at the end {0}", "{0}", "\n{0}\n\n", "{0}{0} twice")
@@ -52,35 +51,67 @@ def chats_of(template: str, specials: Mapping[str, str]) -> tuple[TemplateChat, 
     """
     words = words_of(template)
     meter = BranchMeter(template, specials)
-    structures = [TemplateChat(*each) for each in structures_of(words)]
-    texts = list(_texts(words, tuple(specials.values()), _takes_system(meter)))
-    return tuple(_by_news(meter, structures[:MOST_MEASURED], texts[:MOST_MEASURED])[:MOST_CHATS])
+    sorter = _Sorter(meter)
+    for structure in structures_of(words):
+        sorter.add(TemplateChat(*structure), "prompt")
+    for chat in islice(_texts(words, tuple(specials.values()), _takes_system(meter)), MOST_TEXTS):
+        if not sorter.add(chat, "text"):
+            sorter.add(_without_answers(chat), "text")
+    return tuple(sorter.ordered()[:MOST_CHATS])
 
 
-def _by_news(meter: BranchMeter, structures: list[TemplateChat], texts: list[TemplateChat]) -> list[TemplateChat]:
-    """Order chats: what takes a branch, or a condition's outcome, that none before took; refusals; other prompts.
+class _Sorter:
+    """Sorts chats by what is new in their renderings; a chat in which nothing is new has no place."""
 
-    Chats with the same prompt as one before, such as those with tools where a template knows none, are left out.
-    """
-    seen: set[Branch] = set()
-    prompts: set[str] = set()
-    news, refusals = list[TemplateChat](), list[TemplateChat]()
-    others = (list[TemplateChat](), list[TemplateChat]())
-    for kind, chat in [*((0, chat) for chat in structures), *((1, chat) for chat in texts)]:
-        if meter.spent:
-            others[kind].append(chat)
-            continue
-        passed, prompt = meter.render(list(chat.messages), chat.tools, chat.add_generation_prompt)
-        if not passed <= seen:
-            news.append(chat)
-        elif prompt is None:
-            refusals.append(chat)
-        elif prompt not in prompts:
-            others[kind].append(chat)
-        seen |= passed
-        prompts |= {prompt} if prompt is not None else set()
-    turns = zip_longest(*others)
-    return [*news, *refusals[-MOST_REFUSALS:], *(chat for turn in turns for chat in turn if chat is not None)]
+    def __init__(self, meter: BranchMeter) -> None:
+        self._meter = meter
+        self._branches: set[Branch] = set()
+        self._paths: set[tuple[frozenset[Branch], bool]] = set()
+        self._prompts: set[str] = set()
+        self._found: dict[str, list[TemplateChat]] = {rank: [] for rank in ("branch", "path", "text", "prompt", "none")}
+
+    def add(self, chat: TemplateChat, otherwise: str) -> bool:
+        """Measure a chat, and return whether the template takes it.
+
+        Args:
+            chat: the chat.
+            otherwise: its rank where nothing but its prompt is new, or where measuring has taken too long.
+        """
+        if self._meter.spent:
+            self._found[otherwise].append(chat)
+            return True
+        rendering = self._meter.render(list(chat.messages), chat.tools, chat.add_generation_prompt)
+        self._found[self._rank(chat, rendering, otherwise)].append(chat)
+        return rendering.text is not None
+
+    def _rank(self, chat: TemplateChat, rendering: Rendering, otherwise: str) -> str:
+        passed, prompt = rendering
+        path, key = (passed, prompt is None), f"{prompt} {[_form(message) for message in chat.messages]}"
+        new_branch, new_path = not passed <= self._branches, path not in self._paths
+        new_prompt = prompt is not None and key not in self._prompts
+        self._branches |= passed
+        self._paths.add(path)
+        self._prompts.add(key)
+        if new_branch:
+            return "branch"
+        if new_path and (prompt is None or otherwise != "text"):
+            return "path"
+        return otherwise if new_prompt else "none"
+
+    def ordered(self) -> list[TemplateChat]:
+        """Return new branches first; then new ways through the template and the template's own texts in turn."""
+        found = self._found
+        turns = zip_longest(found["path"], found["text"])
+        return [*found["branch"], *(chat for turn in turns for chat in turn if chat is not None), *found["prompt"]]
+
+
+def _form(message: Message) -> list[tuple[str, str]]:
+    return [(key, type(value).__name__) for key, value in message.items()]
+
+
+def _without_answers(chat: TemplateChat) -> TemplateChat:
+    messages = tuple(assistant("Hello.") if each["role"] == "assistant" else each for each in chat.messages)
+    return replace(chat, name=f"{chat.name}, not in answers", messages=messages)
 
 
 def _takes_system(meter: BranchMeter) -> bool:
@@ -96,7 +127,7 @@ def _texts(words: TemplateWords, specials: tuple[str, ...], system: bool) -> Ite
     telling = tuple(dict.fromkeys([*specials, *words.telling]))
     pairs = _pairs(telling)
     between = [_between(*pair, system) for pair in pairs]
-    yield from interleaved([_placed(telling, system), _plain(words.plain, system), *between, _beside(pairs)])
+    yield from interleaved([_placed(telling, system), _plain(words, system), *between, _beside(pairs)])
 
 
 def _placed(telling: tuple[str, ...], system: bool) -> Iterator[TemplateChat]:
@@ -108,8 +139,13 @@ def _placed(telling: tuple[str, ...], system: bool) -> Iterator[TemplateChat]:
             yield _chat(f"{text!r} in contents, {turn}", first, second, third, system=system)
 
 
-def _plain(plain: tuple[str, ...], system: bool) -> Iterator[TemplateChat]:
-    groups = [plain[start : start + _PLAIN_TOGETHER] for start in range(0, len(plain), _PLAIN_TOGETHER)]
+def _plain(words: TemplateWords, system: bool) -> Iterator[TemplateChat]:
+    """Yield chats with several of the plain texts each, but alone those that a template may refuse in an answer."""
+    groups: list[tuple[str, ...]] = [
+        (text,) for text in words.plain if any(telling in text for telling in words.telling)
+    ]
+    others = [text for text in words.plain if (text,) not in groups]
+    groups += [tuple(others[start : start + _PLAIN_TOGETHER]) for start in range(0, len(others), _PLAIN_TOGETHER)]
     for index, group in enumerate(groups):
         text = "\n".join(group)
         yield _chat(f"plain words of the template, {index}", text, " ".join(group), text[::-1], system=system)

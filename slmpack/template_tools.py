@@ -9,7 +9,7 @@ CALL_ID = "abcdefghi"  # nine letters or digits, as Mistral's templates ask for
 
 TOOLS: tuple[Message, ...] = (
     {"type": "function", "function": {
-        "name": "find_train", "description": "Find a train's times.",
+        "name": "find_train", "description": "Find a train's \"times\", früh & <late>.",
         "parameters": {"type": "object", "required": ["from"], "properties": {
             "from": {"type": "string", "description": "A town's \"name\""},
             "class": {"type": "string", "enum": ["first", "second"]},
@@ -83,7 +83,7 @@ def _with_more_calls() -> Iterator[tuple[str, tuple[Message, ...]]]:
         both = assistant(None, tool_calls=[first, second])
         yield f"two calls with {name}", (hi, both, *results, assistant("Soon."), then)
         yield f"two calls with {name}, after a system message", (brief, hi, both, *results)
-        one, other = assistant("", tool_calls=[first]), assistant("So.", tool_calls=[second])
+        one, other = assistant("One.", tool_calls=[first]), assistant("So.", tool_calls=[second])
         yield f"calls in turn with {name}", (hi, one, results[0], other, results[1])
         yield (
             f"a call in an earlier turn with {name}",
@@ -101,6 +101,8 @@ def _with_odd_calls() -> Iterator[tuple[str, tuple[Message, ...]]]:
     without = {"type": "function", "function": usual["function"]}
     yield "a call without id", (hi, assistant(None, tool_calls=[without]), result("12:30"))
     yield "a bare call", (hi, assistant(None, tool_calls=[usual["function"] | {"id": CALL_ID}]), result("12:30"))
+    yield "a call without id, last", (hi, assistant(None, tool_calls=[without]))
+    yield "a short id, last", (hi, assistant(None, tool_calls=[call({}, "time", "1")]))
     yield "a short id", (hi, assistant(None, tool_calls=[call({}, "time", "1")]), result("12:00", "1"))
 
 

@@ -59,7 +59,8 @@ def _expressions(value: Any) -> Iterator[str]:
 def _contractions() -> Iterator[str]:
     for apostrophe in _APOSTROPHES:
         for end in _CONTRACTIONS:
-            for form in (end, end.upper(), end.title(), end + "x", end[0]):
+            cases = [case for text in (end, end + "x") for case in (text, text.upper(), text.title())]
+            for form in dict.fromkeys((*cases, end[0])):
                 yield f"it{apostrophe}{form}"
                 yield f"IT {apostrophe}{form} 1{apostrophe}{form}"
     yield "'ſ x'ſ 'ſt K'K x'K \u017ft"  # case folding of s and k goes beyond ASCII

@@ -9,6 +9,7 @@ All are the same each time. `random_texts` of `unicode_texts` draws more.
 """
 
 import random
+import unicodedata
 from collections.abc import Iterator
 from itertools import islice, pairwise
 from typing import Any
@@ -27,6 +28,7 @@ _TOGETHER = 24
 _IDS_TOGETHER = 16
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _PLACES = (
+    "{0}",
     "{0}x", "x{0}", "x{0}y", "1{0}2", "_{0}_", "-{0}-", "é{0}é", "你{0}好", "\u0301{0}\u0301", "{0}.", " {0}", "{0} ",
     " {0} ", "x {0} y", "x  {0}  y", "x\t{0}\ty", "x\n{0}\ny", "x \n {0} \n y", "x\r\n{0}\r\ny", "x\u00a0{0}\u00a0y",
     "x\u3000{0}\u3000y", "x\u200b{0}\u200by", "x\u2581{0}\u2581y", "{0}{0}", "x{0}{0}y", "{0} {0}", "{0}\n{0}",
@@ -70,15 +72,13 @@ def _sample(added: list[Rules]) -> list[str]:
 
 
 def _near(content: str) -> Iterator[str]:
-    """Yield what is nearly a token: in other case, with a space in it, cut short."""
-    middle = len(content) // 2
-    yield from dict.fromkeys((content.upper(), content.lower(), content.title(), content.swapcase()))
-    yield from (
-        content[:-1],
-        content[1:],
-        f"{content[:middle]} {content[middle:]}",
-        f"{content[:middle]}\u200b{content[middle:]}",
-    )
+    """Yield what is nearly a token: in other case or form, with a space or a sign in it, cut short."""
+    wide = "".join(chr(ord(letter) + 0xFEE0) if "!" <= letter <= "~" else letter for letter in content)
+    forms = (unicodedata.normalize(form, content) for form in ("NFC", "NFD", "NFKC", "NFKD"))
+    cases = (content.upper(), content.lower(), content.title(), content.swapcase())
+    yield from dict.fromkeys((*cases, *forms, wide, content.replace(" ", "\u2581")))
+    start, end = content[: len(content) // 2], content[len(content) // 2 :]
+    yield from (content[:-1], content[1:], f"{start} {end}", f"{start}\u200b{end}", f"{start}\u0301{end}")
 
 
 def _is_text(content: str) -> bool:

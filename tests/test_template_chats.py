@@ -140,17 +140,18 @@ def test_a_template_has_the_same_chats_each_time(name: str) -> None:
 
 def test_a_template_that_loops_for_long_has_its_chats_soon() -> None:
     endless = "{% for a in range(9999) %}{% for b in range(9999) %}{% if a %}x{% endif %}{% endfor %}{% endfor %}"
-    assert len(chats_of(endless, {})) == MOST_CHATS
+    assert 100 < len(chats_of(endless, {})) <= MOST_CHATS
 
 
 @EVERY
 def test_every_text_of_a_template_is_in_some_question_and_in_some_answer(name: str) -> None:
-    chats = chats_for(name)
+    meter, words = BranchMeter(TEMPLATES[name], SPECIALS), words_of(TEMPLATES[name])
     for role in ("user", "assistant"):
-        contents = [m.get("content") for chat in chats for m in chat.messages if m["role"] == role]
+        contents = [m.get("content") for chat in chats_for(name) for m in chat.messages if m["role"] == role]
         written = "\0".join(text for text in contents if isinstance(text, str))
-        words = words_of(TEMPLATES[name])
-        assert [text for text in (*words.telling, *words.plain) if text not in written] == []
+        left = [text for text in (*words.telling, *words.plain) if text not in written]
+        answers = [[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": text}] for text in left]
+        assert [chat for chat in answers if role == "user" or meter.render(chat, None, False).text is not None] == []
 
 
 def test_strings_are_decoded_as_jinja_does() -> None:
