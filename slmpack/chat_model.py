@@ -38,6 +38,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -454,7 +455,11 @@ class TextTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = settings["split_special_tokens"]
-        self.longest_token_bytes = max(len(text.encode()) for text in self._tokenizer.get_vocab())
+
+    @cached_property
+    def longest_token_bytes(self) -> int:
+        """Bytes of the longest token's spelling; looked up once it is needed, since that takes a tenth of the load."""
+        return max(len(text.encode()) for text in self._tokenizer.get_vocab())
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Return the ids; `add_special_tokens` adds what the tokenizer's post-processor adds, such as BOS."""
@@ -783,14 +788,14 @@ class ChatModel(PythonModel):
     def _require_short(self, prompt: list[dict[str, str]] | str) -> None:
         """Refuse by its bytes, or by its beginning, what cannot fit: to tokenise megabytes of text takes seconds."""
         text = prompt if isinstance(prompt, str) else "".join(message["content"] for message in prompt)
-        size, window = len(text.encode()), self.runtime.context_length
-        if size > (most := window * self.runtime.tokenizer.longest_token_bytes):
+        window = self.runtime.context_length
+        if len(text) <= (enough := window * LONG_TOKEN):
+            return
+        if (size := len(text.encode())) > (most := window * self.runtime.tokenizer.longest_token_bytes):
             raise RequestError(
                 f"{self._prompt_field}: {size} bytes of text were found; the context window has {window} tokens, "
                 f"which hold at most {most} bytes; shorten the prompt"
             )
-        if len(text) <= (enough := window * LONG_TOKEN):
-            return
         # Cut anywhere, a text has at most a few tokens more than in one piece.
         if (tokens := len(self.runtime.tokenizer.encode(text[:enough]))) > window + CUT_TOKENS:
             raise RequestError(
