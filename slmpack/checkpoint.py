@@ -8,7 +8,7 @@ never opens a pickle.
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from slmpack.chat_templates import require_templates
 from slmpack.errors import SourceError
@@ -17,9 +17,6 @@ from slmpack.quantised_checkpoint import plain_tensors, quantised_form
 from slmpack.records import Record
 from slmpack.rowless_tokens import find_rowless
 from slmpack.weights import INDEX, WEIGHTS, Tensor, main_dtype, read_index, read_weights, weight_names
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -33,6 +30,8 @@ _SMALL = re.compile(
     r"|tokenizer\.model|chat_template\.(jinja|json)|additional_chat_templates/[^/]+\.jinja"
     r"|(LICEN[CS]E|NOTICE)[^/]*|LICENSES/[^/]+|README\.md"
 )
+# What transformers makes a tokenizer.json of where there is none, see `tokenizer_conversion`.
+_CONVERTIBLE = (("tokenizer.model",), ("vocab.json", "merges.txt"))
 _SLOW_FILES = ("tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 # Where a row is a token: input embeddings and output layers, by the names that decoders in transformers give them.
@@ -111,15 +110,15 @@ def inspect_model(folder: Path) -> CheckpointFacts:
     return _inspect_model(folder)[0]
 
 
-def inspect_tokenizer(folder: Path) -> "Tokenizer":
-    """Look at the tokenizer and the chat templates alone, and return the tokenizer.
+def inspect_tokenizer(folder: Path) -> None:
+    """Look at the tokenizer and the chat templates alone.
 
     Raises:
         SourceError: one of them cannot be used; the message names the file.
     """
-    tokenizer = _check_tokenizer(folder)
+    if not older_tokenizer(folder):
+        _check_tokenizer(folder)
     require_templates(folder)
-    return tokenizer
 
 
 def inspect_generation(folder: Path) -> None:
@@ -218,7 +217,14 @@ def _check_layers(folder: Path, layers: int, tensors: dict[str, Tensor]) -> None
         )  # fmt: skip
 
 
-def _check_tokenizer(folder: Path) -> "Tokenizer":
+def older_tokenizer(folder: Path) -> tuple[str, ...]:
+    """Return the files that a missing tokenizer.json is to be made of; none where it is there or cannot be made."""
+    if (folder / TOKENIZER).is_file():
+        return ()
+    return next((names for names in _CONVERTIBLE if all((folder / name).is_file() for name in names)), ())
+
+
+def _check_tokenizer(folder: Path) -> None:
     from tokenizers import Tokenizer
 
     path = folder / TOKENIZER
@@ -230,7 +236,7 @@ def _check_tokenizer(folder: Path) -> "Tokenizer":
             "run AutoTokenizer.from_pretrained(folder).save_pretrained(folder), and compare ids with the old one's",
         )  # fmt: skip
     try:
-        return Tokenizer.from_file(str(path))
+        Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises Exception itself
         raise SourceError(f"{path} does not load ({error})", "a fast tokenizer", "fetch or save it again") from error
 
@@ -245,7 +251,7 @@ def _check_vocabulary(folder: Path, config: dict[str, Any], tensors: dict[str, T
                 "save the model again with the configuration it was trained with",
             )  # fmt: skip
     rows = rows_of_tokens(tensors)
-    written = {} if rows is None else find_rowless(folder, rows).written
+    written = {} if rows is None or older_tokenizer(folder) else find_rowless(folder, rows).written
     if written:
         last = max(written)
         text, writer = written[last]

@@ -28,6 +28,7 @@ from slmpack.checkpoint import (
     inspect_generation,
     inspect_model,
     inspect_tokenizer,
+    older_tokenizer,
     relevant_files,
 )
 from slmpack.child import run_in_child
@@ -49,6 +50,7 @@ from slmpack.store import (
     sha256_of,
     store_folder,
 )
+from slmpack.tokenizer_conversion import convert_tokenizer
 from slmpack.weights import INDEX, is_weights
 
 logger = logging.getLogger(__name__)
@@ -67,7 +69,8 @@ def fetch_snapshot(source: ModelSource, workspace: Path) -> Snapshot:
 
     def make(into: Path) -> dict[str, str | int | None]:
         logger.info("fetching %s", source.text)
-        origin = _fill(source, into, workspace, key) | _repair(source, into)
+        conversion = log_folder(workspace) / f"tokenizer-{key[:12]}.log"
+        origin = _fill(source, into, workspace, key) | _repair(source, into, conversion)
         origin |= _dequantise(source, into, workspace, key, is_repaired=REPAIRS in origin)
         with _naming(source, into):
             facts = inspect_checkpoint(into)
@@ -95,18 +98,20 @@ def snapshot_of(source: ModelSource, path: Path, manifest: Manifest) -> Snapshot
     )
 
 
-def _repair(source: ModelSource, folder: Path) -> dict[str, str | int | None]:
+def _repair(source: ModelSource, folder: Path, log: Path) -> dict[str, str | int | None]:
     """Put right what is repaired in a snapshot, having made sure that it is what the source was pinned to."""
     with _naming(source, folder):
+        if not older_tokenizer(folder) and not Repairs(folder).told:
+            return {}
+        if source.base is None and (complaint := _unfaithful(source, folder, digest_files(folder, "fetch"))):
+            raise complaint
+        converted = convert_tokenizer(folder, log)
         repairs = Repairs(folder)
-    if not repairs.told:
-        return {}
-    if source.base is None and (complaint := _unfaithful(source, folder, digest_files(folder, "fetch"))):
-        raise complaint
-    repairs.write()
-    for sentence in repairs.told:
+        repairs.write()
+    sentences = (*filter(None, [converted]), *repairs.told)
+    for sentence in sentences:
         logger.warning("%s: %s", source.text, sentence)
-    return {REPAIRS: "\n".join(repairs.told)}
+    return {REPAIRS: "\n".join(sentences)}
 
 
 def _drop_outdated(workspace: Path, key: str) -> None:
@@ -245,7 +250,7 @@ def _fill_base(base: ModelSource, into: Path, workspace: Path, key: str) -> Path
     if complaint := _unfaithful(base, into, digest_files(into, "fetch")):
         raise complaint
     inspect_model(into)
-    _repair(base, into)
+    _repair(base, into, log_folder(workspace) / f"tokenizer-{key[:12]}-base.log")
     require_shapes(into, log_folder(workspace) / f"shapes-{key[:12]}-base.log")
     return into
 

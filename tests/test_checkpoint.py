@@ -377,7 +377,7 @@ def test_takes_rows_without_a_token_and_tokens_that_nothing_writes(
     assert inspect_checkpoint(checkpoint).architecture == "Phi3ForCausalLM"
 
 
-@pytest.mark.parametrize("names", [("tokenizer.model",), ("vocab.json", "merges.txt"), ("vocab.json",), ("vocab.txt",)])
+@pytest.mark.parametrize("names", [("vocab.json",), ("merges.txt",), ("vocab.txt",), ("spiece.model",)])
 def test_says_so_when_there_is_only_a_slow_tokenizer(checkpoint: Path, names: tuple[str, ...]) -> None:
     (checkpoint / "tokenizer.json").unlink()
     for name in names:

@@ -32,7 +32,6 @@ from slmpack.known_parity import known_parity
 from slmpack.parity import ParityRequest, check_parity, parity_of
 from slmpack.records import Package, Recipe, Target
 from slmpack.repair import repair_tokenizer
-from slmpack.runtime_reading import ReadingRequest, read_both
 from slmpack.store import digest_files
 from slmpack.tokenizer_pair import Pair, read_tokenizer
 
@@ -265,7 +264,7 @@ def package_of(source: Path, *ends: str) -> Path:
 def test_a_llama_3_tokenizer_is_read_exactly_and_its_template_may_write_the_date(tmp_path: Path) -> None:
     source = llama3(tmp_path / "source", ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"))
     results = found(package_of(source, "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"), source)
-    assert list(results) == NAMES
+    assert list(results) == [*NAMES, ALONE]
     assert re.fullmatch(r"\d+ chats, \d refused by both", results["chat template"])
     assert all(text in results["end of turn"] for text in ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"))
 
@@ -278,9 +277,9 @@ def test_what_the_runtime_reads_otherwise_is_read_exactly_and_reported(
     ends = ("<|im_end|>", "<|endoftext|>") if kind is qwen2 else ("<|endoftext|>", "<|assistant|>", "<|end|>")
     package = package_of(source, *ends)
     results = found(package, source)
-    assert list(results) == NAMES
+    assert list(results) == [*NAMES, ALONE]
     assert re.fullmatch(r"\d+ texts", results["token ids"])
-    alone = read_both(ReadingRequest(package=package)).found
+    alone = results[ALONE]
     assert re.match(r"the runtime by itself reads [1-9]\d* of \d+ texts otherwise, such as ", alone)
 
 
@@ -290,7 +289,7 @@ def test_what_the_decoder_does_besides_is_done_in_a_stream_too(tmp_path: Path) -
     rules["decoder"] = {"type": "Sequence", "decoders": [rules["decoder"], strip]}
     named = {"eos_token": "<|im_end|>"}
     source = write_source(tmp_path / "source", rules, CHATML, named, ("<|im_end|>",), "PreTrainedTokenizerFast")
-    assert list(found(package_of(source, "<|im_end|>"), source)) == NAMES
+    assert list(found(package_of(source, "<|im_end|>"), source)) == [*NAMES, ALONE]
 
 
 def test_a_decoder_that_no_stream_can_follow_is_refused(tmp_path: Path) -> None:
@@ -335,7 +334,7 @@ def test_a_fault_that_pinned_texts_and_chats_would_miss_is_refused(tmp_path: Pat
         tmp_path / "s", rules, TEMPLATE_OF_REASONING, named, ("<|im_end|>",), "PreTrainedTokenizerFast"
     )
     package = write_package(tmp_path / "p", source, ("<|im_end|>",))
-    assert list(found(package, source)) == NAMES
+    assert list(found(package, source)) == [*NAMES, ALONE]
     PLANTED[fault](package)
     with pytest.raises(
         CheckError, match=r" in the package(, \d+ ids)?; .* by (transformers|the source's tokenizer); use"
@@ -390,7 +389,7 @@ def test_the_package_renders_the_template_that_transformers_takes_wherever_it_is
     assert require_templates(source)["default"].text == template
     package = write_package(tmp_path / "package", source, ("<|im_end|>", "<|endoftext|>"))
     repair_tokenizer(package, source, read_tokenizer(source))
-    assert list(found(package, source)) == NAMES
+    assert list(found(package, source)) == [*NAMES, ALONE]
     runtime = og.Tokenizer(og.Config(str(package)))
     for prompt in (
         runtime.apply_chat_template(json.dumps([{"role": "user", "content": "Hi"}])),

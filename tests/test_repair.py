@@ -9,8 +9,8 @@ from small_tokenizers import CHATML, QWEN2, byte_level, sentencepiece, split, wr
 
 from slmpack.parity import ParityRequest, parity_of
 from slmpack.repair import repair_tokenizer
-from slmpack.runtime_reading import ReadingRequest, read_both
-from slmpack.tokenizer_pair import read_tokenizer
+from slmpack.runtime_reading import compare_runtime
+from slmpack.tokenizer_pair import Pair, read_tokenizer
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 NAMED = {"eos_token": "<|im_end|>"}
@@ -36,11 +36,9 @@ def repair(package: Path, source: Path) -> tuple[str, ...]:
     return repair_tokenizer(package, source, read_tokenizer(source))
 
 
-def read_otherwise(package: Path) -> tuple[int, int]:
+def read_otherwise(package: Path, source: Path) -> tuple[int, int]:
     """Return how many texts and how many chats the runtime by itself reads otherwise than the wrapper."""
-    texts, chats = re.findall(
-        r"(\d+) of \d+ (?:texts|chats) otherwise", read_both(ReadingRequest(package=package)).found
-    )
+    texts, chats = re.findall(r"(\d+) of \d+ (?:texts|chats) otherwise", compare_runtime(Pair(package, source)).found)
     return int(texts), int(chats)
 
 
@@ -55,23 +53,23 @@ def test_a_decoder_left_by_a_gguf_conversion_becomes_byte_level(tmp_path: Path) 
     rules = byte_level(split(QWEN2), specials=SPECIALS)
     rules["decoder"] = {"type": "Sequence", "decoders": [*HYBRID_STEPS, rules["decoder"]]}
     package, source = folders(tmp_path, rules)
-    texts, _ = read_otherwise(package)
+    texts, _ = read_otherwise(package, source)
     assert texts > 1000
     assert repair(package, source) == (
         "tokenizer.json decodes by ByteLevel alone, which the runtime knows, with the same result",
     )
-    assert read_otherwise(package)[0] < texts / 20
+    assert read_otherwise(package, source)[0] < texts / 20
     assert repair(package, source) == ()
 
 
 def test_digits_and_byte_level_words_become_split(tmp_path: Path) -> None:
     rules = byte_level(DIGITS, specials=SPECIALS, own_expression=True)
     package, source = folders(tmp_path, rules)
-    texts, _ = read_otherwise(package)
+    texts, _ = read_otherwise(package, source)
     assert repair(package, source) == (
         "tokenizer.json splits words by Split alone, which the runtime knows, with the same result",
     )
-    assert read_otherwise(package)[0] < texts / 10
+    assert read_otherwise(package, source)[0] < texts / 10
 
 
 def test_the_checkpoints_own_file_comes_back_where_the_builder_changed_it(tmp_path: Path) -> None:
@@ -97,8 +95,8 @@ def test_a_change_that_would_change_the_ids_is_not_made(tmp_path: Path) -> None:
 
 def test_white_space_that_transformers_trims_is_taken_out_of_the_template(tmp_path: Path) -> None:
     package, source = folders(tmp_path, byte_level(split(QWEN2), specials=SPECIALS), TRIMMED_CHAT)
-    _, chats = read_otherwise(package)
+    _, chats = read_otherwise(package, source)
     assert repair(package, source) == (
         "the chat template has the white space taken out that transformers trims and the runtime does not",
     )
-    assert read_otherwise(package)[1] < chats / 2
+    assert read_otherwise(package, source)[1] < chats / 2
