@@ -136,7 +136,8 @@ def _require_single_file(header: GgufHeader, fields: Metadata) -> None:
 def _require_plain_rotation(header: GgufHeader, fields: Metadata, architecture: str) -> None:
     """Refuse position embeddings that transformers would take for plain ones."""
     key = f"{architecture}.rope.scaling.type"
-    if (fields.text(key) or "none") != "none":
+    scales_by = fields.positive(f"{architecture}.rope.scaling.factor") if fields.text(key) == "linear" else None
+    if (fields.text(key) or "none") != "none" and scales_by != 1.0:
         raise fields.refuse(key, "none, since the conversion loses it", advice=ORIGINAL)
     for tensor in header.tensors:
         if tensor.name.startswith(("rope_freqs", "rope_factors")):

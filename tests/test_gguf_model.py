@@ -97,6 +97,11 @@ def test_refuses_a_file_cut_short_anywhere(tiny: Path) -> None:
         ({"llama__attention__head_count": 0}, "llama.attention.head_count is 0; a whole number from 1"),
         ({"llama__attention__head_count_kv": [2]}, r"llama.attention.head_count_kv is \[2\]; a whole number"),
         ({"llama__rope__dimension_count": [16]}, r"llama.rope.dimension_count is \[16\]; a whole number"),
+        (
+            {"llama__rope__scaling__type": "linear", "llama__rope__scaling__factor": 2.0},
+            "scaling.type is 'linear'; none",
+        ),
+        ({"llama__rope__scaling__type": "linear", "llama__rope__scaling__factor": "1"}, "factor is '1'; a positive"),
         ({"llama__rope__scaling__type": 1}, "llama.rope.scaling.type is 1; a text"),
         ({"llama__rope__freq_base": "10000"}, "llama.rope.freq_base is '10000'; a positive number"),
         ({"llama__rope__freq_base": float("inf")}, "llama.rope.freq_base is inf; a positive number"),
@@ -128,6 +133,7 @@ def test_takes_keys_of_no_consequence_as_they_come(
     name: Any, licence: Any, told: tuple[str | None, str | None], tmp_path: Path
 ) -> None:
     odd = {"general__name": name, "general__license": licence, "general__tags": 3, "split__count": "1"}
+    odd |= {"llama__rope__scaling__type": "linear", "llama__rope__scaling__factor": 1.0}  # which is no scaling
     path = write_gguf(tmp_path / "model.gguf", byte_level_fields(), **odd)
     facts = inspect_gguf(path)
     assert (facts.name, facts.licence) == told
