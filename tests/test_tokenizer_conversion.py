@@ -16,6 +16,7 @@ from slmpack.json_file import write_json
 from slmpack.parity_corpus import CORPUS
 from slmpack.records import Snapshot
 from slmpack.resolve import resolve_source
+from slmpack.tokenizer_conversion import convert_tokenizer
 from slmpack.tokenizer_pair import read_tokenizer
 
 SPECIALS = ("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>")
@@ -30,12 +31,14 @@ def without_fast_tokenizer(checkpoint: Path, folder: Path) -> Rules:
 
 
 def with_merges(checkpoint: Path, folder: Path) -> Path:
+    """Write what GPT-2's kin were published with: the files of its tokenizer, and a configuration of their own kind."""
     model = without_fast_tokenizer(checkpoint, folder)["model"]
     write_json(folder / "vocab.json", model["vocab"])
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     write_json(folder / "tokenizer_config.json", {**settings, "tokenizer_class": "GPT2Tokenizer"})
+    write_json(folder / "config.json", {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]})
     return folder
 
 
@@ -69,19 +72,33 @@ def fetched(folder: Path, workspace: Path) -> Snapshot:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("older", [with_merges, with_sentencepiece])
-def test_an_older_tokenizer_is_read_as_transformers_reads_it(tiny_phi3: Path, tmp_path: Path, older: Any) -> None:
-    folder = older(tiny_phi3, tmp_path / "older")
-    expected = AutoTokenizer.from_pretrained(folder)
-    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".safetensors"}
+def test_sentencepiece_is_read_as_transformers_reads_it_and_the_source_stays(tiny_phi3: Path, tmp_path: Path) -> None:
+    folder = with_sentencepiece(tiny_phi3, tmp_path / "older")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
     snapshot = fetched(folder, tmp_path / "workspace")
-    found = read_tokenizer(snapshot.path)
+    assert_reads_as_transformers(snapshot.path, folder)
+    (sentence,) = snapshot.repairs
+    assert sentence.startswith("tokenizer.json was made from tokenizer.model by transformers ")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.slow
+def test_byte_level_merges_are_read_as_transformers_reads_them(tiny_phi3: Path, tmp_path: Path) -> None:
+    folder = with_merges(tiny_phi3, tmp_path / "older")
+    shutil.copytree(folder, tmp_path / "converted")
+    sentence = convert_tokenizer(tmp_path / "converted", tmp_path / "log")
+    assert sentence is not None
+    assert sentence.startswith("tokenizer.json was made from vocab.json and merges.txt by transformers ")
+    assert_reads_as_transformers(tmp_path / "converted", folder)
+    assert convert_tokenizer(tmp_path / "converted", tmp_path / "log") is None
+
+
+def assert_reads_as_transformers(converted: Path, folder: Path) -> None:
+    found, expected = read_tokenizer(converted), AutoTokenizer.from_pretrained(folder)
     for text in CORPUS:
         assert found(text)["input_ids"] == expected(text)["input_ids"]
     assert found.special_tokens_map == expected.special_tokens_map
-    (sentence,) = snapshot.repairs
-    assert sentence.startswith("tokenizer.json was made from ")
-    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".safetensors"} == before
+    assert found("The quick brown fox")["input_ids"] != found("The quick brown box")["input_ids"]
 
 
 @pytest.mark.slow
