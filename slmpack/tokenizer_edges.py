@@ -2,6 +2,7 @@
 # ruff: noqa: RUF001 - letters that look like others are the point
 
 import re
+import string
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +21,9 @@ _LONGEST = 40
 def edge_texts(rules: Rules) -> tuple[str, ...]:
     """Return texts at the edges of the rules of a parsed tokenizer.json, and at those that tokenizers usually have."""
     placed = [place.replace("{0}", text) for text in _written_in(rules) for place in SIMPLE_PLACES]
-    return tuple(dict.fromkeys([*placed, *form_texts(), *_contractions(), *_digits(), *_spaces(), *_marks()]))
+    return tuple(
+        dict.fromkeys([*placed, *form_texts(), *_contractions(), *_digits(), *_spaces(), *_marks(), *_signs()])
+    )
 
 
 def _written_in(rules: Rules) -> tuple[str, ...]:
@@ -92,6 +95,23 @@ def _spaces() -> Iterator[str]:
             f"a {kind} b",
             kind,
         )
+
+
+def _signs() -> Iterator[str]:
+    """Yield every two signs of ASCII in a row, and each beside letters of both cases, digits and line ends."""
+    for sign in string.punctuation:
+        yield " ".join(f"x{sign}{other}y" for other in string.punctuation)
+        yield "\n".join(f"{sign}{other} {other}{sign}" for other in string.punctuation)
+        yield f"{sign}Ab {sign}ab{sign} {sign}AB{sign}CD {sign}1{sign}2 {sign}\n{sign}\n\n{sign} \n {sign}\t{sign}"
+        yield f"{sign}你{sign}好 {sign}é{sign} {sign}{sign}{sign}a {sign}\r\n/{sign}\n/"
+    yield from (
+        "HTMLParser getHTTPResponse iPhone XMLa aXML ABc abC Ab AB aB A a",
+        "ǅungla AǅA ʰA Aʰa ªa Aª ÉcoleÀLa ÀÉa",
+    )
+    yield from (
+        "你好world 日本語abc ひらがなkana カタカナKANA 한글abc abc漢字abc 漢字かなカナ 漢字ー々〆 、。",
+        "a你b好c 1你2好3 A你 你A",
+    )
 
 
 def _marks() -> Iterator[str]:

@@ -21,11 +21,12 @@ __all__ = ["MOST_TEXTS", "id_sequences", "random_texts", "texts_of"]
 
 Rules = dict[str, Any]
 MOST_TEXTS = 16_000
-MOST_ALONE = 4_000  # added tokens that have a text of their own each; the others share texts
+MOST_ALONE = 2_000  # added tokens that have texts of their own; the others share texts
 MOST_PLACED = 48  # added tokens tried at all places
 MOST_SEQUENCES = 20_000
 _TOGETHER = 24
 _IDS_TOGETHER = 16
+_FLAGGED = "x {0} y{0}z"  # each flag but `normalized` and `special` changes its ids
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _PLACES = (
     "{0}",
@@ -49,9 +50,10 @@ def texts_of(rules: Rules) -> tuple[str, ...]:
 def _added_texts(rules: Rules) -> Iterator[str]:
     added = [token for token in rules.get("added_tokens", []) if _is_text(token["content"])]
     contents = [str(token["content"]) for token in added]
-    yield from contents[:MOST_ALONE]
-    for start in range(MOST_ALONE, len(contents), _TOGETHER):
-        yield " x ".join(contents[start : start + _TOGETHER])
+    flagged = [_FLAGGED.replace("{0}", content) for content in contents]
+    yield from (*contents[:MOST_ALONE], *flagged[:MOST_ALONE])
+    for start in range(MOST_ALONE, len(flagged), _TOGETHER):
+        yield " ".join(flagged[start : start + _TOGETHER])
     placed = _sample(added)
     for content in placed:
         yield from (place.replace("{0}", content) for place in _PLACES)

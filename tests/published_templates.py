@@ -1,12 +1,18 @@
 """Chat templates in the manner of those that well known models were published with, one a file in `templates/`.
 
+The templates of the small checkpoints that stand for families are among them.
+
 Control tokens, constructs and logic are theirs, since it is those that a renderer can get wrong; sentences are ours.
 """
 
 from collections import Counter
 from pathlib import Path
 
-TEMPLATES = {path.stem: path.read_text() for path in sorted((Path(__file__).parent / "templates").glob("*.jinja"))}
+from small_tokenizers import CHATML, LLAMA3_CHAT, PHI3_CHAT
+
+PUBLISHED = {path.stem: path.read_text() for path in sorted((Path(__file__).parent / "templates").glob("*.jinja"))}
+FAMILIES = {"small chatml": CHATML, "small llama3": LLAMA3_CHAT, "small phi3": PHI3_CHAT}
+TEMPLATES = {**PUBLISHED, **FAMILIES}
 SPECIALS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 
 # Branches that no chat reaches: the line and the kind of each, by the reason why.
@@ -64,6 +70,9 @@ UNREACHED: dict[str, dict[str, list[tuple[int, str]]]] = {
     "stablelm": {EMPTY: [(1, "no loop")]},
     "tinyllama": {EMPTY: [(1, "no loop")]},
     "zephyr": {EMPTY: [(1, "no loop")]},
+    "small chatml": {EMPTY: [(1, "no loop")]},
+    "small llama3": {EMPTY: [(2, "no loop")]},
+    "small phi3": {EMPTY: [(1, "no loop")]},
     "yi": {ALWAYS: [(1, "if")], EMPTY: [(1, "no loop")]},
 }  # fmt: skip
 
