@@ -68,6 +68,27 @@ MANIFEST = "manifest.json"
 GENAI_CONFIG = "genai_config.json"
 TOKENIZER = "tokenizer.json"
 CHAT_FORMAT = "chat_format.json"  # the source's template and special tokens, see slmpack's `chat_format.py`
+# What a build writes into genai_config.json: a dict has these keys, a list has such items, None is a plain value.
+CONFIG_KEYS: dict[str, Any] = {
+    "model": {
+        **dict.fromkeys(("type", "context_length", "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")),
+        **dict.fromkeys(("bot_token_id", "eot_token_id", "bor_token_id", "eor_token_id")),
+        "decoder": {
+            "session_options": {"log_id": None, "provider_options": [{"cuda": {"enable_cuda_graph": None}}]},
+            **dict.fromkeys(("filename", "head_size", "hidden_size")),
+            **dict.fromkeys(("num_attention_heads", "num_hidden_layers", "num_key_value_heads")),
+            "inputs": dict.fromkeys(
+                ("input_ids", "attention_mask", "position_ids", "past_key_names", "past_value_names")
+            ),
+            "outputs": dict.fromkeys(("logits", "present_key_names", "present_value_names")),
+        },
+    },
+    "search": dict.fromkeys((
+        "diversity_penalty", "do_sample", "early_stopping", "length_penalty", "max_length", "min_length",
+        "no_repeat_ngram_size", "num_beams", "num_return_sequences", "past_present_share_buffer",
+        "repetition_penalty", "temperature", "top_k", "top_p",
+    )),
+}  # fmt: skip
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 REPLACEMENT = "\ufffd"
 LONGEST_CHARACTER = 4  # bytes in UTF-8
@@ -135,7 +156,7 @@ class RequestError(MlflowException, ValueError):
 
 
 class IntegrityError(RuntimeError):
-    """A file of the package is missing, changed or was added since it was built."""
+    """A file of the package is missing, changed or was added since it was built, or says what no build writes."""
 
 
 class TokenizerError(RuntimeError):
@@ -233,6 +254,47 @@ def verify_model(folder: Path) -> None:
             raise _damaged(folder, name, "was changed")
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return genai_config.json, once every key of it is one that a build writes.
+
+    The runtime knows more keys. Some make it open a library (`custom_ops_library`) or files that lie elsewhere, so a
+    package from a stranger must not get as far as the runtime with them.
+
+    Raises:
+        IntegrityError: names the first key that is not known, or whose value is of another kind.
+    """
+    config = json.loads((folder / GENAI_CONFIG).read_bytes())
+    _require_known_keys(config, CONFIG_KEYS, "")
+    name = config["model"]["decoder"].get("filename")
+    if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*\.onnx", name):  # beside it, nowhere else
+        raise _unknown("model.decoder.filename", name)
+    return dict(config)
+
+
+def _require_known_keys(value: object, known: object, place: str) -> None:
+    if isinstance(known, dict):
+        if not isinstance(value, dict):
+            raise _unknown(place, value)
+        for key, item in value.items():
+            if key not in known:
+                raise _unknown(f"{place}.{key}".removeprefix("."), item)
+            _require_known_keys(item, known[key], f"{place}.{key}".removeprefix("."))
+    elif isinstance(known, list):
+        if not isinstance(value, list):
+            raise _unknown(place, value)
+        for item in value:
+            _require_known_keys(item, known[0], place)
+    elif isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict | list) for item in value)):
+        raise _unknown(place, value)
+
+
+def _unknown(place: str, value: object) -> IntegrityError:
+    return IntegrityError(
+        f"{GENAI_CONFIG} has {reprlib.repr(value)} at {place!r}; only what a build writes is expected; "
+        "build the package again"
+    )
+
+
 def _read_manifest(folder: Path) -> dict[str, tuple[str, int]]:
     try:
         files = json.loads((folder / MANIFEST).read_bytes())["files"]
@@ -257,7 +319,7 @@ class Runtime:
     """A loaded package: chats and text to token ids, token ids to text; `device` is `cpu` or `cuda`, where it runs."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
-        model = json.loads((folder / GENAI_CONFIG).read_bytes())["model"]
+        model = read_config(folder)["model"]
         self.context_length: int = model["context_length"]
         self.vocabulary: int = model["vocab_size"]
         ends = model["eos_token_id"]

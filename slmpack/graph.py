@@ -6,21 +6,22 @@
 No provider is needed for it, so it holds for hardware that this machine lacks.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slmpack.child import run_in_child
 from slmpack.errors import CheckError
-from slmpack.json_file import read_json
 from slmpack.records import Check, Record
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import ModelProto, NodeProto, TensorProto
 
 GRAPH_LIMIT_SECONDS = 600.0
 ADVICE = "build the package again"
 RUNTIME_DOMAIN = "com.microsoft"
+OPERATOR_DOMAINS = ("", "ai.onnx", RUNTIME_DOMAIN)
 
 
 class GraphRequest(Record):
@@ -50,10 +51,11 @@ def read_graph(request: GraphRequest) -> Check:
     """
     import onnx
 
-    config = read_json(request.package / "genai_config.json")["model"]
+    config = _config_of(request.package)["model"]
     path = request.package / config["decoder"]["filename"]
     try:
         model = onnx.load(str(path), load_external_data=False)
+        _require_known_domains(model)
         tensors = list(_places(model, request.package))
         _name_runtime_operators(model)
         onnx.checker.check_model(_without_weights(model), full_check=True)
@@ -65,23 +67,95 @@ def read_graph(request: GraphRequest) -> Check:
     )
 
 
+def _config_of(package: Path) -> dict[str, Any]:
+    """Return genai_config.json as the wrapper reads it, which refuses every key that no build writes."""
+    from slmpack.chat_model import IntegrityError, read_config
+
+    try:
+        return read_config(package)
+    except (IntegrityError, OSError, ValueError, KeyError, TypeError) as error:
+        raise _refusal(" ".join(str(error).split())[:300], "a configuration that a build writes") from error
+
+
 def _refusal(found: str, expected: str) -> CheckError:
     return CheckError(f"graph: {found}", expected, ADVICE)
 
 
 def _places(model: "ModelProto", package: Path) -> Iterator[str]:
     """Yield every tensor that lies in another file, having looked that it lies in the package and within that file."""
+    for tensor in _inner_tensors(model):
+        if tensor.data_location == tensor.EXTERNAL:
+            raise _refusal(f"{tensor.name or 'a constant'} inside a node lies in another file", "an initialiser")
     for tensor in model.graph.initializer:
         if tensor.data_location != tensor.EXTERNAL:
             continue
         place = {entry.key: entry.value for entry in tensor.external_data}
-        file = package / place["location"]
-        if file.resolve().parent != package.resolve() or not file.is_file():
-            raise _refusal(f"{tensor.name} lies in {place['location']}", "a file of the package")
-        end = int(place.get("offset", 0)) + int(place.get("length", 0))
-        if end > file.stat().st_size:
-            raise _refusal(f"{tensor.name} ends at byte {end:,} of {file.name}", f"at most {file.stat().st_size:,}")
+        location = place.get("location", "")
+        file = package / location
+        if location != Path(location).name or "\\" in location or file.is_symlink() or not file.is_file():
+            raise _refusal(f"{tensor.name} lies in {location}", "a file of the package")
+        start, length = (_bytes_of(tensor.name, key, place) for key in ("offset", "length"))
+        if start + length > file.stat().st_size:
+            raise _refusal(
+                f"{tensor.name} ends at byte {start + length:,} of {file.name}", f"at most {file.stat().st_size:,}"
+            )
+        if length != _size_of(tensor):
+            raise _refusal(
+                f"{tensor.name} has {length:,} bytes in {file.name}", f"the {_size_of(tensor):,} of its shape"
+            )
         yield tensor.name
+
+
+def _bytes_of(name: str, key: str, place: dict[str, str]) -> int:
+    text = place.get(key, "0")
+    if not (text.isascii() and text.isdigit()):
+        raise _refusal(f"{name} has the {key} {text!r}", "a whole number of bytes")
+    return int(text)
+
+
+def _size_of(tensor: "TensorProto") -> int:
+    """Return the bytes that a tensor of this type and shape has in a file; two 4-bit numbers share a byte."""
+    import onnx
+
+    count = int(math.prod(tensor.dims))
+    if tensor.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1):
+        return (count + 1) // 2
+    item: int = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return count * item
+
+
+def _inner_tensors(model: "ModelProto") -> "Iterator[TensorProto]":
+    """Yield every tensor but the graph's own initialisers: constants, and those in bodies of If, Loop and functions."""
+    for node in _nodes(model):
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            sparse = [attribute.sparse_tensor, *attribute.sparse_tensors]
+            for graph in (attribute.g, *attribute.graphs):
+                yield from graph.initializer
+                sparse += graph.sparse_initializer
+            yield from (part for each in sparse for part in (each.values, each.indices))
+    yield from (part for each in model.graph.sparse_initializer for part in (each.values, each.indices))
+
+
+def _nodes(model: "ModelProto") -> "Iterator[NodeProto]":
+    """Yield every node, however deep."""
+    waiting = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                waiting += graph.node
+
+
+def _require_known_domains(model: "ModelProto") -> None:
+    """Refuse operators of other libraries, which a runtime would have to load to know them."""
+    for node in _nodes(model):
+        if node.domain not in OPERATOR_DOMAINS:
+            raise _refusal(
+                f"{node.name or node.op_type} is of the operator domain {node.domain!r}",
+                f"one of {', '.join(map(repr, OPERATOR_DOMAINS))}",
+            )
 
 
 def _without_weights(model: "ModelProto") -> "ModelProto":

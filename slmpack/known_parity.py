@@ -21,9 +21,12 @@ from slmpack import (
     template_branches,
     template_chats,
     template_structures,
+    template_tools,
     template_words,
+    tokenizer_edges,
     tokenizer_pair,
     tokenizer_texts,
+    unicode_texts,
 )
 from slmpack.json_file import read_json
 from slmpack.parity import ParityResult, check_parity
@@ -37,7 +40,8 @@ RESULT = "parity.json"
 READERS = ("onnxruntime-genai", "onnxruntime-genai-cuda", "transformers", "tokenizers", "jinja2")
 CODE = (
     parity, tokenizer_pair, parity_corpus, parity_inputs, end_of_turn, runtime_reading, chat_templates,
-    template_branches, template_chats, template_structures, template_words, tokenizer_texts,
+    template_branches, template_chats, template_structures, template_tools, template_words, tokenizer_texts,
+    tokenizer_edges, unicode_texts,
 )  # fmt: skip
 
 

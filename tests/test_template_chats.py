@@ -2,6 +2,8 @@
 
 from collections import Counter
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -9,6 +11,9 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from published_templates import PUBLISHED, SPECIALS, TEMPLATES, unreached
 
+from slmpack.chat_format import CHAT_FORMAT
+from slmpack.chat_model import ChatTemplate
+from slmpack.json_file import write_json
 from slmpack.template_branches import Branch, BranchMeter, rendering_environment
 from slmpack.template_chats import MOST_CHATS, TemplateChat, chats_of
 from slmpack.template_words import words_of
@@ -24,7 +29,7 @@ def chats_for(name: str) -> tuple[TemplateChat, ...]:
 
 @cache
 def prompts_for(name: str) -> Prompts:
-    return by_another(TEMPLATES[name], chats_for(name))
+    return by_the_wrapper(TEMPLATES[name], chats_for(name))
 
 
 # ---------------------------------------------------------------------------------------------- renderers
@@ -48,13 +53,18 @@ def by_transformers(template: str, chats: tuple[TemplateChat, ...]) -> Prompts:
     return [refused_or(render, chat) for chat in chats]
 
 
-def by_another(template: str, chats: tuple[TemplateChat, ...]) -> Prompts:
-    """Render as anything but transformers does."""
-    from datetime import datetime
+def by_the_wrapper(template: str, chats: tuple[TemplateChat, ...]) -> Prompts:
+    """Render as a package does that is loaded."""
+    chat_format = {"chat_template": template, "tool_template": None, "special_tokens": SPECIALS}
+    with TemporaryDirectory() as folder:
+        write_json(Path(folder) / CHAT_FORMAT, chat_format)
+        wrapper = ChatTemplate(Path(folder))
 
-    environment = rendering_environment()
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return in_environment(environment, template, chats)
+    def render(chat: TemplateChat) -> str:
+        tools: Any = None if chat.tools is None else list(chat.tools)
+        return wrapper.render(list(chat.messages), tools, add_generation_prompt=chat.add_generation_prompt)
+
+    return [refused_or(render, chat) for chat in chats]
 
 
 def in_environment(environment: Any, template: str, chats: tuple[TemplateChat, ...]) -> Prompts:
@@ -208,7 +218,7 @@ PLANTED = {
 def test_a_template_that_differs_in_one_place_is_found(planted: str) -> None:
     name, own, other = PLANTED[planted]
     assert own in TEMPLATES[name]
-    found = by_another(TEMPLATES[name].replace(own, other), chats_for(name))
+    found = by_the_wrapper(TEMPLATES[name].replace(own, other), chats_for(name))
     assert [a == b for a, b in zip(found, prompts_for(name), strict=True)].count(False) > 0
 
 
