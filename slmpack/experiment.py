@@ -107,6 +107,8 @@ def _require_lasting(location: str, experiment: str | None, on_worker: bool) -> 
     found = f"artifacts of the MLflow experiment {EXPERIMENT} {verb} at {shown(location)}"
     advice = _advice(mlflow.get_tracking_uri(), experiment)
     if (failure := _unreachable(location)) is not None:
+        if location.startswith("mlflow-artifacts:"):
+            advice = "set MLFLOW_TRACKING_URI to the address of the server that made it, not to its database"
         raise LogError(f"{found}: {failure}", "a place that this machine has a client for", advice)
     for uri in dict.fromkeys((mlflow.get_tracking_uri(), mlflow.get_registry_uri())):
         if (reason := obstacle(location, uri, Path.cwd(), on_worker)) is not None:

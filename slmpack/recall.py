@@ -88,10 +88,11 @@ def find_logged(uri: str) -> Recorded:
     with final_errors(CheckError, f"to read {uri}"):
         logged = _logged_model(uri)
         repository: Any = get_artifact_repository(logged.artifact_location)
-        if MANIFEST_TAG in logged.tags and (damage := damage_of(logged.model_id)) is not None:
+        names = {entry.path for entry in repository.list_artifacts()}
+        if PROVENANCE not in names and MANIFEST_TAG in logged.tags:
+            damage = damage_of(logged.model_id) or f"it has no {PROVENANCE}"
             raise CheckError(f"{uri} cannot be used: {damage}", "all the files that were logged",
                              "package its source again: slmpack package SOURCE")  # fmt: skip
-        names = {entry.path for entry in repository.list_artifacts()}
         if PROVENANCE not in names or MANIFEST_TAG not in logged.tags:
             raise _stranger(uri, f"no {PROVENANCE} beside its MLmodel")
         text = Path(repository.download_artifacts(PROVENANCE)).read_bytes()

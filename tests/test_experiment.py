@@ -158,7 +158,8 @@ def test_an_experiment_in_a_runs_own_folder_is_refused_until_it_has_another_name
 def test_an_experiment_of_a_server_is_refused_where_there_is_only_its_database(folders: tuple[Path, Path]) -> None:
     MlflowClient().create_experiment(EXPERIMENT, "mlflow-artifacts:/1")
     with pytest.raises(
-        LogError, match=r"mlflow-artifacts:/1: When an mlflow-artifacts URI was supplied.*; make another: "
+        LogError,
+        match=r"mlflow-artifacts:/1: When an mlflow-artifacts URI was.*; set MLFLOW_TRACKING_URI to the address",
     ):
         require_experiment()
 
