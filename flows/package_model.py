@@ -56,7 +56,7 @@ from tasks.log import log_model
 from tasks.measure import measure_quality
 from tasks.outcome import completed, keep_outcome
 from tasks.publish import find_rung, find_wanted, mark_refused, publish_version
-from tasks.registry import require_registry
+from tasks.registry import require_experiment
 from tasks.resolve import chats_of, resolve_source
 from tasks.smoke import smoke_test
 from tasks.unproved import find_unproved, find_unproved_wanted, leave_unproved
@@ -107,7 +107,7 @@ def package(
     """Look for what is wanted, first by the source's pin, then by its content; else make it."""
     stages = Stages()
     with stages("resolve"):
-        require_registry()
+        require_experiment()
         resolved = source_of_checkpoint(checkpoint) if checkpoint else resolve_source(source, request.workspace)
         name = registered_name(request.name, resolved)
         if request.quality_chats is None and (chats := chats_of(resolved)):

@@ -40,7 +40,7 @@ from tasks.dispatch import await_target, cancel_started, start_target, start_ver
 from tasks.fetch import fetch_snapshot
 from tasks.hand_over import find_checkpoint, hand_over_snapshot
 from tasks.outcome import keep_outcomes
-from tasks.registry import require_registry
+from tasks.registry import require_experiment
 from tasks.resolve import chats_of, resolve_source
 
 
@@ -73,7 +73,7 @@ def package_targets(
             policy=policy, quality_text=quality_text, waive_quality=waive_quality,
             calibration_text=calibration_text, quality_chats=quality_chats,
         )  # fmt: skip
-    require_registry()
+    require_experiment()
     resolved = resolve_source(source, workspace_of(workspace))  # what is wrong with it is wrong for every target
     registered = registered_name(name, resolved)
     rest = {

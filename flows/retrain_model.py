@@ -51,7 +51,7 @@ from slmpack.retrain_run import Retraining
 from slmpack.train_settings import TrainSettings
 from tasks.fetch import fetch_snapshot
 from tasks.outcome import completed_retraining, keep_retraining
-from tasks.registry import require_registry
+from tasks.registry import require_experiment
 from tasks.resolve import chats_of, resolve_source
 from tasks.retrain import (
     divide_data,
@@ -102,7 +102,7 @@ def retrain_model(
     if name is not None:
         check_name(name)
     with stages("resolve"):
-        require_registry()
+        require_experiment()
         source = resolve_source(base, folder)
         tuned_name = registered_name(name, source)
     with retrain_alone(tuned_name, folder):

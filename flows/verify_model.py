@@ -24,7 +24,7 @@ from tasks.measure import measure_quality
 from tasks.outcome import completed, keep_outcome
 from tasks.publish import mark_refused, publish_version
 from tasks.recall import find_logged, recall_model, standing_of
-from tasks.registry import require_registry
+from tasks.registry import require_experiment
 from tasks.resolve import chats_of
 from tasks.smoke import smoke_test
 from tasks.validate import validate_model
@@ -45,7 +45,7 @@ def verify_model(
     """Run every proof of a logged model again on this machine, and publish it unless that was done before."""
     stages = Stages()
     with stages("find"):
-        require_registry()
+        require_experiment()
         told = find_logged(model_uri).told
     require_hardware(told.package.target)
     request = check_request(

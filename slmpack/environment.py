@@ -19,8 +19,9 @@ from urllib.parse import urlsplit
 
 from slmpack import consumer
 from slmpack.errors import CheckError
-from slmpack.integrity import artifact_location, is_local
+from slmpack.integrity import artifact_location
 from slmpack.interfaces import check_answer, signature_of
+from slmpack.lifetime import is_local
 from slmpack.limits import limit_seconds
 from slmpack.progress import report
 from slmpack.records import Check, Interface, LoggedModel, Record, Target

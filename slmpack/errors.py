@@ -11,6 +11,7 @@
     +-- TrainError          training diverged, does not fit this machine, or cannot read the chats as it must
     +-- LogError            MLflow would not take the model
     +-- CheckError          the logged model is not what its interface promises
+    |   +-- DamageError     a file of it has other content than when it was logged
     +-- QualityError        the package lost too much of its source
     +-- SmokeError          the model loads but does not answer as it should
     +-- PublishError        the registry would not take the version
@@ -67,6 +68,10 @@ class LogError(SlmpackError):
 
 class CheckError(SlmpackError):
     """The logged model is not what its interface promises."""
+
+
+class DamageError(CheckError):
+    """A file of the logged model has other content than when it was logged."""
 
 
 class QualityError(SlmpackError):

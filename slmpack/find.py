@@ -1,11 +1,13 @@
 """Find: which versions of a registered model are published, and which of them still can be used.
 
-A version is known by its tags: `slmpack.digest` says what it is, `slmpack.published` that the alias was moved to it.
+A version is known by its tags: `slmpack.digest` says what it is, `slmpack.published` that the alias was moved to it,
+`slmpack.unhealthy` that its files were missing or damaged when they were looked at last.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+from slmpack.health import UNHEALTHY, clear_version, damage_known, damage_of, mark_content, mark_version
 from slmpack.records import Interface, QualityFigures, Record, Speed, Target
 from slmpack.registry import check_alias, check_name, is_absent
 
@@ -101,14 +103,14 @@ def remember_wanted(name: str, version: int, wanted: str, alias: str) -> None:
 def _newest_published(name: str, alias: str, key: str, value: str) -> PublishedLookup | None:
     check_name(name)
     check_alias(alias)
-    if holder_of(name, alias) is None:  # deleted, or gone with the version that had it
+    holder = holder_of(name, alias)
+    if holder is None:  # deleted, or gone with the version that had it
         return None
-    found = (
-        version
-        for version in reversed(versions_with(name, key, value))
-        if version.tags.get(PUBLISHED) == alias and _is_whole(version)
-    )
-    return next((lookup_of(version, alias) for version in found), None)
+    published = (version for version in versions_with(name, key, value) if version.tags.get(PUBLISHED) == alias)
+    found = next((version for version in reversed([*published]) if is_whole(version)), None)
+    if found is None or (found.version != holder.version and is_lost(holder)):  # the alias must not stay where it is
+        return None
+    return lookup_of(found, alias)
 
 
 def lookup_of(version: "ModelVersion", alias: str) -> PublishedLookup:
@@ -160,26 +162,41 @@ def versions_with(name: str, key: str, value: str) -> list["ModelVersion"]:
 
 
 def whole_versions(name: str, key: str, value: str) -> list["ModelVersion"]:
-    return [version for version in versions_with(name, key, value) if _is_whole(version)]
+    return [version for version in versions_with(name, key, value) if is_whole(version)]
 
 
-def _is_whole(version: "ModelVersion") -> bool:
-    """Tell whether the version's model is still there: it can be found, and its MLmodel can be listed."""
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
+def is_whole(version: "ModelVersion") -> bool:
+    """Tell whether all the files of the version's model are there; a published one without them is marked, loudly."""
     model_id = version.tags.get(MODEL_ID)
     if model_id is None:  # deleted while MLflow read it: tags come with a query of their own
         return False
-    try:
-        logged = MlflowClient().get_logged_model(model_id)
-        listed = get_artifact_repository(logged.artifact_location).list_artifacts()
-    except MlflowException as error:
-        if is_absent(error):
-            return False
-        raise
-    return str(logged.status) == "READY" and any(entry.path == "MLmodel" for entry in listed)
+    damage = damage_known(version.tags)
+    if damage is not None:
+        mark_content(version, damage)
+        return False
+    damage = damage_of(model_id)
+    if damage is None:
+        clear_version(version)
+    elif PUBLISHED in version.tags:
+        mark_version(version, damage)
+    return damage is None
+
+
+def is_lost(version: "ModelVersion") -> bool:
+    """Tell whether a version of ours points at a model that cannot be used; one that somebody else made does not."""
+    return MODEL_ID in version.tags and not is_whole(version)
+
+
+def unhealthy_before(name: str, version: int, alias: str, digest: str) -> tuple[str, ...]:
+    """Return which published versions `version` takes the place of because they cannot be used, a sentence each."""
+    same = versions_with(name, DIGEST, digest)
+    superseded = versions_with(name, SUPERSEDED_BY, str(version))
+    others = {int(other.version): other.tags for other in (*same, *superseded) if other.version != str(version)}
+    return tuple(
+        f"version {number} was published and cannot be used, {tags[UNHEALTHY]}"
+        for number, tags in sorted(others.items())
+        if UNHEALTHY in tags and tags.get(PUBLISHED) == alias and number < version
+    )
 
 
 def holder_of(name: str, alias: str) -> "ModelVersion | None":

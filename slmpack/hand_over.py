@@ -16,8 +16,9 @@ from slmpack.build import build_package
 from slmpack.dequantise import kept_form
 from slmpack.errors import SourceError
 from slmpack.fetch import snapshot_key, snapshot_of
-from slmpack.integrity import CHECKPOINT_FOLDER, is_local
+from slmpack.integrity import CHECKPOINT_FOLDER
 from slmpack.kept_blocks import FACT
+from slmpack.lifetime import is_local
 from slmpack.log import PREFECT_RUN, log_model, ready_models
 from slmpack.provenance import Provenance, source_of
 from slmpack.recall import find_logged

@@ -6,13 +6,14 @@ The records never went through MLflow, so neither a damaged upload nor a file ch
 them. A local store is read in place; a remote one is downloaded, so room for the largest file is enough.
 """
 
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from slmpack.errors import CheckError
+from slmpack.errors import CheckError, DamageError
+from slmpack.find import MODEL_ID, PUBLISHED, versions_with
+from slmpack.health import PACKAGE_MANIFEST, clear_version, mark_content, served
+from slmpack.lifetime import is_local
 from slmpack.log import MANIFEST_TAG
 from slmpack.progress import report
 from slmpack.records import Check, LoggedModel, Target, digest_of
@@ -22,7 +23,6 @@ from slmpack.store import MANIFEST, Manifest, sha256_of
 
 ADVICE = "log the model again, and find out who changes files in the artifact store"
 CHECKPOINT_FOLDER = "model"
-PACKAGE_MANIFEST = f"{PACKAGE_FOLDER}/{MANIFEST}"
 # MLflow puts this into the artifacts of a local store whenever somebody loads the model from there.
 AFTERWARDS = frozenset({"registered_model_meta"})
 
@@ -31,19 +31,33 @@ def read_back(model: LoggedModel) -> tuple[Check, ...]:
     """Compare every file that the artifact store serves for `model` with the digests recorded before it was logged.
 
     Raises:
-        CheckError: files are missing or were added, or the first one with other content, by name.
+        CheckError: files are missing or were added.
+        DamageError: the first file with other content, by name; a published version of the model is marked.
     """
+    published = [each for each in versions_with(model.name, MODEL_ID, model.model_id) if PUBLISHED in each.tags]
+    try:
+        checks = _compare(model)
+    except DamageError as damage:
+        for version in published:
+            mark_content(version, str(damage))
+        raise
+    for version in published:
+        clear_version(version)
+    return checks
+
+
+def _compare(model: LoggedModel) -> tuple[Check, ...]:
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     with final_errors(CheckError, f"to read {model.uri}"):
         location = artifact_location(model)
         repository: Any = get_artifact_repository(location)
-        served = _served(repository, is_local(location))
-        listed = _model_manifest(served(MANIFEST), model)
+        serve = served(repository, is_local(location))
+        listed = _model_manifest(serve(MANIFEST), model)
         expected = listed | _package_digests(model)
         _check_names(frozenset(artifact_names(repository)), {*expected, MANIFEST})
         for done, name in enumerate(sorted(expected), start=1):
-            with served(name) as path:
+            with serve(name) as path:
                 _check_file(name, path, expected[name], model)
             report("read back", done, len(expected), "files")
     size = model.package.size_bytes
@@ -57,24 +71,17 @@ def artifact_location(model: LoggedModel) -> str:
     return str(MlflowClient().get_logged_model(model.model_id).artifact_location)
 
 
-def is_local(location: str) -> bool:
-    """Tell whether artifacts can be read where they lie."""
-    from mlflow.utils.uri import is_local_uri
-
-    return bool(is_local_uri(location, is_tracking_or_registry_uri=False))  # type: ignore[no-untyped-call]
-
-
 def _package_digests(model: LoggedModel) -> dict[str, str]:
     """Return path in the artifacts -> sha256 of the files of the package."""
     folder = CHECKPOINT_FOLDER if model.package.target is Target.TRANSFORMERS else PACKAGE_FOLDER
     return {f"{folder}/{file.name}": file.sha256 for file in model.package.files}
 
 
-def _model_manifest(served: AbstractContextManager[Path], model: LoggedModel) -> dict[str, str]:
+def _model_manifest(manifest: AbstractContextManager[Path], model: LoggedModel) -> dict[str, str]:
     """Return what the manifest beside MLmodel lists; its own digest is a tag, which no artifact store keeps."""
     from mlflow import MlflowClient
 
-    with served as path:
+    with manifest as path:
         _check_digest(MANIFEST, sha256_of(path), MlflowClient().get_logged_model(model.model_id).tags[MANIFEST_TAG])
         return {file.name: file.sha256 for file in Manifest.read(path.parent).files}
 
@@ -99,14 +106,14 @@ def _check_file(name: str, path: Path, expected: str, model: LoggedModel) -> Non
 
 def _check_digest(name: str, found: str, expected: str) -> None:
     if found != expected:
-        raise _refusal(f"{name} with sha256 {found[:12]}...", f"{expected[:12]}..., as it was built", ADVICE)
+        raise _damage(f"{name} with sha256 {found[:12]}...", f"{expected[:12]}..., as it was built", ADVICE)
 
 
 def _check_wrapper(sha256: str, model: LoggedModel) -> None:
     """The model's digest covers the wrapper it was logged with, which need not be the one of this slmpack."""
     found = digest_of([model.package.digest, model.interface, model.requirements, sha256])
     if found != model.digest:
-        raise _refusal(f"{WRAPPER.name} with sha256 {sha256[:12]}...", "the wrapper that was logged", ADVICE)
+        raise _damage(f"{WRAPPER.name} with sha256 {sha256[:12]}...", "the wrapper that was logged", ADVICE)
 
 
 def _check_manifest(path: Path, model: LoggedModel) -> None:
@@ -114,23 +121,13 @@ def _check_manifest(path: Path, model: LoggedModel) -> None:
     try:
         told = Manifest.read(path.parent).files
     except ValueError as error:
-        raise _refusal(f"{PACKAGE_MANIFEST} that cannot be read", "the package's manifest", ADVICE) from error
+        raise _damage(f"{PACKAGE_MANIFEST} that cannot be read", "the package's manifest", ADVICE) from error
     if different := sorted(file.name for file in set(told) ^ set(model.package.files)):
-        raise _refusal(f"{PACKAGE_MANIFEST} with another digest of {different[0]}", "that of the build", ADVICE)
+        raise _damage(f"{PACKAGE_MANIFEST} with another digest of {different[0]}", "that of the build", ADVICE)
 
 
-def _served(repository: Any, in_place: bool) -> Callable[[str], AbstractContextManager[Path]]:
-    """Return what opens a file by name: where it lies, or downloaded for as long as it is looked at."""
-
-    @contextmanager
-    def serve(name: str) -> Iterator[Path]:
-        if in_place:
-            yield Path(repository.download_artifacts(name))
-        else:
-            with tempfile.TemporaryDirectory(prefix="slmpack-") as folder:
-                yield Path(repository.download_artifacts(name, folder))
-
-    return serve
+def _damage(found: str, expected: str, advice: str) -> DamageError:
+    return DamageError(f"the artifact store serves {found}", expected, advice)
 
 
 def _refusal(found: str, expected: str, advice: str) -> CheckError:

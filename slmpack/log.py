@@ -11,10 +11,12 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from slmpack import progress
 from slmpack.errors import LogError, SlmpackError, UsageError
+from slmpack.experiment import EXPERIMENT, experiment_id
+from slmpack.health import is_usable
 from slmpack.names import NAME_TAG, logged_name, name_of_logged
 from slmpack.records import Interface, LoggedModel, Package, Target, digest_of
 from slmpack.registry import check_name, final_errors, require_registry
@@ -28,7 +30,6 @@ __all__ = ["log_model", "logged_digest", "require_registry"]
 
 logger = logging.getLogger(__name__)
 
-EXPERIMENT = "slmpack"
 MANIFEST_TAG = "slmpack.manifest"
 PREFECT_RUN = "prefect_run"  # in a trace: the run that logs, which may be killed and go on
 
@@ -96,7 +97,7 @@ def _logged_before(name: str, digest: str, trace: dict[str, str]) -> tuple[str, 
 
 
 def ready_models(tags: dict[str, str]) -> "list[MlflowModel]":
-    """Return the logged models that are READY and have all those tags, newest first."""
+    """Return the logged models that are READY, have all those tags and all their files, newest first."""
     from mlflow import MlflowClient
 
     client = MlflowClient()
@@ -106,7 +107,7 @@ def ready_models(tags: dict[str, str]) -> "list[MlflowModel]":
     wanted = " AND ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
     newest_first = [{"field_name": "creation_timestamp", "ascending": False}]
     found = client.search_logged_models([experiment.experiment_id], wanted, order_by=newest_first)
-    return [logged for logged in found if str(logged.status) == "READY"]
+    return [logged for logged in found if str(logged.status) == "READY" and is_usable(logged)]
 
 
 def _facts_of(package: Package, interface: Interface, digest: str) -> dict[str, str]:
@@ -155,24 +156,6 @@ def _is_reachable() -> bool:
     except SlmpackError:
         return False
     return True
-
-
-def experiment_id(client: Any) -> str:
-    """Return the id of the experiment that all runs belong to, made if need be."""
-    from mlflow.exceptions import MlflowException
-
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    if experiment is None:
-        try:
-            return str(client.create_experiment(EXPERIMENT))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            experiment = client.get_experiment_by_name(EXPERIMENT)  # another process was faster
-    if experiment.lifecycle_stage != "active":
-        raise LogError(f"the MLflow experiment {EXPERIMENT} is deleted", "an active one",
-                       f"restore it: mlflow experiments restore -x {experiment.experiment_id}")  # fmt: skip
-    return str(experiment.experiment_id)
 
 
 def _log_folder(

@@ -21,7 +21,8 @@ from slmpack.child import run_in_child
 from slmpack.compare import PackageRun, run_package
 from slmpack.errors import QualityError, UsageError
 from slmpack.hardware import device_of, provider_here
-from slmpack.integrity import artifact_location, is_local
+from slmpack.integrity import artifact_location
+from slmpack.lifetime import is_local
 from slmpack.limits import limit_seconds
 from slmpack.records import (
     CHAT_RATIO,

@@ -60,6 +60,7 @@ def published_outcome(version: PublishedVersion, proofs: Proofs, stages: Stages)
         quality=_figures(proofs.quality.quality),
         speed=proofs.smoke.speed,
         seconds=stages.seconds,
+        unhealthy=version.unhealthy,
     )
 
 
@@ -103,6 +104,7 @@ def told_of(outcome: Outcome) -> str:
         return f"{outcome.target}: {outcome.status}"
     seconds = sum(outcome.seconds.values())
     text = f"{outcome.status}: {outcome.name} version {outcome.version}, alias {outcome.alias}, in {seconds:.0f} s"
+    text += "".join(f"; {sentence}" for sentence in outcome.unhealthy)
     if outcome.speed is None or outcome.size_bytes is None:
         return text
     speed, quality = outcome.speed, outcome.quality

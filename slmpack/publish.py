@@ -6,8 +6,8 @@ MLflow is all that publishers on several machines share, and it has no compare-a
     winner: read back -> page -> the holder of the alias is told who supersedes it -> alias moves -> `slmpack.published`
 
 Every step may be done twice. A version without `slmpack.published` was left by a publisher that was killed: the next
-one with the same digest completes it. One with it is never moved again, so that a rollback stays. `claim` has the
-first line, `find` what is looked for.
+one with the same digest completes it. One with it is never moved again, so that a rollback stays, unless what has the
+alias has lost its files. `claim` has the first line, `find` what is looked for.
 """
 
 import logging
@@ -33,7 +33,9 @@ from slmpack.find import (
     asked_in,
     holder_before,
     holder_of,
+    is_lost,
     remember_wanted,
+    unhealthy_before,
     with_asked,
 )
 from slmpack.integrity import read_back
@@ -94,14 +96,15 @@ def publish_version(
             published = _complete(model, proofs, version)
         except CheckError as refusal:
             if version.tags[MODEL_ID] != model.model_id:
-                logger.info("version %s has the digest but not the bytes of %s", version.version, model.uri)
+                logger.warning("version %s has the digest but not the bytes of %s", version.version, model.uri)
                 return publish_version(model, proofs, asked=asked, wanted=wanted, force=True, trace=trace)
             _refuse(model, proofs, version, refusal)
             raise
         _remember(model, version, published, asked, wanted)
         _close_run(model, published.version)
     logger.info("published %s version %s as %s", model.name, published.version, published.alias)
-    return published
+    unhealthy = unhealthy_before(model.name, published.version, published.alias, model.digest)
+    return published.model_copy(update={"unhealthy": unhealthy})
 
 
 def _complete(model: LoggedModel, proofs: Proofs, version: "ModelVersion") -> PublishedVersion:
@@ -134,7 +137,11 @@ def _made_by(version: "ModelVersion") -> str:
 
 
 def _is_complete(version: "ModelVersion", alias: str) -> bool:
-    return PUBLISHED in version.tags and holder_of(version.name, alias) is not None
+    """Tell whether nothing is left to do: it was published, and what has the alias now, it or another, can be used."""
+    holder = holder_of(version.name, alias)
+    return (
+        PUBLISHED in version.tags and holder is not None and (holder.version == version.version or not is_lost(holder))
+    )
 
 
 def _move_alias(version: "ModelVersion", alias: str, holder: "ModelVersion | None") -> None:

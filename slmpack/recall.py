@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from slmpack.errors import CheckError, SourceError, UsageError
 from slmpack.find import MODEL_ID, PUBLISHED, alias_of, holder_of, versions_with
-from slmpack.integrity import CHECKPOINT_FOLDER, is_local, read_back
+from slmpack.health import damage_of
+from slmpack.integrity import CHECKPOINT_FOLDER, read_back
+from slmpack.lifetime import is_local
 from slmpack.log import MANIFEST_TAG
 from slmpack.origin import snapshot_path
 from slmpack.provenance import PROVENANCE, Provenance, model_of
@@ -87,6 +89,10 @@ def find_logged(uri: str) -> Recorded:
         logged = _logged_model(uri)
         repository: Any = get_artifact_repository(logged.artifact_location)
         names = {entry.path for entry in repository.list_artifacts()}
+        if PROVENANCE not in names and MANIFEST_TAG in logged.tags:
+            damage = damage_of(logged.model_id) or f"it has no {PROVENANCE}"
+            raise CheckError(f"{uri} cannot be used: {damage}", "all the files that were logged",
+                             "package its source again: slmpack package SOURCE")  # fmt: skip
         if PROVENANCE not in names or MANIFEST_TAG not in logged.tags:
             raise _stranger(uri, f"no {PROVENANCE} beside its MLmodel")
         text = Path(repository.download_artifacts(PROVENANCE)).read_bytes()

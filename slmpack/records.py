@@ -410,6 +410,7 @@ class PublishedVersion(Record):
     Attributes:
         page_uri: the page with every proof, an artifact of the MLflow run.
         summary: that page in a few lines of Markdown.
+        unhealthy: which published versions it takes the place of because they cannot be used, and why.
     """
 
     model: LoggedModel
@@ -419,6 +420,7 @@ class PublishedVersion(Record):
     digest: str
     page_uri: str = ""
     summary: str = ""
+    unhealthy: tuple[str, ...] = ()
 
     @property
     def model_uri(self) -> str:
@@ -440,6 +442,7 @@ class Outcome(Record):
     Attributes:
         seconds: wall time of each stage that ran.
         reason: why nothing was published, else None.
+        unhealthy: which published versions this one takes the place of because they cannot be used, and why.
     """
 
     status: Status
@@ -455,3 +458,4 @@ class Outcome(Record):
     speed: Speed | None = None
     seconds: dict[str, float] = {}
     reason: str | None = None
+    unhealthy: tuple[str, ...] = ()

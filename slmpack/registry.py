@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from slmpack.errors import PublishError, SlmpackError, UsageError
+from slmpack.lifetime import sqlite_file, temporary_folder
 from slmpack.names import is_of_a_word, logged_name
 
 if TYPE_CHECKING:
@@ -63,13 +64,18 @@ def is_absent(error: "MlflowException") -> bool:
     return bool(error.error_code == "RESOURCE_DOES_NOT_EXIST")
 
 
-def artifact_names(repository: "ArtifactRepository", folder: str | None = None) -> Iterator[str]:
-    """Yield the path of every artifact below `folder`."""
+def artifact_names(repository: "ArtifactRepository") -> Iterator[str]:
+    """Yield the path of every artifact."""
+    return (name for name, _ in artifact_sizes(repository))
+
+
+def artifact_sizes(repository: "ArtifactRepository", folder: str | None = None) -> Iterator[tuple[str, int | None]]:
+    """Yield the path and the size in bytes of every artifact below `folder`; not every store tells sizes."""
     for entry in repository.list_artifacts(folder):
         if entry.is_dir:
-            yield from artifact_names(repository, entry.path)
+            yield from artifact_sizes(repository, entry.path)
         else:
-            yield entry.path
+            yield entry.path, entry.file_size
 
 
 def check_name(name: str) -> None:
@@ -114,11 +120,11 @@ def require_registry(shared: bool = False) -> None:
     """Ask the tracking server and the registry one cheap question, once; MLflow's own calls try for minutes.
 
     Args:
-        shared: refuse MLflow's own default, a file in the working folder: a worker's is a folder that nobody keeps.
+        shared: refuse a database in the working folder, MLflow's own default too: a worker's is deleted with its run.
 
     Raises:
         PublishError: one of them does not answer, or not as MLflow does.
-        UsageError: it is a store that MLflow no longer takes, or the default where that would be lost.
+        UsageError: it is a store that MLflow no longer takes, or one that would be lost with this run.
     """
     import mlflow
     from mlflow.tracking import is_tracking_uri_set
@@ -127,10 +133,29 @@ def require_registry(shared: bool = False) -> None:
         raise UsageError("MLFLOW_TRACKING_URI is not set for this worker", "the address of the MLflow server",
                          "set it in the worker's environment or in the work pool's job variables (env)")  # fmt: skip
     for uri in dict.fromkeys((mlflow.get_tracking_uri(), mlflow.get_registry_uri())):
+        _require_lasting_database(uri, shared)
         if urlsplit(uri).scheme in {"http", "https"}:
             _probe_server(uri)
         else:
             _probe_store(uri)
+
+
+def _require_lasting_database(uri: str, shared: bool) -> None:
+    """Refuse a SQLite database that is gone when this process has ended, or with the working folder of its run."""
+    file = sqlite_file(uri)
+    if file == Path():
+        raise UsageError(f"MLflow is a database in memory ({uri})", "one that outlives this process",
+                         "set MLFLOW_TRACKING_URI to sqlite:///mlflow.db")  # fmt: skip
+    if file is None or not shared:
+        return
+    working = Path.cwd().resolve()
+    is_in_run = temporary_folder(working) is not None and (working / file).resolve().is_relative_to(working)
+    if not file.is_absolute() or is_in_run:
+        raise UsageError(
+            f"MLflow's database is {uri} on this worker, in the working folder of the run",
+            "a server, or an absolute path that outlives the run, as in sqlite:////FOLDER/mlflow.db",
+            "set MLFLOW_TRACKING_URI in the worker's environment or in the work pool's job variables (env)",
+        )
 
 
 def shown(uri: str) -> str:
@@ -210,7 +235,7 @@ def _probe_database(uri: str) -> None:
     parts = urlsplit(uri)
     kind = parts.scheme.partition("+")[0]
     if kind == "sqlite":
-        file = Path(parts.path.removeprefix("/"))
+        file = sqlite_file(uri) or Path()
         if file.is_file() and not _is_sqlite(file):
             raise _unreachable(uri, f"{file} is not a SQLite database")
         if file.is_dir():

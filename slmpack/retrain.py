@@ -12,8 +12,9 @@ from pydantic import Field
 
 from slmpack.chat_data import ChatData
 from slmpack.errors import QualityError
+from slmpack.experiment import EXPERIMENT
 from slmpack.find import versions_with
-from slmpack.log import EXPERIMENT
+from slmpack.health import clear_version, damage_of, mark_version
 from slmpack.publish import REFUSED
 from slmpack.records import ModelSource, Outcome, Record, Status, digest_of
 from slmpack.registry import is_absent
@@ -117,10 +118,24 @@ def retrain_key(base: ModelSource, data: ChatData, settings: TrainSettings, poli
 
 def find_settled(name: str, key: str) -> Settled | None:
     """Return how the same retraining ended before, wherever it ran."""
-    if found := versions_with(name, RETRAINED, key):
+    if found := usable_versions(name, key):
         return Settled(version=int(found[-1].version), reason=None)
     run = _refused_run(name, key)
     return None if run is None else Settled(version=None, reason=run.data.tags[REFUSED])
+
+
+def usable_versions(name: str, key: str) -> "list[ModelVersion]":
+    """Return the versions of a retraining whose files are all there, lowest number first; the others are marked."""
+    return [version for version in versions_with(name, RETRAINED, key) if _is_usable(version)]
+
+
+def _is_usable(version: "ModelVersion") -> bool:
+    damage = damage_of(str(version.source).removeprefix("models:/"))
+    if damage is None:
+        clear_version(version)
+    else:
+        mark_version(version, damage)
+    return damage is None
 
 
 def _refused_run(name: str, key: str) -> "Run | None":
@@ -135,7 +150,7 @@ def _refused_run(name: str, key: str) -> "Run | None":
 
 
 def version_in_use(name: str) -> int | None:
-    """Return the number of the tuned version in use, None before there is one."""
+    """Return the number of the tuned version in use, None before there is one or if that one's files are gone."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -145,6 +160,8 @@ def version_in_use(name: str) -> int | None:
         if is_absent(error):
             return None
         raise
+    if RETRAINED in version.tags and not _is_usable(version):
+        return None
     return int(version.version)
 
 

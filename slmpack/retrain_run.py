@@ -14,13 +14,13 @@ from typing import Any
 from slmpack.chat_data import HELD_OUT, ChatData, ChatParts
 from slmpack.chat_dataset import log_chat_dataset
 from slmpack.errors import PublishError
-from slmpack.find import versions_with
-from slmpack.log import EXPERIMENT, PREFECT_RUN, experiment_id
+from slmpack.experiment import EXPERIMENT, experiment_id
+from slmpack.log import PREFECT_RUN
 from slmpack.mlflow_source import QUALITY_CHATS
 from slmpack.publish import REFUSED
 from slmpack.records import LoggedModel, ModelSource, Record
 from slmpack.registry import final_errors
-from slmpack.retrain import RETRAINED, TUNED_ALIAS, TunedFigures, version_in_use
+from slmpack.retrain import RETRAINED, TUNED_ALIAS, TunedFigures, usable_versions, version_in_use
 from slmpack.train import TRAINING, read_training
 from slmpack.train_losses import Told, TrainingPoint
 from slmpack.train_settings import TrainSettings
@@ -248,7 +248,7 @@ def register_tuned(
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        known = versions_with(name, RETRAINED, retraining.key)
+        known = usable_versions(name, retraining.key)
         in_use = version_in_use(name)
         if in_use != beaten and in_use not in {int(version.version) for version in known}:
             raise PublishError(f"{name} version {in_use} came into use meanwhile",

@@ -32,7 +32,8 @@ def keep_outcomes(outcomes: list[Outcome]) -> None:
     table = [
         {
             "target": each.target.value, "status": each.status, "recipe": each.recipe and each.recipe.value,
-            "version": each.version and f"{each.name} {each.version}", "reason": each.reason,
+            "version": each.version and f"{each.name} {each.version}",
+            "reason": each.reason or "; ".join(each.unhealthy) or None,
         }
         for each in outcomes
     ]  # fmt: skip

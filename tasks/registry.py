@@ -1,8 +1,8 @@
-"""Registry: whether MLflow can be reached."""
+"""Registry: whether MLflow can be reached, and whether what is logged there will last."""
 
 from prefect import runtime, task
 
-from slmpack import registry
+from slmpack import experiment, registry
 from tasks.policies import LOCAL
 
 
@@ -10,3 +10,11 @@ from tasks.policies import LOCAL
 def require_registry() -> None:
     """Look for MLflow before anything expensive; not retried, so that a wrong address is told at once."""
     registry.require_registry(shared=runtime.deployment.id is not None)
+
+
+@task(**LOCAL)
+def require_experiment() -> None:
+    """Look for MLflow, and for a place of artifacts that outlives this run, before anything expensive."""
+    on_worker = runtime.deployment.id is not None
+    registry.require_registry(shared=on_worker)
+    experiment.require_experiment(on_worker)

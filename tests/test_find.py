@@ -1,15 +1,23 @@
 """Finding: what is published of a digest, of several recipes, and under which alias."""
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from made_proofs import ALIAS, QUALITY, SPEED, proofs_of, publish
+from made_proofs import ALIAS, QUALITY, SPEED, flip_a_bit, holder_of, proofs_of, publish
 from mlflow import MlflowClient
 
-from slmpack.errors import UsageError
+from slmpack.errors import CheckError, DamageError, UsageError
 from slmpack.find import PublishedLookup, alias_of, find_published, find_rung, find_wanted
+from slmpack.health import UNHEALTHY
+from slmpack.integrity import read_back
+from slmpack.log import ready_models
+from slmpack.outcome import Stages, published_outcome, told_of
 from slmpack.publish import publish_version
+from slmpack.recall import find_logged
 from slmpack.records import Interface, LoggedModel, QualityFigures, Target
+from slmpack.retrain import RETRAINED, TUNED_ALIAS, Settled, find_settled, version_in_use
 
 LogIt = Callable[..., LoggedModel]
 
@@ -83,6 +91,119 @@ def test_auto_that_ended_with_what_was_published_by_name_is_found_the_next_time(
 
     assert version_of(find_rung(name, ladder, ALIAS, "auto 1")) == 1
     assert find_rung(name, ladder, ALIAS, "auto 2") is None
+
+
+def files_of(model: LoggedModel) -> Path:
+    return Path(MlflowClient().get_logged_model(model.model_id).artifact_location.removeprefix("file://"))
+
+
+def mark_of(name: str, version: int = 1) -> str | None:
+    return MlflowClient().get_model_version(name, str(version)).tags.get(UNHEALTHY)
+
+
+@pytest.mark.slow
+def test_a_published_version_without_its_files_is_told_in_log_tag_and_outcome(
+    name: str, log_it: LogIt, caplog: pytest.LogCaptureFixture
+) -> None:
+    lost = log_it()
+    publish(lost)
+    shutil.rmtree(files_of(lost))
+
+    assert find_published(name, lost.digest, ALIAS) is None
+    told = f"its files are gone from {MlflowClient().get_logged_model(lost.model_id).artifact_location}"
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.message == f"{name} version 1 is published and cannot be used: {told}"
+    mark = mark_of(name)
+    assert mark is not None and mark.endswith(f": {told}")
+    assert find_published(name, lost.digest, ALIAS) is None
+    assert mark_of(name) == mark  # the time of when it was found first
+
+    model = log_it()
+    outcome = published_outcome(publish(model), proofs_of(model), Stages())
+    assert (outcome.version, outcome.reason) == (2, None)
+    assert outcome.unhealthy == (f"version 1 was published and cannot be used, {mark}",)
+    assert outcome.unhealthy[0] in told_of(outcome)
+
+
+@pytest.mark.slow
+def test_a_file_that_was_cut_or_removed_is_named_and_the_mark_goes_when_it_is_back(name: str, log_it: LogIt) -> None:
+    model = log_it()
+    publish(model)
+    file = files_of(model) / "artifacts" / "package" / "model.onnx.data"
+    content = file.read_bytes()
+    file.unlink()
+    assert find_published(name, model.digest, ALIAS) is None
+    assert "artifacts/package/model.onnx.data missing from" in str(mark_of(name))
+    file.write_bytes(content[:-1])
+    assert find_published(name, model.digest, ALIAS) is None
+    assert f"model.onnx.data has {len(content) - 1:,} bytes instead of {len(content):,}" in str(mark_of(name))
+    file.write_bytes(content)
+    assert version_of(find_published(name, model.digest, ALIAS)) == 1
+    assert mark_of(name) is None
+
+
+@pytest.mark.slow
+def test_an_alias_does_not_stay_at_a_version_without_files(name: str, log_it: LogIt) -> None:
+    first, forced = log_it(), log_it()
+    publish(first)
+    publish(forced, force=True)
+    shutil.rmtree(files_of(forced))
+
+    assert find_published(name, first.digest, ALIAS) is None  # version 1 is whole and has no alias
+    published = publish(log_it())
+
+    assert (published.version, holder_of(name)) == (1, 1)
+    assert version_of(find_published(name, first.digest, ALIAS)) == 1
+    assert mark_of(name, 2) is not None
+
+
+@pytest.mark.slow
+def test_other_content_that_was_found_once_is_not_unchanged_until_all_of_it_is_read_again(
+    name: str, log_it: LogIt
+) -> None:
+    model = log_it()
+    publish(model)
+    file = files_of(model) / "artifacts" / "package" / "model.onnx.data"
+    content = file.read_bytes()
+    flip_a_bit(model)
+    assert version_of(find_published(name, model.digest, ALIAS)) == 1  # its size is as it was
+    with pytest.raises(DamageError):
+        read_back(model)
+    for _ in range(2):
+        assert find_published(name, model.digest, ALIAS) is None
+        assert "other content: the artifact store serves artifacts/package/model.onnx.data" in str(mark_of(name))
+    file.write_bytes(content)
+    read_back(model)
+    assert mark_of(name) is None
+    assert version_of(find_published(name, model.digest, ALIAS)) == 1
+
+
+@pytest.mark.slow
+def test_a_logged_model_without_its_files_is_not_handed_over_or_gone_on_with(
+    log_it: LogIt, caplog: pytest.LogCaptureFixture
+) -> None:
+    lost, whole = log_it(), log_it()
+    shutil.rmtree(files_of(lost))
+    found = {str(logged.model_id) for logged in ready_models({"slmpack.digest": lost.digest})}
+    assert whole.model_id in found and lost.model_id not in found
+    assert f"models:/{lost.model_id} is logged and cannot be used: its files are gone" in caplog.text
+    assert "its files are gone" in MlflowClient().get_logged_model(lost.model_id).tags[UNHEALTHY]
+    with pytest.raises(CheckError, match=f"models:/{lost.model_id} cannot be used: its files are gone"):
+        find_logged(f"models:/{lost.model_id}")
+
+
+@pytest.mark.slow
+def test_a_tuned_version_without_its_files_settles_nothing_and_is_not_in_use(name: str, log_it: LogIt) -> None:
+    model, client = log_it(), MlflowClient()
+    client.create_registered_model(name)
+    version = client.create_model_version(
+        name, model.uri, model.run_id, {RETRAINED: "key"}, model_id=model.model_id
+    )  # fmt: skip
+    client.set_registered_model_alias(name, TUNED_ALIAS, version.version)
+    assert (find_settled(name, "key"), version_in_use(name)) == (Settled(version=1, reason=None), 1)
+    shutil.rmtree(files_of(model))
+    assert (find_settled(name, "key"), version_in_use(name)) == (None, None)
+    assert "its files are gone" in str(mark_of(name))
 
 
 def version_of(found: PublishedLookup | None) -> int | None:

@@ -14,6 +14,7 @@ from flows.rollback_model import rollback_model
 from slmpack.errors import CheckError, PublishError, SourceError, UsageError
 from slmpack.find import find_published, find_wanted
 from slmpack.hardware import obstacle_to_prove
+from slmpack.health import UNHEALTHY
 from slmpack.publish import publish_version
 from slmpack.records import Interface, LoggedModel, Outcome, Recipe, Target
 from slmpack.rollback import WayBack, find_way_back, give_back, read_version
@@ -271,7 +272,9 @@ def test_where_nothing_holds_nothing_moves(
         f"slmpack: {outcome['reason']}"
     ]
     assert "Traceback" not in done.stderr
-    assert (holder_of(name), [tags_of(name, version) for version in (1, 2, 3)]) == (3, before)
+    after = [tags_of(name, version) for version in (1, 2, 3)]
+    assert "model.onnx.data" in after[0].pop(UNHEALTHY)
+    assert (holder_of(name), after) == (3, before)
 
 
 def test_a_killed_rollback_is_completed_by_the_flow_and_goes_no_further(

@@ -14,6 +14,7 @@ from flows.verify_model import verify_model
 from slmpack.build import build_package
 from slmpack.errors import CheckError, SmokeError
 from slmpack.fetch import fetch_snapshot
+from slmpack.health import UNHEALTHY
 from slmpack.log import log_model
 from slmpack.proof import Proofs
 from slmpack.publish import publish_version
@@ -33,6 +34,7 @@ from slmpack.records import (
     ValidationReport,
 )
 from slmpack.resolve import resolve_source
+from slmpack.rollback import read_version
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_api")]
 
@@ -109,6 +111,8 @@ def test_a_changed_byte_is_refused_by_the_command(
     assert (outcome["status"], outcome["target"]) == ("refused", "cpu-int4")
     assert "model.onnx.data" in outcome["reason"]
     assert f"slmpack: {outcome['reason']}" in done.stderr.splitlines()
+    assert "model.onnx.data" in MlflowClient().get_model_version("tiny-phi3", "1").tags[UNHEALTHY]
+    read_version("tiny-phi3", 1)  # as it was again, and read to its end
     assert everything("tiny-phi3") == before
 
 
