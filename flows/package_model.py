@@ -55,6 +55,7 @@ from tasks.hand_over import source_of_checkpoint
 from tasks.log import log_model
 from tasks.measure import measure_quality
 from tasks.outcome import completed, keep_outcome
+from tasks.policies import INTERRUPTIONS
 from tasks.publish import find_rung, find_wanted, mark_refused, publish_version
 from tasks.registry import require_registry
 from tasks.resolve import chats_of, resolve_source
@@ -202,6 +203,9 @@ def prove(
         return rung_of(package, "refused", smoke.own_speed, refusal.quality, str(refusal))
     except PublishError:
         raise  # the registry that refuses is the one to be told
-    except (SlmpackError, KeyboardInterrupt) as refusal:
-        mark_refused(model, str(refusal) or "interrupted")
+    except SlmpackError as refusal:
+        mark_refused(model, str(refusal))
+        raise
+    except INTERRUPTIONS:
+        mark_refused(model, "interrupted", status="KILLED")
         raise
