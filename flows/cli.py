@@ -58,7 +58,8 @@ def _run(parsed: argparse.Namespace) -> int:
     from slmpack.surroundings import prepare_home
 
     try:
-        prepare_home(getattr(parsed, "workspace", None))
+        if parsed.run is not _targets:  # which needs no folder
+            prepare_home(getattr(parsed, "workspace", None))
         code: int = parsed.run(parsed)
     except UsageError as error:
         return _complain(error, USAGE)
@@ -265,6 +266,7 @@ def _tell(outcomes: "list[Outcome]", parsed: argparse.Namespace) -> int:
 
 def _run_flow(parsed: argparse.Namespace, targets: "list[Target]") -> "list[Outcome]":
     """Run the flow here; one target is a run of its own, several are runs below one."""
+    from slmpack.hub import require_hub
     from slmpack.records import QualityPolicy
     from slmpack.registry import require_registry
 
@@ -275,6 +277,7 @@ def _run_flow(parsed: argparse.Namespace, targets: "list[Target]") -> "list[Outc
     chats = parsed.quality_chats
     if len(targets) > 1:
         require_registry()  # before Prefect starts its server; a flow on a worker looks itself
+        require_hub(parsed.source)
         from flows.package_targets import package_targets
 
         state: Any = package_targets(parsed.source, targets, *rest, quality_chats=chats, return_state=True)
@@ -284,6 +287,7 @@ def _run_flow(parsed: argparse.Namespace, targets: "list[Target]") -> "list[Outc
         return outcomes
 
     def package() -> "Outcome":
+        require_hub(parsed.source)
         from flows.package_model import package_model
 
         return package_model(parsed.source, targets[0], *rest, quality_chats=chats)

@@ -12,6 +12,7 @@ from flows.display import Display
 from slmpack.chat_data import DataPolicy
 from slmpack.errors import SlmpackError, UsageError
 from slmpack.expected import translated
+from slmpack.hub import require_hub
 from slmpack.records import QualityPolicy, Record, Target
 from slmpack.registry import check_characters, check_name, require_registry
 from slmpack.resolve import DEFAULT_SOURCE
@@ -67,6 +68,7 @@ def run_retrain(parsed: argparse.Namespace, *options: Any) -> RetrainOutcome:
         check_name(parsed.name)
     targets = list(dict.fromkeys(parsed.target or [Target.CPU_INT4]))
     require_registry()  # before Prefect starts its server
+    require_hub(parsed.base)
     from flows.retrain_model import retrain_model
 
     logging.captureWarnings(True)

@@ -21,6 +21,7 @@ from uuid import uuid4
 import psutil
 from honcho.manager import Manager
 
+from flows.supervise import INTERRUPTED
 from slmpack.errors import SlmpackError, UsageError
 
 HOST = "127.0.0.1"
@@ -129,6 +130,8 @@ def main() -> int:
     except SlmpackError as error:
         sys.stderr.write(f"slmpack: {error}\n")
         return 1
+    except KeyboardInterrupt:  # before Honcho listens for it
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

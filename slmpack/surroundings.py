@@ -12,6 +12,7 @@ from pathlib import Path
 from slmpack import telemetry
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+PLACES = ("XDG_CACHE_HOME", "PREFECT_HOME")
 NO_PROXY = ("NO_PROXY", "no_proxy")  # Python prefers the second, curl and uv the first
 
 
@@ -41,25 +42,30 @@ def name_user() -> None:
 
 
 def prepare_home(workspace: Path | None) -> None:
-    """Move the caches of our dependencies below the workspace if the home folder cannot hold them.
+    """Move the caches of our dependencies elsewhere if the home folder cannot hold them.
 
     Args:
-        workspace: the user's choice; None: below `XDG_CACHE_HOME`, and nothing is moved without that.
+        workspace: where to; None: below `XDG_CACHE_HOME` or `PREFECT_HOME`.
+
+    Raises:
+        WorkspaceError: there is no home folder, and no other place is named; or that place cannot be written.
     """
-    if _home_obstacle() is None:
+    if (obstacle := _home_obstacle()) is None:
         return
-    cache = os.environ.get("XDG_CACHE_HOME")
-    place = workspace or (Path(cache) / "slmpack" if cache else None)
-    if place is None:
-        return
-    place = place.absolute()
-    moved = {"PREFECT_HOME": "prefect", "XDG_CACHE_HOME": "cache", "MPLCONFIGDIR": "matplotlib"}
-    for name, folder in moved.items():
-        os.environ.setdefault(name, str(place / "home" / folder))
+    place = workspace or next((Path(os.environ[name]) / "slmpack" for name in PLACES if os.environ.get(name)), None)
+    if place is None and not home_folder().is_absolute():
+        raise _homeless(obstacle)
+    if place is not None:
+        _move_home(typed_path(place) / "home")
+
+
+def _move_home(home: Path) -> None:
+    require_writable(home)
+    for name, folder in (("PREFECT_HOME", ".prefect"), ("XDG_CACHE_HOME", ".cache"), ("MPLCONFIGDIR", ".matplotlib")):
+        os.environ.setdefault(name, str(home / folder))
     if not home_folder().is_dir() or home_folder() == Path("/"):  # another may have the user's settings
-        require_writable(place / "home")
-        (place / "home").mkdir(parents=True, exist_ok=True)
-        os.environ["HOME"] = str(place / "home")
+        home.mkdir(parents=True, exist_ok=True)
+        os.environ["HOME"] = str(home)
 
 
 def cache_folder() -> Path:
@@ -69,13 +75,18 @@ def cache_folder() -> Path:
         WorkspaceError: there is neither.
     """
     if cache := os.environ.get("XDG_CACHE_HOME"):
-        return Path(cache).absolute()
+        return typed_path(cache)
     place = home_folder() / ".cache"
     if (obstacle := _home_obstacle()) and not os.access(place, os.W_OK | os.X_OK):
-        from slmpack.errors import WorkspaceError  # pydantic, which the process that starts others does without
-
-        raise WorkspaceError(obstacle, "a folder for work files", "give --workspace DIR, or set HOME or XDG_CACHE_HOME")
+        raise _homeless(obstacle)
     return place
+
+
+def _homeless(obstacle: str) -> Exception:
+    from slmpack.errors import WorkspaceError  # pydantic, which the process that starts others does without
+
+    return WorkspaceError(obstacle, "a folder for caches and work files",
+                          "set HOME or XDG_CACHE_HOME, or give --workspace DIR to a command that has it")  # fmt: skip
 
 
 def typed_path(text: str | Path) -> Path:
