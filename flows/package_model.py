@@ -13,7 +13,7 @@ other: a second model in memory would spoil the speed that the smoke test measur
 from prefect import flow, runtime
 
 from slmpack.build import package_digest
-from slmpack.errors import PublishError, QualityError, RecipeError, SlmpackError
+from slmpack.errors import NetworkError, PublishError, QualityError, RecipeError, SlmpackError
 from slmpack.find import alias_of
 from slmpack.frontier import Rung
 from slmpack.hardware import require_runtime
@@ -201,8 +201,8 @@ def prove(
     except QualityError as refusal:
         mark_refused(model, str(refusal), smoke.own_speed, refusal.quality)
         return rung_of(package, "refused", smoke.own_speed, refusal.quality, str(refusal))
-    except PublishError:
-        raise  # the registry that refuses is the one to be told
+    except (PublishError, NetworkError):
+        raise  # the registry that refuses is the one to be told, and a network that is away says nothing of the model
     except SlmpackError as refusal:
         mark_refused(model, str(refusal))
         raise

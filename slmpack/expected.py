@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from slmpack.errors import SlmpackError, SourceError, WorkspaceError
+from slmpack.errors import NetworkError, SlmpackError, WorkspaceError
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
@@ -46,7 +46,7 @@ def expected_error(error: BaseException) -> SlmpackError | None:
         if ours := _of_disk(each):
             return ours
     if cause := why_unreachable(error):
-        return SourceError(
+        return NetworkError(
             f"{_address_of(error)} cannot be reached ({cause})", "a network connection, or a mirror",
             "check the network and HTTPS_PROXY, set HF_ENDPOINT or pip's index-url to a mirror, or name a source that "
             "is on this machine",
@@ -98,6 +98,6 @@ def _address_of(error: BaseException) -> str:
         request = getattr(each, "_request", None)  # httpx; its property raises where there is none
         if request is not None and getattr(request, "url", None):
             return str(request.url.host)
-        if match := re.search(r"host='([^']+)'|package index for (\S+?):", str(each)):
-            return match[1] or f"the package index, which was to give {match[2]},"
+        if match := re.search(r"host='([^']+)'|could not reach (the package index)", str(each)):
+            return match[1] or match[2]
     return "the server"

@@ -1,7 +1,6 @@
 """Reaching MLflow: whether it is there, which of its errors are final, and which names it takes."""
 
 import errno
-import os
 import re
 import socket
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from urllib.parse import urlsplit
 
 from slmpack.errors import PublishError, SlmpackError, UsageError
 from slmpack.names import is_of_a_word, logged_name
+from slmpack.surroundings import may_write
 
 if TYPE_CHECKING:
     from mlflow.exceptions import MlflowException
@@ -238,10 +238,10 @@ def _probe_database(uri: str, writes: bool) -> None:
 
 def _read_only(file: Path) -> Path | None:
     """Return what keeps a database from being written or made: the file itself, or its folder; None: nothing."""
-    if file.exists() and not os.access(file, os.W_OK):
+    if file.exists() and not may_write(file):
         return file
     folder = next(each for each in file.parents if each.exists())  # SQLite has its journal there
-    return None if os.access(folder, os.W_OK | os.X_OK) else folder
+    return None if may_write(folder) else folder
 
 
 def _is_sqlite(file: Path) -> bool:

@@ -77,7 +77,7 @@ def cache_folder() -> Path:
     if cache := os.environ.get("XDG_CACHE_HOME"):
         return typed_path(cache)
     place = home_folder() / ".cache"
-    if (obstacle := _home_obstacle()) and not os.access(place, os.W_OK | os.X_OK):
+    if (obstacle := _home_obstacle()) and not may_write(place):
         raise _homeless(obstacle)
     return place
 
@@ -94,6 +94,12 @@ def typed_path(text: str | Path) -> Path:
     return Path(os.path.expanduser(text)).absolute()  # noqa: PTH111 - Path's own raises
 
 
+def may_write(path: Path) -> bool:
+    """Say whether this process may write a file, or in a folder; capabilities of a container count."""
+    mode = os.W_OK | (os.X_OK if path.is_dir() else 0)
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
+
+
 def require_writable(folder: Path) -> None:
     """Refuse a folder that cannot be written or made; nothing is made.
 
@@ -105,7 +111,7 @@ def require_writable(folder: Path) -> None:
     there = next(each for each in (folder, *folder.parents) if each.exists())
     if not there.is_dir():
         raise WorkspaceError(f"{there} is a file", "a folder for work files", "name another --workspace")
-    if not os.access(there, os.W_OK | os.X_OK):
+    if not may_write(there):
         raise WorkspaceError(f"{there} cannot be written", "a folder for work files that this user may write",
                              "name another --workspace")  # fmt: skip
 
@@ -120,4 +126,4 @@ def _home_obstacle() -> str | None:
     home = home_folder()
     if not home.is_absolute():
         return "HOME is not set and this user has no entry in passwd"
-    return None if os.access(home, os.W_OK | os.X_OK) else f"the home folder {home} cannot be written"
+    return None if may_write(home) else f"the home folder {home} cannot be written"

@@ -13,12 +13,13 @@ import psutil
 import pytest
 from command_line import SLMPACK, environment, error_lines, slmpack
 
-from slmpack.errors import SlmpackError, SourceError, WorkspaceError
+from slmpack.errors import NetworkError, SlmpackError, WorkspaceError
 from slmpack.expected import expected_error, translated
 from slmpack.store import require_space
 from slmpack.surroundings import cache_folder, require_writable
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port, on which nothing listens
+SOON_SECONDS = 30  # on a machine that is busy with other tests; alone it is 3
 PROXIES = dict.fromkeys(("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY"), NOWHERE)
 NOBODY = 12345  # has no entry in passwd
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user or mount a file system")
@@ -93,7 +94,7 @@ def test_a_hub_that_cannot_be_reached_is_told_at_once(
 ) -> None:
     began = time.monotonic()
     done = slmpack("package", source, cwd=tmp_path, **setting)
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < SOON_SECONDS
     assert done.returncode == 1
     (line,) = error_lines(done)
     assert cause in line
@@ -106,7 +107,7 @@ def test_a_package_index_that_cannot_be_reached_is_told_in_seconds(home: Path, t
     done = slmpack("package", "pypi://models==1.0/a.gguf", "--workspace", "ws", cwd=tmp_path, **index)
     assert done.returncode == 1
     (line,) = error_lines(done)
-    assert "the package index, which was to give models==1.0, cannot be reached (the connection is refused)" in line
+    assert "the package index cannot be reached (the connection is refused)" in line
     assert done.stderr.count("with pip") == 1  # and not once for every retry of a worker
 
 
@@ -125,7 +126,7 @@ def test_a_package_index_that_cannot_be_reached_is_told_in_seconds(home: Path, t
 def test_every_command_that_needs_mlflow_says_soon_that_it_is_down(arguments: list[str], tmp_path: Path) -> None:
     began = time.monotonic()
     done = slmpack(*arguments, cwd=tmp_path, MLFLOW_TRACKING_URI=NOWHERE)
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < SOON_SECONDS
     assert done.returncode == 1
     (line,) = error_lines(done)
     assert f"the MLflow server at {NOWHERE} cannot be reached (connection refused)" in line
@@ -153,21 +154,23 @@ def test_without_a_home_it_says_what_to_set(arguments: list[str], open_folder: P
 
 @as_root
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("options", "setting"),
-    [
-        (["--workspace", "ws"], {}),
-        (["--workspace", "ws"], {"HOME": "/"}),
-        ([], {"XDG_CACHE_HOME": "cache"}),
-        ([], {"PREFECT_HOME": "prefect"}),
-    ],
-)
-def test_one_folder_to_write_in_is_enough(options: list[str], setting: dict[str, str], open_folder: Path) -> None:
-    given = {name: value if value == "/" else str(open_folder / value) for name, value in setting.items()}
-    done = as_nobody("package", "./nowhere", *options, cwd=open_folder, **given)
+def test_a_workspace_is_enough_to_package(open_folder: Path) -> None:
+    done = as_nobody("package", "./nowhere", "--workspace", "ws", cwd=open_folder)
     assert done.returncode == 1
     (line,) = error_lines(done)
     assert "there is no file or folder" in line
+    assert not (open_folder / "~").exists()
+
+
+@as_root
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", [{"XDG_CACHE_HOME": "cache"}, {"PREFECT_HOME": "prefect"}, {"HOME": "/"}])
+def test_one_folder_to_write_in_is_enough_to_chat(setting: dict[str, str], open_folder: Path) -> None:
+    given = {name: value if value == "/" else str(open_folder / value) for name, value in setting.items()}
+    done = as_nobody("chat", "models:/a@b", "Hello", cwd=open_folder, **given)
+    assert done.returncode == 1
+    (line,) = error_lines(done)
+    assert "Registered Model with name=a not found" in line
     assert not (open_folder / "~").exists()
 
 
@@ -251,7 +254,7 @@ class SafetensorError(Exception):
         ),
         (
             ConnectionError("host='hub.example': [Errno -2] Name or service not known"),
-            SourceError,
+            NetworkError,
             "hub.example cannot",
         ),
     ],
