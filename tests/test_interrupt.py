@@ -174,6 +174,28 @@ def test_what_a_killed_command_started_ends_with_it(home: Path, tmp_path: Path) 
         assert alive == []
 
 
+def test_ctrl_z_stops_all_that_works(home: Path, tmp_path: Path) -> None:
+    with running(["package", "./none"], tmp_path, home) as command:
+        command.until("packaging")
+        command.process.send_signal(signal.SIGTSTP)
+        while {each.status() for each in processes_of(home)} != {psutil.STATUS_STOPPED}:
+            time.sleep(0.05)
+        command.process.send_signal(signal.SIGCONT)
+        command.process.send_signal(signal.SIGHUP)
+        assert command.code() == 129, command.said
+        assert command.lines()[-1] == LINE
+
+
+def test_work_that_is_killed_is_told_in_one_line(home: Path, tmp_path: Path) -> None:
+    with running(["package", "./none"], tmp_path, home) as command:
+        command.until("packaging")
+        (worker,) = psutil.Process(command.process.pid).children()
+        worker.kill()
+        assert command.code() == 137
+        assert command.lines()[-1].startswith("slmpack: the command was killed by signal 9")
+        assert processes_of(home) == []
+
+
 def test_a_chat_that_is_interrupted_stops_in_the_answer(log_it: Callable[..., LoggedModel], home: Path) -> None:
     model, folder = log_it(), Path.cwd()
     with running(["chat", model.uri, "Hello"], folder, home, terminal=True) as command:
