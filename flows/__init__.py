@@ -1,5 +1,5 @@
 """What runs, in which order. Telemetry is switched off before Prefect is imported."""
 
-from slmpack import telemetry
+from slmpack import surroundings
 
-telemetry.switch_off()
+surroundings.prepare()

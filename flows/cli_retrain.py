@@ -4,7 +4,6 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -12,9 +11,10 @@ from pydantic import ValidationError
 from flows.display import Display
 from slmpack.chat_data import DataPolicy
 from slmpack.errors import SlmpackError, UsageError
+from slmpack.expected import translated
+from slmpack.hub import require_hub
 from slmpack.records import QualityPolicy, Record, Target
-from slmpack.registry import check_name
-from slmpack.request import default_workspace
+from slmpack.registry import check_characters, check_name, require_registry
 from slmpack.resolve import DEFAULT_SOURCE
 from slmpack.retrain import RetrainOutcome, RetrainPolicy, told_retraining
 from slmpack.train_settings import TrainSettings
@@ -29,9 +29,8 @@ OPTIONS: dict[type[Record], dict[str, str]] = {
 }  # fmt: skip
 
 
-def add_retrain(commands: Any, target: Callable[[str], Target], run: Callable[[argparse.Namespace], int]) -> None:
-    """Add the command; numbers are checked by the records that hold them."""
-    parser = commands.add_parser("retrain", help="train on chats, and package what is better than what is in use")
+def add_options(parser: argparse.ArgumentParser, target: Callable[[str], Target]) -> None:
+    """Add the command's options; numbers are checked by the records that hold them."""
     parser.add_argument("base", nargs="?", default=DEFAULT_SOURCE, metavar="BASE", help="any source of `package`")
     parser.add_argument(
         "--data", required=True, metavar="FILE", help="chats: a file, a folder, runs:/ID/PATH.jsonl, or datasets:/NAME"
@@ -46,25 +45,35 @@ def add_retrain(commands: Any, target: Callable[[str], Target], run: Callable[[a
     parser.add_argument("--force", action="store_true", help="train even if the same was trained before")
     parser.add_argument("--waive-quality", metavar="REASON", help="package below the quality policy, for this reason")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    parser.add_argument("--workspace", type=Path, metavar="DIR", help=f"work files (default: {default_workspace()})")
-    parser.set_defaults(run=run)
 
 
-def run_retrain(parsed: argparse.Namespace) -> RetrainOutcome:
+def read_options(parsed: argparse.Namespace) -> list[Any]:
+    """Return the settings of the training and the policies.
+
+    Raises:
+        UsageError: a number or the name is out of its bounds.
+    """
+    if parsed.name is not None:
+        check_characters(parsed.name)
+    return [_read(record, parsed) for record in OPTIONS]
+
+
+def run_retrain(parsed: argparse.Namespace, *options: Any) -> RetrainOutcome:
     """Run the flow here and return what became of it.
 
     Raises:
         SlmpackError: it came to no end of its own.
     """
-    settings, policy, data_policy = (_read(record, parsed) for record in OPTIONS)
     if parsed.name is not None:
         check_name(parsed.name)
     targets = list(dict.fromkeys(parsed.target or [Target.CPU_INT4]))
+    require_registry()  # before Prefect starts its server
+    require_hub(parsed.base)
     from flows.retrain_model import retrain_model
 
     logging.captureWarnings(True)
     state: Any = retrain_model(
-        parsed.data, parsed.base, parsed.name, settings, policy, data_policy, targets, QualityPolicy(),
+        parsed.data, parsed.base, parsed.name, *options, targets, QualityPolicy(),
         parsed.waive_quality, parsed.force, parsed.workspace, return_state=True,
     )  # fmt: skip
     outcome: RetrainOutcome | Exception = state.result(raise_on_failure=False)
@@ -73,11 +82,12 @@ def run_retrain(parsed: argparse.Namespace) -> RetrainOutcome:
     return outcome
 
 
-def retrain(parsed: argparse.Namespace) -> RetrainOutcome:
+def retrain(parsed: argparse.Namespace, *options: Any) -> RetrainOutcome:
     """Retrain with a display; an expected failure is an outcome, bad usage is not."""
     with Display() as display:
         try:
-            outcome = run_retrain(parsed)
+            with translated():
+                outcome = run_retrain(parsed, *options)
         except UsageError:
             raise
         except SlmpackError as error:

@@ -13,7 +13,7 @@ other: a second model in memory would spoil the speed that the smoke test measur
 from prefect import flow, runtime
 
 from slmpack.build import package_digest
-from slmpack.errors import PublishError, QualityError, RecipeError, SlmpackError
+from slmpack.errors import NetworkError, PublishError, QualityError, RecipeError, SlmpackError
 from slmpack.find import alias_of
 from slmpack.frontier import Rung
 from slmpack.hardware import require_runtime
@@ -55,6 +55,7 @@ from tasks.hand_over import source_of_checkpoint
 from tasks.log import log_model
 from tasks.measure import measure_quality
 from tasks.outcome import completed, keep_outcome
+from tasks.policies import INTERRUPTIONS
 from tasks.publish import find_rung, find_wanted, mark_refused, publish_version
 from tasks.registry import require_experiment
 from tasks.resolve import chats_of, resolve_source
@@ -200,8 +201,11 @@ def prove(
     except QualityError as refusal:
         mark_refused(model, str(refusal), smoke.own_speed, refusal.quality)
         return rung_of(package, "refused", smoke.own_speed, refusal.quality, str(refusal))
-    except PublishError:
-        raise  # the registry that refuses is the one to be told
-    except (SlmpackError, KeyboardInterrupt) as refusal:
-        mark_refused(model, str(refusal) or "interrupted")
+    except (PublishError, NetworkError):
+        raise  # the registry that refuses is the one to be told, and a network that is away says nothing of the model
+    except SlmpackError as refusal:
+        mark_refused(model, str(refusal))
+        raise
+    except INTERRUPTIONS:
+        mark_refused(model, "interrupted", status="KILLED")
         raise

@@ -16,7 +16,7 @@ from prefect.states import Completed, Failed
 
 from flows.package_model import package_model
 from slmpack.errors import SlmpackError
-from slmpack.outcome import failed_outcome, summary_of, verified_outcome
+from slmpack.outcome import Stages, failed_outcome, summary_of, verified_outcome
 from slmpack.parameters import (
     CalibrationText,
     DispatchChoice,
@@ -73,8 +73,9 @@ def package_targets(
             policy=policy, quality_text=quality_text, waive_quality=waive_quality,
             calibration_text=calibration_text, quality_chats=quality_chats,
         )  # fmt: skip
-    require_experiment()
-    resolved = resolve_source(source, workspace_of(workspace))  # what is wrong with it is wrong for every target
+    with Stages()("resolve"):
+        require_experiment()
+        resolved = resolve_source(source, workspace_of(workspace))  # what is wrong with it is wrong for every target
     registered = registered_name(name, resolved)
     rest = {
         "recipe": recipe, "interface": interface, "name": name, "force": force, "policy": policy,

@@ -51,11 +51,12 @@ from slmpack.retrain_run import Retraining
 from slmpack.train_settings import TrainSettings
 from tasks.fetch import fetch_snapshot
 from tasks.outcome import completed_retraining, keep_retraining
+from tasks.policies import INTERRUPTIONS
 from tasks.registry import require_experiment
 from tasks.resolve import chats_of, resolve_source
 from tasks.retrain import (
+    close_run,
     divide_data,
-    fail_run,
     find_data,
     find_refusals,
     find_settled,
@@ -160,8 +161,9 @@ def tune(
         with stages("log"):
             model = log_tuned(tuned, retraining, workspace)
             version = register_tuned(model, retraining, run_id, figures, beaten)
-    except BaseException:  # MLflow that is gone and a cancellation, too
-        fail_run(run_id, return_state=True)  # where that fails as well, the first error is the one to tell
+    except BaseException as error:  # MLflow that is gone and a cancellation, too
+        status = "KILLED" if isinstance(error, INTERRUPTIONS) else "FAILED"
+        close_run(run_id, status, return_state=True)  # where that fails as well, the first error is the one to tell
         raise
     return RetrainOutcome(status="published", name=retraining.name, version=version, figures=figures)
 

@@ -19,12 +19,15 @@ from contextlib import suppress
 from uuid import uuid4
 
 import psutil
-from honcho.manager import Manager
+from honcho import manager as honcho
 
+from flows.supervise import INTERRUPTED
 from slmpack.errors import SlmpackError, UsageError
+from slmpack.surroundings import prepare_home
 
 HOST = "127.0.0.1"
 MARK = "SLMPACK_STACK"  # tells the stack's processes from others: runs are in sessions of their own
+KILL_SECONDS = 2  # after the first has ended: a worker whose server is gone waits for it
 ASKED_TO_END = (130, 143)  # Honcho's codes after SIGINT and SIGTERM
 READY = """\
 ready; Ctrl-C stops everything
@@ -46,7 +49,8 @@ def run_stack(mlflow_port: int, prefect_port: int) -> int:
         "PREFECT_API_URL": f"{prefect}/api",
         "PYTHONUNBUFFERED": "1",
     }
-    manager = Manager()
+    honcho.KILL_WAIT = KILL_SECONDS
+    manager = honcho.Manager()
     for name, arguments in commands(mlflow_port, prefect_port).items():
         manager.add_process(name, shlex.join(["exec", sys.executable, "-m", *arguments]), env=environment)
     try:
@@ -123,12 +127,15 @@ def main() -> int:
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parsed = parser.parse_args()
     try:
+        prepare_home(None)
         if parsed.worker:
             become_worker()
         return run_stack(parsed.mlflow_port, parsed.prefect_port)
     except SlmpackError as error:
         sys.stderr.write(f"slmpack: {error}\n")
         return 1
+    except KeyboardInterrupt:  # before Honcho listens for it
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

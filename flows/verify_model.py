@@ -22,6 +22,7 @@ from slmpack.request import Request, check_request, on_chats
 from tasks.fetch import receive_snapshot
 from tasks.measure import measure_quality
 from tasks.outcome import completed, keep_outcome
+from tasks.policies import INTERRUPTIONS
 from tasks.publish import mark_refused, publish_version
 from tasks.recall import find_logged, recall_model, standing_of
 from tasks.registry import require_experiment
@@ -87,6 +88,10 @@ def prove(model: LoggedModel, request: Request, stages: Stages) -> Proofs:
         if standing_of(model).published is None:
             measured: Quality | None = refusal.quality if isinstance(refusal, QualityError) else None
             mark_refused(model, str(refusal), smoke.own_speed if smoke else None, measured)
+        raise
+    except INTERRUPTIONS:
+        if standing_of(model).published is None:
+            mark_refused(model, "interrupted", status="KILLED")
         raise
     return Proofs(validation=validation, quality=quality, smoke=smoke)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from slmpack.errors import SourceError
+from slmpack.registry import require_registry
 
 
 def stream_answer(uri: str, prompt: str) -> Iterator[str]:
@@ -12,7 +13,10 @@ def stream_answer(uri: str, prompt: str) -> Iterator[str]:
 
     Raises:
         SourceError: there is no such model, or it refuses the question.
+        PublishError: MLflow cannot be reached.
     """
+    if uri.startswith(("models:", "runs:")):
+        require_registry(writes=False)  # MLflow's own calls try for minutes
     import mlflow
     from mlflow.exceptions import MlflowException
 

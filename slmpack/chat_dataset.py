@@ -21,6 +21,7 @@ from slmpack.errors import DataError, PublishError, UsageError
 from slmpack.mlflow_dataset import find_data
 from slmpack.records import digest_of
 from slmpack.registry import final_errors, without_password
+from slmpack.surroundings import typed_path
 
 DIGEST_CHARACTERS = 36  # Source: MLflow 3.17.2, mlflow/utils/validation.py, MAX_DATASET_DIGEST_SIZE
 TRAINING, HELD_OUT = "training", "held-out"  # what MLflow calls the context of an input
@@ -64,7 +65,7 @@ def fetch_data(text: str, into: Path) -> Path:
     if is_artifact(text):
         text = find_data(text).text
     if not is_artifact(text):
-        return Path(text).expanduser().absolute()
+        return typed_path(text)
     import mlflow
 
     place = into / digest_of(text)[:12]

@@ -27,8 +27,9 @@ from typing import IO, TypeVar
 
 import psutil
 
-from slmpack import errors, progress, telemetry
+from slmpack import errors, progress, surroundings
 from slmpack.errors import SlmpackError
+from slmpack.expected import expected_error
 from slmpack.records import Progress, Record
 
 Argument = TypeVar("Argument", bound=Record)
@@ -226,7 +227,7 @@ def main() -> None:
             send(progress=record.progress.model_dump())  # type: ignore[attr-defined]
 
     progress.logger.addHandler(SendProgress())
-    telemetry.switch_off()
+    surroundings.prepare()
     module, name = sys.argv[1].split(":")
     try:
         function = getattr(importlib.import_module(module), name)
@@ -234,7 +235,8 @@ def main() -> None:
         result = function(parameter.annotation.model_validate_json(sys.argv[2]))
         send(result=result.model_dump(mode="json"))
     except BaseException as error:
-        send(error=" ".join(str(error).split()), kind=type(error).__name__)  # first: a full disk takes no traceback
+        told = expected_error(error) or error
+        send(error=" ".join(str(told).split()), kind=type(told).__name__)  # first: a full disk takes no traceback
         traceback.print_exc()
         sys.exit(1)
     finally:

@@ -4,6 +4,7 @@
     +-- UsageError          a name, target, recipe or option that cannot be right
     +-- HardwareError       this machine lacks what the target is for
     +-- SourceError         the source does not exist, may not be read, or is not a usable checkpoint
+    +-- NetworkError        no connection can be made at all
     +-- DataError           the chats to learn from are missing, damaged, too few or one and the same
     +-- WorkspaceError      no space, or a file changed after it was stored
     +-- BuildError          the builder refused, was killed or took too long
@@ -40,6 +41,10 @@ class HardwareError(SlmpackError):
 
 class SourceError(SlmpackError):
     """The source does not exist, may not be read, or is not a usable checkpoint."""
+
+
+class NetworkError(SlmpackError):
+    """No connection can be made: a name that is not resolved, a port that nobody listens on."""
 
 
 class DataError(SlmpackError):

@@ -7,11 +7,14 @@ The Hub's own client does the work, in its own cache, so its settings (`HF_TOKEN
 import glob
 import logging
 import os
+import socket
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from slmpack.adapter import ADAPTER_CONFIG, is_adapter_file, names_of, require_weights
 from slmpack.checkpoint import CONFIG, relevant_names
@@ -23,6 +26,7 @@ from slmpack.weights import INDEX, WEIGHTS, missing_shard, no_weights, read_inde
 
 logger = logging.getLogger(__name__)
 
+CONNECT_SECONDS = 10
 _UNAUTHORISED, _FORBIDDEN = 401, 403
 
 
@@ -60,6 +64,29 @@ def pin(repository: str, revision: str | None) -> Pinned:
     licence = (card.get("license_name") if card.get("license") == "other" else card.get("license")) if card else None
     files = frozenset(item.rfilename for item in info.siblings or ())
     return Pinned(commit=info.sha, licence=str(licence) if licence else None, files=files)
+
+
+def require_hub(source: str) -> None:
+    """Connect once to what answers for the Hub, if `source` is of it, a proxy if there is one for it.
+
+    Raises:
+        OSError: no connection can be made; see `expected`.
+    """
+    from huggingface_hub import constants, is_offline_mode
+
+    if not source.startswith("hf://") or is_offline_mode():
+        return
+    hub = urlsplit(constants.ENDPOINT)
+    proxy = None if proxy_bypass(hub.netloc) else getproxies().get(hub.scheme, getproxies().get("all"))
+    way = urlsplit(proxy if proxy and "://" in proxy else f"http://{proxy}") if proxy else hub
+    port = way.port or (443 if way.scheme == "https" else 80)
+    try:
+        socket.create_connection((way.hostname or "", port), CONNECT_SECONDS).close()
+    except TimeoutError as error:
+        raise ConnectionError(f"ConnectTimeout: host='{hub.hostname}'") from error
+    except OSError as error:
+        through = f" through the proxy {way.hostname}:{port}" if proxy else ""
+        raise ConnectionError(f"host='{hub.hostname}{through}': {error}") from error
 
 
 def _cached(repository: str, revision: str | None) -> Pinned:

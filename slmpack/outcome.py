@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 from slmpack.errors import CheckError, QualityError, RecipeError, SmokeError
+from slmpack.expected import translated
 from slmpack.find import PublishedLookup
 from slmpack.frontier import Rung
 from slmpack.proof import Proofs
@@ -38,7 +39,8 @@ class Stages:
     def __call__(self, stage: str) -> Iterator[None]:
         logger.info("%s ...", stage)
         started = time.monotonic()
-        yield
+        with translated():
+            yield
         seconds = round(time.monotonic() - started, 3)
         self.seconds[stage] = round(self.seconds.get(stage, 0.0) + seconds, 3)
         logger.info("%s took %.1f s", stage, seconds)

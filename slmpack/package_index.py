@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from slmpack.errors import CheckError
 from slmpack.records import Record
+from slmpack.surroundings import typed_path
 
 
 class UvSettings(Record):
@@ -87,4 +88,4 @@ def _uv_variables(pip: dict[str, str]) -> dict[str, str]:
 
 def _absolute(place: str) -> str:
     """Return a path as an absolute one, since uv runs elsewhere; a URL stays as it is."""
-    return place if urlsplit(place).scheme else str(Path(place).expanduser().absolute())
+    return place if urlsplit(place).scheme else str(typed_path(place))

@@ -166,7 +166,9 @@ def _refuse(model: LoggedModel, proofs: Proofs, version: "ModelVersion", refusal
         mark_refused(model, str(refusal), proofs.smoke.own_speed, proofs.quality.quality)
 
 
-def mark_refused(model: LoggedModel, reason: str, speed: Speed | None = None, quality: Quality | None = None) -> None:
+def mark_refused(
+    model: LoggedModel, reason: str, speed: Speed | None = None, quality: Quality | None = None, status: str = "FAILED"
+) -> None:
     """Leave on the run and the logged model why they were not published, and what was measured until then."""
     from mlflow import MlflowClient
 
@@ -176,7 +178,7 @@ def mark_refused(model: LoggedModel, reason: str, speed: Speed | None = None, qu
         text = " ".join(reason.split())[:1000]
         client.set_logged_model_tags(model.model_id, {REFUSED: text})
         client.set_tag(model.run_id, REFUSED, text)
-        client.set_terminated(model.run_id, "FAILED")
+        client.set_terminated(model.run_id, status)
 
 
 def _tags_of(model: LoggedModel, proofs: Proofs, figures: dict[str, float], trace: dict[str, str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from slmpack.errors import PublishError, SlmpackError, UsageError
 from slmpack.lifetime import sqlite_file, temporary_folder
 from slmpack.names import is_of_a_word, logged_name
+from slmpack.surroundings import may_write
 
 if TYPE_CHECKING:
     from mlflow.exceptions import MlflowException
@@ -84,20 +85,28 @@ def check_name(name: str) -> None:
     Raises:
         UsageError: MLflow would not take the name, or could not find it again.
     """
+    check_characters(name)
     from mlflow.exceptions import MlflowException
     from mlflow.utils.validation import _validate_logged_model_name, _validate_model_name
 
-    advice = "name another with --name"
     try:
         _validate_model_name(name)
         _validate_logged_model_name(logged_name(name))
     except MlflowException as error:
-        raise UsageError(f"the model name {name!r}: {one_line(error)}", "", advice) from error
+        raise UsageError(f"the model name {name!r}: {one_line(error)}", "", "name another with --name") from error
+
+
+def check_characters(name: str) -> None:
+    """Refuse a registered model's name by our own rules, which cost no import of MLflow's.
+
+    Raises:
+        UsageError: MLflow would not take the name, or could not find it again.
+    """
     is_legal = all(each in PUNCTUATION or is_of_a_word(each) for each in name) and len(name) <= NAME_CHARACTERS
     if not is_legal or name != name.strip() or name.startswith("m-"):
         # quotes end a search, `m-` is how MLflow knows the id of a logged model
         expected = f"letters, digits, space and . _ + -, at most {NAME_CHARACTERS}, not starting with m-"
-        raise UsageError(f"the model name {name!r}", expected, advice)
+        raise UsageError(f"the model name {name!r}", expected, "name another with --name")
 
 
 def check_alias(alias: str) -> None:
@@ -116,11 +125,12 @@ def check_alias(alias: str) -> None:
         raise UsageError(f"the alias {alias!r}: {one_line(error)}") from error
 
 
-def require_registry(shared: bool = False) -> None:
+def require_registry(shared: bool = False, writes: bool = True) -> None:
     """Ask the tracking server and the registry one cheap question, once; MLflow's own calls try for minutes.
 
     Args:
         shared: refuse a database in the working folder, MLflow's own default too: a worker's is deleted with its run.
+        writes: refuse a database that is a file which may only be read.
 
     Raises:
         PublishError: one of them does not answer, or not as MLflow does.
@@ -137,7 +147,7 @@ def require_registry(shared: bool = False) -> None:
         if urlsplit(uri).scheme in {"http", "https"}:
             _probe_server(uri)
         else:
-            _probe_store(uri)
+            _probe_store(uri, writes)
 
 
 def _require_lasting_database(uri: str, shared: bool) -> None:
@@ -214,11 +224,11 @@ def _cause_of(error: BaseException) -> str:
     return type(error.__cause__ or error).__name__
 
 
-def _probe_store(uri: str) -> None:
+def _probe_store(uri: str, writes: bool) -> None:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    _probe_database(uri)
+    _probe_database(uri, writes)
     try:
         MlflowClient(tracking_uri=uri, registry_uri=uri).search_registered_models(max_results=1)
     except MlflowException as error:
@@ -230,7 +240,7 @@ def _probe_store(uri: str) -> None:
         raise _unreachable(uri, one_line(error)) from error
 
 
-def _probe_database(uri: str) -> None:
+def _probe_database(uri: str, writes: bool) -> None:
     """Look at a database's file or port: MLflow tries ten times, with pauses that double, before it gives up."""
     parts = urlsplit(uri)
     kind = parts.scheme.partition("+")[0]
@@ -240,11 +250,23 @@ def _probe_database(uri: str) -> None:
             raise _unreachable(uri, f"{file} is not a SQLite database")
         if file.is_dir():
             raise _unreachable(uri, f"{file} is a folder")
+        if (writes or not file.exists()) and (place := _read_only(file.absolute())):
+            raise _unreachable(
+                uri, f"{place} cannot be written", "start it in another folder or set MLFLOW_TRACKING_URI"
+            )
     elif kind in DATABASE_PORTS and parts.hostname:
         try:
             socket.create_connection((parts.hostname, parts.port or DATABASE_PORTS[kind]), PROBE_SECONDS).close()
         except OSError as error:
             raise _unreachable(uri, str(error)) from error
+
+
+def _read_only(file: Path) -> Path | None:
+    """Return what keeps a database from being written or made: the file itself, or its folder; None: nothing."""
+    if file.exists() and not may_write(file):
+        return file
+    folder = next(each for each in file.parents if each.exists())  # SQLite has its journal there
+    return None if may_write(folder) else folder
 
 
 def _is_sqlite(file: Path) -> bool:

@@ -10,6 +10,7 @@ from slmpack.measure import checked_waiver, read_text
 from slmpack.names import is_generic
 from slmpack.records import Interface, ModelSource, QualityPolicy, Recipe, Record, Target, digest_of
 from slmpack.registry import check_name
+from slmpack.surroundings import cache_folder, require_writable, typed_path
 from slmpack.targets import ladder_for, options_for
 
 _PINNED = re.compile(r"runs:/|models:/[^/@]+/\d+/")
@@ -57,13 +58,23 @@ class Request(Record):
 
 
 def default_workspace() -> Path:
-    """Return the folder for work files in the user's cache."""
-    return Path.home() / ".cache" / "slmpack"
+    """Return the folder for work files in the user's cache.
+
+    Raises:
+        WorkspaceError: there is no such cache.
+    """
+    return cache_folder() / "slmpack"
 
 
 def workspace_of(asked: Path | None) -> Path:
-    """Return the absolute path of the workspace that was asked for, the default one with None."""
-    return (asked or default_workspace()).expanduser().absolute()
+    """Return the absolute path of the workspace that was asked for, the default one with None.
+
+    Raises:
+        WorkspaceError: it cannot be written or made.
+    """
+    folder = typed_path(asked or default_workspace())
+    require_writable(folder)
+    return folder
 
 
 def check_request(
@@ -104,7 +115,7 @@ def check_request(
         name=name,
         workspace=workspace_of(workspace),
         policy=policy,
-        quality_text=quality_text and quality_text.expanduser().absolute(),
+        quality_text=quality_text and typed_path(quality_text),
         quality_chats=chats and chats.text,
         calibration_text=calibration,
         waiver=None if waive_quality is None else checked_waiver(waive_quality),
@@ -168,5 +179,5 @@ def checked_chats(text: str) -> CheckedChats:
             raise UsageError(f"the chats {text}, which may be others tomorrow",
                              "runs:/ID/PATH or models:/NAME/VERSION/PATH", "name the run or the version")  # fmt: skip
         return CheckedChats(text=text, digest=text)
-    path = Path(text).expanduser().absolute()
+    path = typed_path(text)
     return CheckedChats(text=str(path), digest=digest_of(sorted(chat.digest for chat in read_good_chats(path))))

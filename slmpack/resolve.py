@@ -39,6 +39,7 @@ from slmpack.names import model_name, name_of_path
 from slmpack.records import ModelSource, SourceKind
 from slmpack.source_digest import digest_folder
 from slmpack.store import sha256_of
+from slmpack.surroundings import typed_path
 from slmpack.weights import no_weights
 
 logger = logging.getLogger(__name__)
@@ -206,7 +207,7 @@ def _resolve_mlflow(text: str) -> ModelSource:
 
 
 def _resolve_path(text: str, workspace: Path | None) -> ModelSource:
-    path = Path(text).expanduser().absolute()
+    path = typed_path(text)
     if path.is_dir():
         return _resolve_folder(text, path.resolve(), workspace)
     if path.is_file():
@@ -252,7 +253,7 @@ def _folder_source(text: str, folder: Path, digest: str) -> ModelSource:
 
 def _place_of(base: str, folder: Path) -> Path | None:
     """Return the folder that an adapter names: as it is, beside its own files, or in the working folder."""
-    path = Path(base).expanduser()
+    path = Path(base) if not base.startswith("~") else typed_path(base)
     return next((place.resolve() for place in (folder / path, Path.cwd() / path) if place.is_dir()), None)
 
 
@@ -261,7 +262,7 @@ def _resolve_gguf(text: str, path: Path) -> ModelSource:
         magic = file.read(4)
     if magic != b"GGUF":  # Source: ggml's docs/gguf.md
         raise SourceError(f"{path} does not begin with GGUF", "a .gguf file, or a folder", "name one of these")
-    typed = Path(text).expanduser().absolute()
+    typed = typed_path(text)
     return ModelSource(
         text=text,
         kind=SourceKind.GGUF,

@@ -210,8 +210,8 @@ def refuse_run(run_id: str, reason: str) -> None:
         MlflowClient().set_terminated(run_id, "FAILED")
 
 
-def fail_run(run_id: str) -> None:
-    """Close a run that came to no end; it may be tried again.
+def close_run(run_id: str, status: str) -> None:
+    """Close a run that came to no end as FAILED or KILLED; it may be tried again.
 
     Raises:
         PublishError: MLflow refuses.
@@ -219,7 +219,7 @@ def fail_run(run_id: str) -> None:
     from mlflow import MlflowClient
 
     with final_errors(PublishError, "to close the run"):
-        MlflowClient().set_terminated(run_id, "FAILED")
+        MlflowClient().set_terminated(run_id, status)
 
 
 def register_tuned(

@@ -16,7 +16,10 @@ from slmpack.package_index import read_pip_config, settings_for_uv
 from slmpack.telemetry import SWITCHES
 
 MAKE_LIMIT_SECONDS = 1800.0
-UNREACHABLE = re.compile(r"error sending request|error decoding response body|timed out|HTTP status server error")
+UNREACHABLE = re.compile(
+    r"error sending request|error decoding response body|timed out|HTTP status server error|underlying connection|"
+    r"tcp connect error|dns error|tunnel error"
+)
 CLEAN_ENVIRONMENT = "clean environment"
 
 

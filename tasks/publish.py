@@ -37,6 +37,8 @@ def publish_version(
 
 
 @task(task_run_name="mark {model.name} refused", **LOCAL)
-def mark_refused(model: LoggedModel, reason: str, speed: Speed | None = None, quality: Quality | None = None) -> None:
+def mark_refused(
+    model: LoggedModel, reason: str, speed: Speed | None = None, quality: Quality | None = None, status: str = "FAILED"
+) -> None:
     """Leave the reason and the figures on the run and the logged model; nothing is registered."""
-    publish.mark_refused(model, reason, speed, quality)
+    publish.mark_refused(model, reason, speed, quality, status)

@@ -132,6 +132,6 @@ def refuse_run(run_id: str, reason: str) -> None:
 
 
 @task(task_run_name="close the MLflow run", **LOCAL)
-def fail_run(run_id: str) -> None:
+def close_run(run_id: str, status: str) -> None:
     """Close the run of a retraining that failed."""
-    retrain_run.fail_run(run_id)
+    retrain_run.close_run(run_id, status)

@@ -31,6 +31,12 @@ def objects(done: "subprocess.CompletedProcess[str]") -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+def error_lines(done: "subprocess.CompletedProcess[str]") -> list[str]:
+    """Return the lines on stderr that say what went wrong; there is no traceback."""
+    assert "Traceback" not in done.stderr
+    return [line for line in done.stderr.splitlines() if line.startswith("slmpack: ")]
+
+
 def versions(folder: Path) -> list[str]:
     """Return every version that is registered in the sqlite store of `folder`, as name/version."""
     if not (folder / "mlflow.db").exists():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from command_line import SLMPACK, environment, objects, slmpack, versions
+from command_line import SLMPACK, environment, error_lines, objects, slmpack, versions
 from exported_checkpoints import write_unknown
 from mlflow import MlflowClient
 
@@ -288,8 +288,3 @@ def wait_for_children(pid: int) -> list[psutil.Process]:
             return children
         time.sleep(0.05)
     return []
-
-
-def error_lines(done: "subprocess.CompletedProcess[str]") -> list[str]:
-    assert "Traceback" not in done.stderr
-    return [line for line in done.stderr.splitlines() if line.startswith("slmpack: ")]

@@ -1,0 +1,44 @@
+"""The process that works: `python -P -m flows.cli_worker LINE ARGUMENTS...`, started by `flows.supervise`.
+
+It says on the line when it begins, and ends with all that it started when the line is closed, so that nothing outlives
+a command that was killed.
+"""
+
+import os
+import signal
+import socket
+import sys
+import threading
+from types import FrameType
+from typing import NoReturn
+
+from flows.supervise import INTERRUPTED
+
+
+def main() -> NoReturn:
+    """Run one command and end the process with its exit code."""
+    line = socket.socket(fileno=int(sys.argv[1]))
+    line.set_inheritable(False)
+    threading.Thread(target=_end_with_supervisor, args=(line,), name="slmpack-supervisor-watch", daemon=True).start()
+    from flows.cli import run
+
+    signal.signal(signal.SIGINT, _interrupt)  # not Python's own, which asyncio would replace
+    line.send(b"!")
+    code = run(sys.argv[2:])
+    sys.stdout.flush()
+    if code == INTERRUPTED:
+        os._exit(code)  # what ends with the interpreter (Prefect's events, its server) may take long
+    sys.exit(code)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _end_with_supervisor(line: socket.socket) -> None:
+    if not line.recv(1):
+        os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()
