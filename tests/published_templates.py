@@ -8,10 +8,13 @@ Control tokens, constructs and logic are theirs, since it is those that a render
 from collections import Counter
 from pathlib import Path
 
+from families import GEMMA_CHAT
 from small_tokenizers import CHATML, LLAMA3_CHAT, PHI3_CHAT
 
 PUBLISHED = {path.stem: path.read_text() for path in sorted((Path(__file__).parent / "templates").glob("*.jinja"))}
-FAMILIES = {"small chatml": CHATML, "small llama3": LLAMA3_CHAT, "small phi3": PHI3_CHAT}
+FAMILIES = {
+    "small chatml": CHATML, "small gemma": GEMMA_CHAT, "small llama3": LLAMA3_CHAT, "small phi3": PHI3_CHAT,
+}  # fmt: skip
 TEMPLATES = {**PUBLISHED, **FAMILIES}
 SPECIALS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 
@@ -70,6 +73,7 @@ UNREACHED: dict[str, dict[str, list[tuple[int, str]]]] = {
     "stablelm": {EMPTY: [(1, "no loop")]},
     "tinyllama": {EMPTY: [(1, "no loop")]},
     "zephyr": {EMPTY: [(1, "no loop")]},
+    "small gemma": {EMPTY: [(1, "no loop")]},
     "small chatml": {EMPTY: [(1, "no loop")]},
     "small llama3": {EMPTY: [(2, "no loop")]},
     "small phi3": {EMPTY: [(1, "no loop")]},
