@@ -47,7 +47,7 @@ def run(arguments: list[str]) -> int:
     """Run one command here and return its exit code; INTERRUPTED after a KeyboardInterrupt."""
     os.environ.update(QUIET)  # before the libraries that read them are imported
     try:
-        return _run(_parser().parse_args(arguments))
+        return _run(command_parser().parse_args(arguments))
     except KeyboardInterrupt:
         return INTERRUPTED
 
@@ -128,7 +128,7 @@ def _choice(kind: type[Choice]) -> Callable[[str], Choice]:
     return read
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="slmpack", description="Package small language models for a piece of hardware, proved.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, help_text, options in (

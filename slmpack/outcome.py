@@ -111,7 +111,8 @@ def told_of(outcome: Outcome) -> str:
         return text
     speed, quality = outcome.speed, outcome.quality
     if quality is not None:
-        text += f"; {outcome.recipe}: perplexity ratio {quality.perplexity_ratio:.3f}"
+        recipe = f"{outcome.recipe}: " if outcome.recipe else ""
+        text += f"; {recipe}perplexity ratio {quality.perplexity_ratio:.3f}"
         if quality.chat_perplexity_ratio is not None:
             text += f", on chats {quality.chat_perplexity_ratio:.3f}"
     return (

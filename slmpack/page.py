@@ -129,13 +129,13 @@ class Commands(Record):
 
     install: str
     load: str
-    serve: str
+    ask: str
     roll_back: str
     roll_back_shell: str | None
 
 
 def commands_of(facts: PageFacts) -> Commands:
-    """Return the commands that install, load, serve and roll back this version."""
+    """Return the commands that install, load, ask and roll back this version."""
     uri = f"models:/{facts.name}/{facts.version}"
     load = f"""import mlflow
 
@@ -145,7 +145,7 @@ model.predict({json.dumps(input_example_of(facts.interface))})"""
     return Commands(
         install=shlex.join(["pip", "install", *facts.requirements]),
         load=load,
-        serve=f"{shlex.join(['slmpack', 'serve', uri])}\n{shlex.join(['slmpack', 'chat', uri, 'Hello'])}",
+        ask=shlex.join(["slmpack", "chat", uri, "Hello"]),
         roll_back=_roll_back(facts),
         roll_back_shell=_roll_back_shell(facts),
     )

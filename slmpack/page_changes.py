@@ -1,7 +1,8 @@
 """The page's changes: one version against the one that held the alias before.
 
-A figure is judged only where both versions have it, where it changed by more than noise, and, for a timing, where it
-was taken on the same machine. Requirements and chat templates are compared as text.
+A figure is judged only where both versions have it and where it changed by more than noise. Timings of the two were
+measured at different times, under whatever load the machine had then, so both are shown and neither is called better.
+Requirements and chat templates are compared as text.
 """
 
 import difflib
@@ -13,19 +14,20 @@ from slmpack.page_facts import Earlier, PageFacts
 from slmpack.records import Record
 
 DIFF_LINES, DIFF_LINE_CHARACTERS, TEMPLATE_LINES = 160, 300, 2000
-# Timings of one and the same package differ by about this much from run to run on a machine that others share.
-TIMING_NOISE = 0.05
 
 
 class Compared(Record):
-    """A figure that two versions are compared by; changes below `noise`, a share, mean nothing."""
+    """A figure that two versions are compared by.
+
+    Attributes:
+        noise: share of the figure below which a change means nothing; None for a timing, which is never judged.
+    """
 
     label: str
     key: str
     form: str
     less_is_better: bool
-    noise: float
-    timing: bool = False
+    noise: float | None
 
 
 COMPARED = (
@@ -33,10 +35,9 @@ COMPARED = (
     Compared(label="mean KL, nats", key="mean_kl", form="{:.4f}", less_is_better=True, noise=0.02),
     Compared(label="top-1 agreement", key="top1_agreement", form="{:.1%}", less_is_better=False, noise=0.005),
     Compared(label="decode, tokens/s", key="decode_tokens_per_second", form="{:,.1f}", less_is_better=False,
-             noise=TIMING_NOISE, timing=True),
-    Compared(label="first token, ms", key="ttft_ms", form="{:,.0f}", less_is_better=True, noise=TIMING_NOISE,
-             timing=True),
-    Compared(label="load, s", key="load_seconds", form="{:,.2f}", less_is_better=True, noise=TIMING_NOISE, timing=True),
+             noise=None),
+    Compared(label="first token, ms", key="ttft_ms", form="{:,.0f}", less_is_better=True, noise=None),
+    Compared(label="load, s", key="load_seconds", form="{:,.2f}", less_is_better=True, noise=None),
     Compared(label="peak memory", key="peak_rss_bytes", form="bytes", less_is_better=True, noise=0.02),
     Compared(label="size", key="size_bytes", form="bytes", less_is_better=True, noise=0.002),
 )  # fmt: skip
@@ -53,7 +54,7 @@ class Difference(Record):
 
 
 def differences_of(facts: PageFacts, previous: Earlier) -> tuple[Difference, ...]:
-    """Compare the figures; timings of different machines are told, not judged."""
+    """Compare the figures; timings are shown, not judged."""
     now = figures_of(facts)
     before = {**(previous.quality or {}), **(previous.speed or {}), "size_bytes": previous.size_bytes}
     same_machine = previous.machine == facts.machine.model_dump()
@@ -72,8 +73,9 @@ def _difference(row: Compared, before: object, now: object, same_machine: bool) 
         return Difference(label=label, before=told, now=known, change="", judged="not comparable")
     share = now / before - 1
     change = f"{share:+.1%}".replace("+0.0", "0.0").replace("-0.0", "0.0")
-    if row.timing and not same_machine:
-        return Difference(label=label, before=told, now=known, change=change, judged="another machine")
+    if row.noise is None:
+        judged = "measured at another time" if same_machine else "another machine"
+        return Difference(label=label, before=told, now=known, change=change, judged=judged)
     judged = "same" if abs(share) < row.noise else "better" if (share < 0) is row.less_is_better else "worse"
     return Difference(label=label, before=told, now=known, change=change, judged=judged)
 

@@ -2,11 +2,14 @@
 
 import json
 import re
+import shlex
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from flows.cli import command_parser
 from slmpack.frontier import Rung
 from slmpack.machine import this_machine
 from slmpack.page import commands_of, page_summary, state_of, verdict_of, version_page
@@ -218,8 +221,8 @@ def test_compares_itself_with_the_version_before() -> None:
     before = facts(ratio=1.02, decode=70.0, template="{% if x %}old{% endif %}")
     earlier = read_earlier(summary_json(before), version=3)
     text = Page(version_page(facts(previous=earlier, template="{% if x %}new{% endif %}"))).text
-    assert "Against version 3: perplexity ratio +4.0% (worse); decode -12.5% (worse); chat template changed." in text
-    assert "decode, tokens/s 70.0 61.2 -12.5% worse" in text
+    assert "Against version 3: perplexity ratio +4.0% (worse); chat template changed." in text
+    assert "decode, tokens/s 70.0 61.2 -12.5% measured at another time" in text
     assert "size 118.2 MB 118.2 MB 0.0% same" in text
     assert "-{% if x %}old +{% if x %}new" in text
     assert "slmpack rollback example-1b --target cpu-int4" in text
@@ -227,7 +230,7 @@ def test_compares_itself_with_the_version_before() -> None:
 
 
 def test_the_same_again_has_no_change_worth_telling() -> None:
-    told = facts(previous=read_earlier(summary_json(facts(decode=60.0)), version=3))
+    told = facts(previous=read_earlier(summary_json(facts(decode=300.0)), version=3))  # the machine was quiet then
     assert "Against version 3: no figure changed beyond noise." in Page(version_page(told)).text
 
 
@@ -334,9 +337,19 @@ def test_the_commands_are_exact() -> None:
     commands = commands_of(facts())
     assert commands.install == "pip install onnxruntime-genai==0.18.0 numpy==2.3.4"
     assert 'load_model("models:/example-1b/4")' in commands.load
-    assert "slmpack serve models:/example-1b/4" in commands.serve
+    assert commands.ask == "slmpack chat models:/example-1b/4 Hello"
     compile(commands.load, "load", "exec")
     compile(commands.roll_back, "roll_back", "exec")
+
+
+@pytest.mark.parametrize("previous", [None, Earlier(version=3)])
+def test_every_command_on_the_page_is_one_that_the_command_line_takes(previous: Earlier | None) -> None:
+    told = facts(previous=previous)
+    shown = unescape("\n".join(re.findall(r"<pre>(.*?)</pre>", version_page(told), re.DOTALL)))
+    commands = [shlex.split(line) for line in shown.splitlines() if line.startswith("slmpack ")]
+    assert ["slmpack", "chat", "models:/example-1b/4", "Hello"] in commands
+    for command in commands:
+        assert callable(command_parser().parse_args(command[1:]).run)
 
 
 def test_a_prompt_model_is_rolled_back_by_its_own_alias() -> None:
