@@ -258,7 +258,9 @@ def _tell(outcomes: "list[Outcome]", parsed: argparse.Namespace) -> int:
     """Write what became of the targets and return the exit code."""
     for outcome in outcomes:
         if parsed.json:
-            sys.stdout.write(outcome.model_dump_json() + "\n")
+            # A key of the contract's objects only where there is something to say.
+            left_out = None if outcome.unhealthy else {"unhealthy"}
+            sys.stdout.write(outcome.model_dump_json(exclude=left_out) + "\n")
         if outcome.reason is not None:
             _complain(outcome.reason if len(outcomes) == 1 else f"{outcome.target}: {outcome.reason}", FAILED)
     return OK if all(outcome.reason is None for outcome in outcomes) else FAILED
