@@ -13,7 +13,7 @@ from prefect import flow
 
 from slmpack.errors import QualityError
 from slmpack.hardware import require_hardware
-from slmpack.outcome import REFUSALS, Stages, published_outcome
+from slmpack.outcome import REFUSALS, Stages, failed_outcome, published_outcome
 from slmpack.parameters import CheckpointUri, ModelUri, Policy, QualityChats, QualityText, Waiver, Workspace
 from slmpack.proof import Proofs
 from slmpack.provenance import source_of
@@ -61,8 +61,11 @@ def verify_model(
             receive_snapshot(checkpoint, request.workspace)  # where recalling finds it
     with stages("recall"):
         model = recall_model(model_uri, request.workspace)
-    proofs = prove(model, request, stages)
-    outcome = publish(model, proofs, request, stages)
+    try:
+        outcome = publish(model, prove(model, request, stages), request, stages)
+    except REFUSALS as refusal:
+        keep_outcome(failed_outcome(told.package.target, refusal))  # a run for several targets waits for it
+        raise
     keep_outcome(outcome)
     return completed(outcome)  # type: ignore[no-any-return]
 

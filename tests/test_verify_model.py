@@ -16,6 +16,7 @@ from slmpack.errors import CheckError, SmokeError
 from slmpack.fetch import fetch_snapshot
 from slmpack.health import UNHEALTHY
 from slmpack.log import log_model
+from slmpack.outcome import verified_outcome
 from slmpack.proof import Proofs
 from slmpack.publish import publish_version
 from slmpack.records import (
@@ -35,6 +36,7 @@ from slmpack.records import (
 )
 from slmpack.resolve import resolve_source
 from slmpack.rollback import read_version
+from tasks.outcome import read_outcome
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_api")]
 
@@ -149,9 +151,16 @@ def mute(store: Path, smollm2: Snapshot, workspace: Path, tmp_path_factory: pyte
 
 
 def test_a_model_that_was_never_published_keeps_the_reason_of_its_refusal(mute: LoggedModel, workspace: Path) -> None:
+    state: Any = verify_model(mute.uri, workspace=workspace, return_state=True)
     with pytest.raises(SmokeError, match="the answer ''; some text"):
-        verify_model(mute.uri, workspace=workspace)
+        state.result()
 
+    kept = read_outcome(state.state_details.flow_run_id)
+    assert kept is not None
+    assert (kept.status, kept.target) == ("refused", Target.CPU_INT4)
+    assert "the answer ''; some text" in str(kept.reason)
+    unproved = Outcome(status="unproved", target=Target.CPU_INT4, reason="no GPU")
+    assert verified_outcome(unproved, kept).status == "refused"
     assert MlflowClient().get_run(mute.run_id).info.status == "FAILED"
     assert "some text" in MlflowClient().get_logged_model(mute.model_id).tags["slmpack.refused"]
     assert list(MlflowClient().search_model_versions("name = 'mute'")) == []
