@@ -75,7 +75,9 @@ def _begin(line: str) -> None:
 
 
 def _complain(message: object, code: int) -> int:
-    sys.stderr.write(f"slmpack: {' '.join(str(message).split())}\n")
+    from slmpack.redaction import redacted
+
+    sys.stderr.write(redacted(f"slmpack: {' '.join(str(message).split())}\n"))
     return code
 
 
@@ -88,12 +90,13 @@ def _kept_at(error: Exception) -> str:
     import traceback
 
     from slmpack.errors import WorkspaceError
+    from slmpack.redaction import redacted
     from slmpack.request import default_workspace
     from slmpack.store import log_folder
 
     try:
         log = log_folder(default_workspace()) / "last-error.log"
-        log.write_text("".join(traceback.format_exception(error)))
+        log.write_text(redacted("".join(traceback.format_exception(error))))
     except (OSError, WorkspaceError):
         return ""
     return f"; the whole error is in {log}"

@@ -22,13 +22,14 @@ found; what was expected; what to do.
 """
 
 from slmpack.records import Quality
+from slmpack.redaction import redacted
 
 
 class SlmpackError(Exception):
     """An expected failure; `str()` of it is the line that the user reads."""
 
     def __init__(self, found: str, expected: str = "", advice: str = "") -> None:
-        super().__init__("; ".join(part for part in (found, expected, advice) if part))
+        super().__init__(redacted("; ".join(part for part in (found, expected, advice) if part)))
 
 
 class UsageError(SlmpackError):

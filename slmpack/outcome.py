@@ -23,6 +23,7 @@ from slmpack.records import (
     Target,
     UnprovedModel,
 )
+from slmpack.redaction import redacted
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ def told_of(outcome: Outcome) -> str:
 def failed_outcome(target: Target, error: BaseException) -> Outcome:
     """Describe a target of which nothing was published; a refusal by the policy has the last measured figures."""
     status: Status = "refused" if isinstance(error, REFUSALS) else "failed"
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = redacted(" ".join(str(error).split())) or type(error).__name__
     last = last_refused(error.rungs) if isinstance(error, LadderError) else None
     if last is None:
         return Outcome(status=status, target=target, reason=reason)

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from slmpack.errors import PublishError, SlmpackError, UsageError
 from slmpack.lifetime import sqlite_file, temporary_folder
 from slmpack.names import is_of_a_word, logged_name
+from slmpack.redaction import redacted
 from slmpack.surroundings import may_write
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def _require_lasting_database(uri: str, shared: bool) -> None:
 
 def shown(uri: str) -> str:
     """Return `uri` without the password it may have."""
-    return re.sub(r"//[^/@]*@", "//***@", uri)
+    return redacted(uri)
 
 
 def without_password(uri: str) -> str:
