@@ -189,24 +189,34 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Request:
-    """One row, checked.
+class Sampling:
+    """How tokens are chosen, and how many answers there are.
 
     Attributes:
-        prompt_ids: int32 `[prompt]`.
-        max_tokens: new tokens at most; they fit in the context window.
         temperature: 0 is greedy, and then `top_p`, `top_k` and `seed` change nothing.
         seed: of the first choice; the next one has the next seed. None is a new one every time.
     """
 
-    prompt_ids: npt.NDArray[np.int32]
-    max_tokens: int
     temperature: float
     top_p: float | None
     top_k: int | None
     seed: int | None
     stop: tuple[str, ...]
     n: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """One row, checked.
+
+    Attributes:
+        prompt_ids: int32 `[prompt]`.
+        max_tokens: new tokens at most; they fit in the context window.
+    """
+
+    prompt_ids: npt.NDArray[np.int32]
+    max_tokens: int
+    sampling: Sampling
 
 
 # ---------------------------------------------------------------------------------------------- the package
@@ -666,7 +676,7 @@ class Choice:
         self._request = request
 
     def __iter__(self) -> Iterator[str]:
-        stops = StopStrings(self._request.stop)
+        stops = StopStrings(self._request.sampling.stop)
         for piece in self._pieces():
             if text := stops.push(piece):
                 yield text
@@ -692,15 +702,15 @@ class Choice:
             yield piece
 
     def _generator(self) -> og.Generator:
-        request = self._request
+        request, sampling = self._request, self._request.sampling
         options: dict[str, object] = {
             "max_length": len(request.prompt_ids) + request.max_tokens,
-            "do_sample": request.temperature > 0,
+            "do_sample": sampling.temperature > 0,
         }
-        if request.temperature > 0:
-            options |= {"temperature": request.temperature, "top_p": request.top_p, "top_k": request.top_k}
-            if request.seed is not None:
-                options["random_seed"] = (request.seed + self.index) % (LARGEST_SEED + 1)
+        if sampling.temperature > 0:
+            options |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
+            if sampling.seed is not None:
+                options["random_seed"] = (sampling.seed + self.index) % (LARGEST_SEED + 1)
         params = og.GeneratorParams(self._runtime.model)
         params.set_search_options(**{key: value for key, value in options.items() if value is not None})
         generator = og.Generator(self._runtime.model, params)
@@ -721,12 +731,7 @@ class Fields:
     prompt: list[dict[str, str]] | str
     limit_field: str
     max_tokens: int | None
-    temperature: float
-    top_p: float | None
-    top_k: int | None
-    seed: int | None
-    stop: tuple[str, ...]
-    n: int
+    sampling: Sampling
 
 
 class ChatModel(PythonModel):
@@ -792,7 +797,7 @@ class ChatModel(PythonModel):
         return self._stream(request)
 
     def _complete(self, request: Request) -> Row:
-        choices = [Choice(self.runtime, request, index) for index in range(request.n)]
+        choices = [Choice(self.runtime, request, index) for index in range(request.sampling.n)]
         answered = [
             {"index": choice.index, "message": {"role": "assistant", "content": "".join(choice)},
              "finish_reason": choice.finish_reason}
@@ -806,7 +811,7 @@ class ChatModel(PythonModel):
         def chunk(choice: Choice, delta: dict[str, str], finish_reason: str | None = None) -> Row:
             return {**envelope, "choices": [{"index": choice.index, "delta": delta, "finish_reason": finish_reason}]}
 
-        choices = [Choice(self.runtime, request, index) for index in range(request.n)]
+        choices = [Choice(self.runtime, request, index) for index in range(request.sampling.n)]
         for choice in choices:
             yield chunk(choice, {"role": "assistant", "content": ""})
             for text in choice:
@@ -832,13 +837,13 @@ class ChatModel(PythonModel):
         prompt: list[dict[str, str]] | str = _messages(row) if chat else _prompt(row)
         self._require_short(prompt)
         limit_field, max_tokens = _token_limit(row)
+        return Fields(prompt, limit_field, max_tokens, self._read_sampling(row))
+
+    def _read_sampling(self, row: Row) -> Sampling:
         temperature = _number(row, "temperature", 0, 2, "a number from 0 to 2") or 0.0
         top_p = _number(row, "top_p", math.ulp(0), 1, "a number above 0 and up to 1")
         top_k = _whole(row, "top_k", 1)
-        return Fields(
-            prompt=prompt,
-            limit_field=limit_field,
-            max_tokens=max_tokens,
+        return Sampling(
             temperature=temperature if temperature >= GREEDY_BELOW else 0.0,
             top_p=None if top_p is None else max(top_p, SMALLEST_TOP_P),
             top_k=None if top_k is None else min(top_k, self.runtime.vocabulary),
@@ -871,7 +876,7 @@ class ChatModel(PythonModel):
 
     def _require_affordable(self, asked: list[Fields]) -> None:
         default, window = self.settings.max_tokens, self.runtime.context_length
-        tokens = sum(fields.n * min(fields.max_tokens or default, window) for fields in asked)
+        tokens = sum(fields.sampling.n * min(fields.max_tokens or default, window) for fields in asked)
         if tokens > MOST_NEW_TOKENS:
             raise RequestError(
                 f"max_tokens: {tokens} new tokens were found in the call (rows x n x max_tokens); "
@@ -880,16 +885,7 @@ class ChatModel(PythonModel):
 
     def _encode(self, fields: Fields) -> Request:
         ids = self._prompt_ids(fields.prompt)
-        return Request(
-            prompt_ids=ids,
-            max_tokens=self._max_tokens(fields, len(ids)),
-            temperature=fields.temperature,
-            top_p=fields.top_p,
-            top_k=fields.top_k,
-            seed=fields.seed,
-            stop=fields.stop,
-            n=fields.n,
-        )
+        return Request(ids, self._max_tokens(fields, len(ids)), fields.sampling)
 
     def _prompt_ids(self, prompt: list[dict[str, str]] | str) -> npt.NDArray[np.int32]:
         if not isinstance(prompt, str):
