@@ -116,7 +116,7 @@ def _run_windows(model: Any, fed: Fed) -> Compared:
     parts: list[Compared] = []
     row, done, total = 0, 0, sum(map(len, fed.windows))
     for window, marked in zip(fed.windows, fed.marked, strict=True):
-        logits = _window_logits(model, window)
+        logits = window_logits(model, window)
         require_vocabulary(fed.vocabulary, source.shape[1], logits.shape[1])
         step, places, ids = rows_at_once(logits.shape[1]), np.array(marked), np.array(window)
         for start in range(0, len(places), step):
@@ -128,13 +128,13 @@ def _run_windows(model: Any, fed: Fed) -> Compared:
     return Compared(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
-def _window_logits(model: Any, window: tuple[int, ...]) -> "NDArray[np.float32]":
+def window_logits(model: Any, window: tuple[int, ...]) -> "NDArray[np.float32]":
     """Return float32 `[sequence, vocabulary]`; max_length is no longer than it must be: the runtime fills all of it."""
     import numpy as np
     import onnxruntime_genai as og
 
     parameters = og.GeneratorParams(model)
-    parameters.set_search_options(max_length=len(window) + 1)
+    parameters.set_search_options(max_length=len(window))  # which may be the whole context
     generator = og.Generator(model, parameters)
     generator.append_tokens(list(window))
     logits = np.asarray(generator.get_output("logits"), dtype=np.float32)

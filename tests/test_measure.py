@@ -9,10 +9,12 @@ import pytest
 from numpy.typing import NDArray
 
 from slmpack.build import build_package
-from slmpack.compare import Compared, compare, require_vocabulary, summarise
+from slmpack.compare import Compared, compare, require_vocabulary, summarise, window_logits
 from slmpack.errors import QualityError, UsageError
+from slmpack.json_file import read_json, write_json
 from slmpack.log import log_model
 from slmpack.measure import CORPUS, checked_waiver, judge, measure_quality, read_text
+from slmpack.packaged import open_package
 from slmpack.records import (
     Interface,
     LoggedModel,
@@ -60,6 +62,18 @@ def test_rounding_the_reference_costs_no_quality() -> None:
     found = compare(as_stored(logits.astype(np.float64)), logits, np.zeros(64, dtype=np.int64))
     assert found.kl.max() < 1e-5
     assert found.agreed.all()
+
+
+@pytest.mark.slow
+def test_a_window_may_fill_the_whole_context(tiny_package: Package, tmp_path: Path) -> None:
+    for file in tiny_package.files:
+        (tmp_path / file.name).symlink_to(tiny_package.path / file.name)
+    config = read_json(tmp_path / "genai_config.json")
+    config["model"]["context_length"] = config["search"]["max_length"] = 16
+    (tmp_path / "genai_config.json").unlink()
+    write_json(tmp_path / "genai_config.json", config)
+    logits = window_logits(open_package(tmp_path, "cpu"), tuple(range(100, 116)))
+    assert logits.shape == (16, config["model"]["vocab_size"])
 
 
 def test_a_padded_package_pays_for_what_it_gives_to_padding() -> None:
