@@ -271,6 +271,7 @@ def _tell(outcomes: "list[Outcome]", parsed: argparse.Namespace) -> int:
 
 def _run_flow(parsed: argparse.Namespace, targets: "list[Target]") -> "list[Outcome]":
     """Run the flow here; one target is a run of its own, several are runs below one."""
+    from slmpack.hardware import require_runtime
     from slmpack.hub import require_hub
     from slmpack.records import QualityPolicy
     from slmpack.registry import require_registry
@@ -297,11 +298,15 @@ def _run_flow(parsed: argparse.Namespace, targets: "list[Target]") -> "list[Outc
 
         return package_model(parsed.source, targets[0], *rest, quality_chats=chats)
 
-    return [_outcome_of(targets[0], package)]
+    return [_outcome_of(targets[0], package, require_runtime)]
 
 
-def _outcome_of(target: "Target", run: "Callable[[], Outcome]") -> "Outcome":
-    """Run a flow of one target; what it refuses or fails at is its outcome, bad usage is not."""
+def _outcome_of(target: "Target", run: "Callable[[], Outcome]", require: "Callable[[Target], None]") -> "Outcome":
+    """Run a flow of one target; what it refuses or fails at is its outcome, bad usage is not.
+
+    Args:
+        require: refuses a machine that lacks what the flow needs for the target, before any server is asked.
+    """
     from slmpack.errors import SlmpackError, UsageError
     from slmpack.expected import translated
     from slmpack.outcome import failed_outcome
@@ -309,6 +314,7 @@ def _outcome_of(target: "Target", run: "Callable[[], Outcome]") -> "Outcome":
 
     try:
         with translated():
+            require(target)
             require_registry()  # before Prefect starts its server
             return run()
     except UsageError:
@@ -318,12 +324,16 @@ def _outcome_of(target: "Target", run: "Callable[[], Outcome]") -> "Outcome":
 
 
 def _verify(parsed: argparse.Namespace) -> int:
+    from slmpack.hardware import require_hardware
+    from slmpack.measure import checked_waiver
     from slmpack.recall import check_uri, find_logged
     from slmpack.records import QualityPolicy, Recipe
     from slmpack.registry import require_registry
     from slmpack.request import check_request
 
     check_uri(parsed.model_uri)
+    if parsed.waive_quality is not None:
+        checked_waiver(parsed.waive_quality)  # bad usage is one line
     _begin(f"verifying {parsed.model_uri}")
     require_registry()
     told = find_logged(parsed.model_uri).told
@@ -340,10 +350,11 @@ def _verify(parsed: argparse.Namespace) -> int:
         rest = (QualityPolicy(), parsed.waive_quality, parsed.quality_text, parsed.workspace)
         return verify_model(parsed.model_uri, *rest, quality_chats=parsed.quality_chats)
 
-    return _tell(_displayed(lambda: [_outcome_of(target, verify)]), parsed)
+    return _tell(_displayed(lambda: [_outcome_of(target, verify, require_hardware)]), parsed)
 
 
 def _rollback(parsed: argparse.Namespace) -> int:
+    from slmpack.hardware import require_hardware
     from slmpack.registry import check_characters, check_name
 
     check_characters(parsed.name)
@@ -355,7 +366,7 @@ def _rollback(parsed: argparse.Namespace) -> int:
 
         return rollback_model(parsed.name, parsed.target, parsed.interface, parsed.workspace)
 
-    return _tell(_displayed(lambda: [_outcome_of(parsed.target, roll_back)]), parsed)
+    return _tell(_displayed(lambda: [_outcome_of(parsed.target, roll_back, require_hardware)]), parsed)
 
 
 def _chat(parsed: argparse.Namespace) -> int:
