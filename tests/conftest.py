@@ -69,7 +69,7 @@ def smollm2_package(smollm2: Snapshot, workspace: Path) -> Package:
 
 
 @pytest.fixture
-def mlflow_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def mlflow_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty MLflow store in sqlite, as MLflow's own default makes it, in a folder of its own."""
     import mlflow
 
@@ -77,7 +77,8 @@ def mlflow_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     mlflow.set_tracking_uri(uri)
-    return tmp_path
+    yield tmp_path
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type] # else the next module's server is not asked
 
 
 @pytest.fixture(scope="module")

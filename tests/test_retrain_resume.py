@@ -133,5 +133,5 @@ def test_a_retraining_that_is_cancelled_closes_its_run(
     until_state(run, StateType.CANCELLED)
     _, alive = psutil.wait_procs([flow, *children], timeout=60)
     assert alive == []
-    assert [each.info.status for each in mlflow_runs("cancelled")] == ["FAILED"]
+    assert [each.info.status for each in mlflow_runs("cancelled")] == ["KILLED"]
     assert versions("cancelled") == []
