@@ -21,7 +21,7 @@ from uuid import UUID
 import psutil
 import pytest
 from mlflow import MlflowClient
-from mlflow_server import running_mlflow_server
+from mlflow_server import forget_tracking_uri, running_mlflow_server
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, StateType
@@ -74,6 +74,7 @@ def running_site(folder: Path) -> Iterator[Site]:
         temporary_settings({PREFECT_API_URL: prefect.api}),
     ):
         patch.setenv("MLFLOW_TRACKING_URI", mlflow)
+        forget_tracking_uri()
         site = Site(folder, prefect, mlflow)
         subprocess.run([sys.executable, "-m", "flows.deploy"], env=site.environment(), cwd=PROJECT, check=True)
         yield site

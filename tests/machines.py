@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow_server import GuardedMlflow, running_guarded_mlflow_server
+from mlflow_server import GuardedMlflow, forget_tracking_uri, running_guarded_mlflow_server
 from postgres import Postgres, running_postgres
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
@@ -100,6 +100,7 @@ def running_site(folder: Path) -> Iterator[Site]:
     ):
         for name, value in mlflow.environment().items():
             patch.setenv(name, value)
+        forget_tracking_uri()
         yield Site(folder, prefect, mlflow)
 
 

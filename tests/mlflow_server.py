@@ -124,3 +124,10 @@ def _wait_until_healthy(address: str, process: "subprocess.Popen[bytes]", log: P
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)
     raise RuntimeError(f"the MLflow server did not start:\n{log.read_text()[-2000:]}")
+
+
+def forget_tracking_uri() -> None:
+    """Let this process ask the server that MLFLOW_TRACKING_URI names, whatever an earlier module has set."""
+    import mlflow
+
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
