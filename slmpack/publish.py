@@ -14,7 +14,6 @@ import logging
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urlsplit
 
 from slmpack.claim import claim_version, delete_version
 from slmpack.errors import CheckError, PublishError
@@ -40,7 +39,7 @@ from slmpack.find import (
 from slmpack.integrity import read_back
 from slmpack.proof import Proofs, log_page, page_facts, page_uri
 from slmpack.records import LoggedModel, PublishedVersion, Quality, Speed
-from slmpack.registry import check_name, final_errors, without_password
+from slmpack.registry import check_name, final_errors
 from slmpack.requirements import runtime_versions
 from slmpack.version_tags import facts_in, version_tags
 
@@ -210,16 +209,6 @@ def _facts_of(model: LoggedModel, proofs: Proofs, force: bool) -> dict[str, obje
         facts |= {"device": device.name, "driver": device.driver, "compute_capability": device.compute_capability}
     versions = package.versions | runtime_versions(package.target)
     return facts | {f"version.{name}": found for name, found in versions.items()}
-
-
-def version_address(name: str, version: int) -> str | None:
-    """Return where MLflow's own pages show the version; None with a store that no server shows."""
-    import mlflow
-
-    address = mlflow.get_registry_uri()
-    if urlsplit(address).scheme not in {"http", "https"}:
-        return None
-    return f"{without_password(address).rstrip('/')}/#/models/{quote(name)}/versions/{version}"
 
 
 def figures_of(speed: Speed | None, quality: Quality | None) -> dict[str, float]:
