@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import get_client
@@ -112,14 +113,16 @@ def test_another_target_is_refused_in_one_line_where_validation_is_switched_off(
     server: PrefectServer, deployments: dict[str, DeploymentResponse]
 ) -> None:
     with get_client(sync_client=True) as client:
-        run = client.create_flow_run_from_deployment(
-            deployments["package-cpu-int4"].id, parameters={"target": "cpu-int8"}, enforce_parameter_schema=False
-        )
+        answer = client.request(
+            "POST", "/deployments/{id}/create_flow_run", path_params={"id": deployments["package-cpu-int4"].id},
+            json={"parameters": {"target": "cpu-int8"}, "enforce_parameter_schema": False},
+        )  # fmt: skip
+        run = answer.json()["id"]
         done = subprocess.run(
-            [sys.executable, "-m", "prefect", "flow-run", "execute", str(run.id)],
+            [sys.executable, "-m", "prefect", "flow-run", "execute", run],
             cwd=server.folder, env=server.environment(), capture_output=True, text=True, check=False,
         )  # fmt: skip
-        state = client.read_flow_run(run.id).state
+        state = client.read_flow_run(UUID(run)).state
     assert state is not None and state.is_failed(), done.stderr[-2000:]
     assert state.message == (
         "Flow run encountered an exception: UsageError: the target cpu-int8 in a run of package-cpu-int4; cpu-int4; "
