@@ -21,12 +21,13 @@ from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 
+from flows.forms import form_of
 from slmpack.errors import SlmpackError, UsageError
 
 PREFECT_YAML = Path(__file__).parents[1] / "prefect.yaml"
 POOLS = {
     "cpu": "Machines that build and prove for CPUs.",
-    "cuda": "Machines with an NVIDIA GPU.",
+    "cuda": "Machines with an NVIDIA GPU; without a worker until one is started: prefect worker start --pool cuda.",
 }
 LOST_SECONDS = 90  # three beats: prefect.yaml has a run send one every 30 s
 STUCK_SECONDS = 900  # an image that is pulled takes minutes
@@ -90,7 +91,7 @@ def deploy() -> None:
             are_on = _schedules_that_are_on(client)
             _deploy_file()
             _switch_on(client, are_on)
-            _refuse_unknown_parameters(client)
+            _shape_forms(client)
     except PrefectHTTPStatusError as error:
         answer = f"{error.response.status_code} {error.response.text[:200]}"
         raise SlmpackError(f"the Prefect server at {api} answered {answer}", "", "see PREFECT_API_AUTH_STRING") from (
@@ -152,11 +153,10 @@ def _ours(client: SyncPrefectClient) -> list[DeploymentResponse]:
     )
 
 
-def _refuse_unknown_parameters(client: SyncPrefectClient) -> None:
-    """Have the server refuse a misspelt parameter, too; Prefect's schemas of flows leave them open."""
+def _shape_forms(client: SyncPrefectClient) -> None:
+    """Have each deployment offer what it is for, and the server refuse the rest."""
     for deployment in _ours(client):
-        schema = {**(deployment.parameter_openapi_schema or {}), "additionalProperties": False}
-        changed = {"parameter_openapi_schema": schema}
+        changed = {"parameter_openapi_schema": form_of(deployment)}
         client.request("PATCH", "/deployments/{id}", path_params={"id": deployment.id}, json=changed)
 
 

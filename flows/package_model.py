@@ -10,7 +10,9 @@ Below the quality policy, or where it cannot be built, the next recipe begins at
 other: a second model in memory would spoil the speed that the smoke test measures.
 """
 
-from prefect import flow, runtime
+from typing import Any
+
+from prefect import flow
 
 from slmpack.build import package_digest
 from slmpack.errors import NetworkError, PublishError, QualityError, RecipeError, SlmpackError
@@ -50,6 +52,7 @@ from slmpack.request import Request, check_request, on_chats, registered_name
 from slmpack.resolve import DEFAULT_SOURCE, shown_source
 from slmpack.wanted import wanted_key
 from tasks.build import build_package
+from tasks.deployment import require_own_target
 from tasks.fetch import fetch_snapshot, receive_snapshot
 from tasks.hand_over import source_of_checkpoint
 from tasks.log import log_model
@@ -59,18 +62,18 @@ from tasks.policies import INTERRUPTIONS
 from tasks.publish import find_rung, find_wanted, mark_refused, publish_version
 from tasks.registry import require_experiment
 from tasks.resolve import chats_of, resolve_source
+from tasks.run_name import unless_given
 from tasks.smoke import smoke_test
 from tasks.unproved import find_unproved, find_unproved_wanted, leave_unproved
 from tasks.validate import validate_model
 
 
-def name_of_run() -> str:
+def name_of_run(asked: dict[str, Any]) -> str:
     """Name the run by what it was asked for."""
-    asked = runtime.flow_run.parameters
     return f"{shown_source(asked['source'])} for {asked['target']}"
 
 
-@flow(name="package-model", flow_run_name=name_of_run)
+@flow(name="package-model", flow_run_name=unless_given(name_of_run))
 def package_model(
     source: SourceText = DEFAULT_SOURCE,
     target: TargetChoice = Target.CPU_INT4,
@@ -88,6 +91,7 @@ def package_model(
 ) -> Outcome:
     """Package one model for one target, prove it and publish it, unless the same is published already."""
     try:
+        require_own_target(target)
         require_runtime(target)
         request = check_request(
             target, recipe, interface, name, workspace,

@@ -10,7 +10,7 @@ the source's site nor its token, and the machines share no disk. Targets for GPU
 
 from typing import Any
 
-from prefect import flow, runtime
+from prefect import flow
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Completed, Failed
 
@@ -42,15 +42,15 @@ from tasks.hand_over import find_checkpoint, hand_over_snapshot
 from tasks.outcome import keep_outcomes
 from tasks.registry import require_experiment
 from tasks.resolve import chats_of, resolve_source
+from tasks.run_name import unless_given
 
 
-def name_of_run() -> str:
+def name_of_run(asked: dict[str, Any]) -> str:
     """Name the run by what it was asked for."""
-    asked = runtime.flow_run.parameters
     return f"{shown_source(asked['source'])} for {', '.join(asked['targets'])}"
 
 
-@flow(name="package-targets", flow_run_name=name_of_run)
+@flow(name="package-targets", flow_run_name=unless_given(name_of_run))
 def package_targets(
     source: SourceText = DEFAULT_SOURCE,
     targets: TargetChoices = [Target.CPU_INT4],  # noqa: B006 - Prefect copies it, and the form shows it

@@ -11,7 +11,7 @@ retried; what was registered and not packaged yet is packaged by the next run of
 
 from typing import Any
 
-from prefect import flow, runtime
+from prefect import flow
 
 from flows.package_targets import package_targets
 from slmpack.chat_data import ChatParts, DataPolicy
@@ -75,15 +75,15 @@ from tasks.retrain import (
     tuned_snapshot,
     version_in_use,
 )
+from tasks.run_name import unless_given
 
 
-def name_of_run() -> str:
+def name_of_run(asked: dict[str, Any]) -> str:
     """Name the run by what it was asked for."""
-    asked = runtime.flow_run.parameters
     return f"retrain {shown_source(asked['base'])}"
 
 
-@flow(name="retrain-model", flow_run_name=name_of_run)
+@flow(name="retrain-model", flow_run_name=unless_given(name_of_run))
 def retrain_model(
     data: DataText,
     base: SourceText = DEFAULT_SOURCE,

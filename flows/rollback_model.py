@@ -21,12 +21,15 @@ from slmpack.rollback import UNUSABLE, check_rollback, failed_candidates, rolled
 from tasks.outcome import completed, keep_outcome
 from tasks.registry import require_registry
 from tasks.rollback import find_way_back, give_back, read_version
+from tasks.run_name import unless_given
 from tasks.smoke import smoke_test
 
 logger = logging.getLogger("slmpack.rollback")  # the library's, so that a run's log and the command line show it
 
 
-@flow(name="rollback-model", flow_run_name="roll {name} back for {target}")
+@flow(
+    name="rollback-model", flow_run_name=unless_given(lambda asked: f"roll {asked['name']} back for {asked['target']}")
+)
 def rollback_model(
     name: PublishedName,
     target: TargetChoice,

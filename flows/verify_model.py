@@ -27,13 +27,14 @@ from tasks.publish import mark_refused, publish_version
 from tasks.recall import find_logged, recall_model, standing_of
 from tasks.registry import require_experiment
 from tasks.resolve import chats_of
+from tasks.run_name import unless_given
 from tasks.smoke import smoke_test
 from tasks.validate import validate_model
 
 logger = logging.getLogger("slmpack.verify")  # the library's, so that a run's log and the command line show it
 
 
-@flow(name="verify-model", flow_run_name="verify {model_uri}")
+@flow(name="verify-model", flow_run_name=unless_given(lambda asked: f"verify {asked['model_uri']}"))
 def verify_model(
     model_uri: ModelUri,
     policy: Policy = QualityPolicy(),  # noqa: B008 - frozen

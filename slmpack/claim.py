@@ -8,9 +8,10 @@ import logging
 from typing import TYPE_CHECKING
 
 from slmpack.errors import PublishError
-from slmpack.find import DIGEST, FORCED, MODEL_ID, PUBLISHED, whole_versions
+from slmpack.find import DIGEST, MODEL_ID, PUBLISHED, whole_versions
 from slmpack.records import LoggedModel
 from slmpack.registry import is_absent
+from slmpack.version_tags import facts_in
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -34,7 +35,7 @@ def claim_version(model: LoggedModel, tags: dict[str, str], force: bool) -> "Mod
     winner, *others = found
     for other in others:
         # one that is not ours was left by a loser that was killed, or its owner is about to delete it
-        if PUBLISHED not in other.tags and other.tags[FORCED] == "false":
+        if PUBLISHED not in other.tags and facts_in(other.tags).get("forced") == "false":
             logger.info("version %s of the same digest came before version %s", winner.version, other.version)
             delete_version(other)
     return winner

@@ -7,9 +7,11 @@ A version is known by its tags: `slmpack.digest` says what it is, `slmpack.publi
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+from slmpack.errors import PublishError
 from slmpack.health import UNHEALTHY, clear_version, damage_known, damage_of, mark_content, mark_version
 from slmpack.records import Interface, QualityFigures, Record, Speed, Target
 from slmpack.registry import check_alias, check_name, is_absent
+from slmpack.version_tags import facts_in
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -18,7 +20,6 @@ Told = TypeVar("Told", bound=Record)
 
 ASKED, ASKED_SEPARATOR = "slmpack.asked", ", "
 DIGEST = "slmpack.digest"
-FORCED = "slmpack.forced"
 MODEL_ID = "slmpack.model_id"
 UNPROVED = "slmpack.unproved"  # of a logged model: the hardware that it waits for
 PUBLISHED = "slmpack.published"  # the alias that was moved to the version, when it was for the first time
@@ -114,17 +115,28 @@ def _newest_published(name: str, alias: str, key: str, value: str) -> PublishedL
 
 
 def lookup_of(version: "ModelVersion", alias: str) -> PublishedLookup:
-    recipe = version.tags["slmpack.recipe"]
+    """Describe a version of ours.
+
+    Raises:
+        PublishError: somebody took facts away from it that it was published with.
+    """
+    facts = facts_in(version.tags)
+    if lacking := {"recipe", "digest", "model_id", "mlflow_run", "target", "size_bytes"} - facts.keys():
+        raise PublishError(
+            f"{version.name} version {version.version} has no {', '.join(sorted(lacking))} in its tags",
+            "the tags that it was published with", "delete that version and package it again",
+        )  # fmt: skip
+    recipe = facts["recipe"]
     return PublishedLookup(
         name=version.name,
         version=int(version.version),
         alias=alias,
-        digest=version.tags[DIGEST],
-        model_id=version.tags[MODEL_ID],
-        run_id=version.tags["slmpack.mlflow_run"],
-        target=Target(version.tags["slmpack.target"]),
+        digest=facts["digest"],
+        model_id=facts["model_id"],
+        run_id=facts["mlflow_run"],
+        target=Target(facts["target"]),
         recipe=None if recipe == "none" else recipe,
-        size_bytes=int(version.tags["slmpack.size_bytes"]),
+        size_bytes=int(facts["size_bytes"]),
         asked=asked_in(version.tags),
         speed=figures_in(version.tags, Speed),
         quality=figures_in(version.tags, QualityFigures),
@@ -143,7 +155,8 @@ def with_asked(tags: Mapping[str, str], *asked: str) -> str:
 
 def figures_in(tags: Mapping[str, str], figures: type[Told]) -> Told | None:
     """Read figures back from tags; None where one is missing that there always is."""
-    values = {name: tags[f"slmpack.{name}"] for name in figures.model_fields if f"slmpack.{name}" in tags}
+    facts = facts_in(tags)
+    values = {name: facts[name] for name in figures.model_fields if name in facts}
     if any(field.is_required() and name not in values for name, field in figures.model_fields.items()):
         return None
     return figures.model_validate({name: float(value) for name, value in values.items()})

@@ -14,10 +14,13 @@ from slmpack.registry import NAME_CHARACTERS
 from slmpack.retrain import RetrainPolicy
 from slmpack.train_settings import TrainSettings
 
+INTERNAL = "internal"  # in a parameter's schema: it is for the run that starts this one, and for no form
 
-def asked(title: str, description: str, **rules: Any) -> Any:
+
+def asked(title: str, description: str, *, internal: bool = False, **rules: Any) -> Any:
     """Prefect overwrites the title and the description of a parameter; it leaves the extras of its schema alone."""
-    return Field(json_schema_extra={"title": title, "description": description}, **rules)
+    extras: dict[str, Any] = {"title": title, "description": description}
+    return Field(json_schema_extra=extras | ({INTERNAL: True} if internal else {}), **rules)
 
 
 NAME_PATTERN = (
@@ -111,7 +114,8 @@ CheckpointUri = Annotated[
     asked(
         title="Fetched checkpoint",
         pattern=r"^models:/m-[0-9a-f]{32}$",
-        description="models:/m-ID of the source's files, logged by the run that started this one. Leave it empty.",
+        description="models:/m-ID of the source's files, logged by the run that started this one.",
+        internal=True,
     ),
 ]
 DispatchChoice = Annotated[

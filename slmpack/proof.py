@@ -15,6 +15,7 @@ from slmpack.machine import this_machine
 from slmpack.page import page_summary, version_page
 from slmpack.page_facts import Earlier, PageFacts, facts_of, read_earlier, summary_json
 from slmpack.records import Check, Package, QualityReport, Record, SmokeReport, ValidationReport
+from slmpack.version_tags import facts_in
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -98,7 +99,7 @@ def _earlier(holder: "ModelVersion | None") -> Earlier | None:
     if holder is None:
         return None
     try:
-        text = mlflow.artifacts.load_text(f"runs:/{holder.tags.get('slmpack.mlflow_run')}/{FACTS}")
+        text = mlflow.artifacts.load_text(f"runs:/{facts_in(holder.tags).get('mlflow_run')}/{FACTS}")
     except (MlflowException, OSError):  # published by an earlier release, or its run was deleted
         text = "{}"
     return read_earlier(text, int(holder.version))

@@ -14,13 +14,11 @@ import logging
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urlsplit
 
 from slmpack.claim import claim_version, delete_version
 from slmpack.errors import CheckError, PublishError
 from slmpack.find import (
     ASKED,
-    FORCED,
     HELD_ALIAS,
     HELD_SINCE,
     HELD_UNTIL,
@@ -41,8 +39,9 @@ from slmpack.find import (
 from slmpack.integrity import read_back
 from slmpack.proof import Proofs, log_page, page_facts, page_uri
 from slmpack.records import LoggedModel, PublishedVersion, Quality, Speed
-from slmpack.registry import check_name, final_errors, without_password
+from slmpack.registry import check_name, final_errors
 from slmpack.requirements import runtime_versions
+from slmpack.version_tags import facts_in, version_tags
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 REFUSED = "slmpack.refused"
-RUN_ADDRESS = "slmpack.prefect_address"
+RUN_ADDRESS = "prefect_address"
 DESCRIPTION_CHARACTERS = 5000  # Source: MLflow 3.17.2, store/model_registry/dbmodels/models.py
 
 
@@ -69,7 +68,7 @@ def publish_version(
         asked: what `find_rung` finds an `auto` by.
         wanted: what `find_wanted` finds the version by.
         force: make a version of this very model even if one of the same digest is published.
-        trace: where this comes from, such as the id of a Prefect run; becomes tags of the version.
+        trace: where this comes from, such as the id of a Prefect run; becomes facts of the version.
 
     Returns:
         The version that has the alias; of another logged model where one of the same digest came first.
@@ -90,8 +89,8 @@ def publish_version(
     with final_errors(PublishError, f"to publish {model.name}"):
         figures = figures_of(proofs.smoke.speed, proofs.quality.quality)
         log_figures(model, figures)
-        tags = _tags_of(model, proofs, figures, trace or {}) | _tags_of_request(asked, force)
-        version = claim_version(model, tags, force)
+        facts = _facts_of(model, proofs, force) | figures | (trace or {})
+        version = claim_version(model, version_tags(facts) | {ASKED: asked}, force)
         try:
             published = _complete(model, proofs, version)
         except CheckError as refusal:
@@ -123,7 +122,7 @@ def _complete(model: LoggedModel, proofs: Proofs, version: "ModelVersion") -> Pu
         if not _is_complete(version, alias):
             previous = holder_before(version, alias)
             facts = page_facts(proofs, integrity, int(version.version), alias, previous)
-            summary = log_page(facts, version.tags["slmpack.mlflow_run"]) + _made_by(version)
+            summary = log_page(facts, facts_in(version.tags)["mlflow_run"]) + _made_by(version)
             summary = summary[:DESCRIPTION_CHARACTERS]
             version = MlflowClient().update_model_version(version.name, version.version, summary)
             _move_alias(version, alias, previous)
@@ -132,7 +131,7 @@ def _complete(model: LoggedModel, proofs: Proofs, version: "ModelVersion") -> Pu
 
 def _made_by(version: "ModelVersion") -> str:
     """Return a line that links the run that made the version, if the run told where it can be seen."""
-    address = version.tags.get(RUN_ADDRESS)
+    address = facts_in(version.tags).get(RUN_ADDRESS)
     return f"\n\nMade by [this Prefect run]({address})." if address else ""
 
 
@@ -181,7 +180,7 @@ def mark_refused(
         client.set_terminated(model.run_id, status)
 
 
-def _tags_of(model: LoggedModel, proofs: Proofs, figures: dict[str, float], trace: dict[str, str]) -> dict[str, str]:
+def _facts_of(model: LoggedModel, proofs: Proofs, force: bool) -> dict[str, object]:
     """Return what the version says of itself, all of it from its first moment on."""
     package = model.package
     source = package.snapshot.source
@@ -198,6 +197,7 @@ def _tags_of(model: LoggedModel, proofs: Proofs, figures: dict[str, float], trac
         "model_id": model.model_id,
         "mlflow_run": model.run_id,
         "page": page_uri(model.run_id),
+        "forced": str(force).lower(),
     }
     if source.base is not None:
         facts |= {"base": source.base.shown, "base_revision": source.base.revision}
@@ -207,23 +207,8 @@ def _tags_of(model: LoggedModel, proofs: Proofs, figures: dict[str, float], trac
         facts["repairs"] = " ".join(repairs)
     if (device := proofs.smoke.device).name:
         facts |= {"device": device.name, "driver": device.driver, "compute_capability": device.compute_capability}
-    facts |= {f"version.{name}": found for name, found in (package.versions | runtime_versions(package.target)).items()}
-    facts |= {name: f"{value:.6g}" for name, value in figures.items()}
-    return {f"slmpack.{key}": str(value) for key, value in (trace | facts).items()}
-
-
-def _tags_of_request(asked: str, force: bool) -> dict[str, str]:
-    return {ASKED: asked, FORCED: str(force).lower()}
-
-
-def version_address(name: str, version: int) -> str | None:
-    """Return where MLflow's own pages show the version; None with a store that no server shows."""
-    import mlflow
-
-    address = mlflow.get_registry_uri()
-    if urlsplit(address).scheme not in {"http", "https"}:
-        return None
-    return f"{without_password(address).rstrip('/')}/#/models/{quote(name)}/versions/{version}"
+    versions = package.versions | runtime_versions(package.target)
+    return facts | {f"version.{name}": found for name, found in versions.items()}
 
 
 def figures_of(speed: Speed | None, quality: Quality | None) -> dict[str, float]:
@@ -290,7 +275,7 @@ def _close_run(model: LoggedModel, version: int) -> None:
 def _published(model: LoggedModel, version: "ModelVersion", alias: str) -> PublishedVersion:
     """Describe the version; one that came first is of its own logged model and run."""
     model_id = version.tags[MODEL_ID]
-    run_id = version.tags["slmpack.mlflow_run"]
+    run_id = facts_in(version.tags)["mlflow_run"]
     proved = model.model_copy(update={"model_id": model_id, "uri": f"models:/{model_id}", "run_id": run_id})
     return PublishedVersion(
         model=proved,

@@ -24,6 +24,7 @@ from slmpack.retrain import RETRAINED, TUNED_ALIAS, TunedFigures, usable_version
 from slmpack.train import TRAINING, read_training
 from slmpack.train_losses import Told, TrainingPoint
 from slmpack.train_settings import TrainSettings
+from slmpack.version_tags import version_tags
 
 logger = logging.getLogger(__name__)
 
@@ -268,13 +269,12 @@ def register_tuned(
 
 
 def _tags_of(model: LoggedModel, retraining: Retraining, run_id: str, figures: TunedFigures) -> dict[str, str]:
-    return {
-        RETRAINED: retraining.key, "slmpack.parent": retraining.parent, "slmpack.base": retraining.base.shown,
-        "slmpack.base_revision": retraining.base.revision, "slmpack.data": retraining.data.name,
-        "slmpack.data_digest": retraining.data.digest, "slmpack.mlflow_run": run_id,
-        "slmpack.licence": model.package.snapshot.licence or "unknown",
-        **{f"slmpack.{key}": f"{value:.6g}" for key, value in figures.metrics().items()},
-    }  # fmt: skip
+    data = retraining.data
+    return version_tags({
+        "retrained": retraining.key, "parent": retraining.parent, "base": retraining.base.shown,
+        "base_revision": retraining.base.revision, "data": data.name, "data_digest": data.digest, "mlflow_run": run_id,
+        "licence": model.package.snapshot.licence or "unknown", **figures.metrics(),
+    })  # fmt: skip
 
 
 def _description(retraining: Retraining, figures: TunedFigures) -> str:

@@ -37,6 +37,7 @@ from slmpack.provenance import model_of
 from slmpack.recall import find_logged
 from slmpack.records import Interface, LoggedModel, Outcome, Record, SmokeReport, Target
 from slmpack.registry import check_name, final_errors
+from slmpack.version_tags import FACTS, with_more
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -153,7 +154,7 @@ def give_back(way: WayBack, version: int, trace: dict[str, str] | None = None) -
 
     Args:
         version: one of the candidates, or the holder itself to complete what was interrupted.
-        trace: where this comes from, such as the id of a Prefect run; becomes tags of the version that loses it.
+        trace: where this comes from, such as the id of a Prefect run; becomes facts of the version that loses it.
 
     Returns:
         The version that has the alias now.
@@ -184,7 +185,8 @@ def _take_from(holder: "ModelVersion", version: int, trace: dict[str, str]) -> N
     client = MlflowClient()
     if ROLLED_BACK in holder.tags:  # somebody gave it the alias again
         client.delete_model_version_tag(holder.name, holder.version, ROLLED_BACK)
-    told = {f"slmpack.rollback_{key}": value for key, value in trace.items()} | {ROLLED_BACK_TO: str(version)}
+    facts = with_more(holder.tags, {f"rollback_{key}": value for key, value in trace.items()})
+    told = {FACTS: facts, ROLLED_BACK_TO: str(version)} if trace else {ROLLED_BACK_TO: str(version)}
     for key, value in told.items():
         client.set_model_version_tag(holder.name, holder.version, key, value)
 

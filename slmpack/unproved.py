@@ -19,6 +19,7 @@ from slmpack.proof import Proofs
 from slmpack.publish import REFUSED, figures_of, log_figures
 from slmpack.records import LoggedModel, QualityFigures, Target, UnprovedModel
 from slmpack.registry import final_errors
+from slmpack.version_tags import version_tags
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel as MlflowModel
@@ -42,9 +43,7 @@ def leave_unproved(model: LoggedModel, proofs: Proofs, asked: str, wanted: str) 
     with final_errors(PublishError, f"to mark {model.uri} as unproved"):
         log_figures(model, figures)
         client.log_text(model.run_id, json.dumps(proofs.table(), indent=1), CHECKS)
-        client.set_logged_model_tags(
-            model.model_id, {f"slmpack.{name}": f"{value:.6g}" for name, value in figures.items()}
-        )
+        client.set_logged_model_tags(model.model_id, version_tags(figures))
         target = model.package.target
         _remember(client.get_logged_model(model.model_id), asked, target, wanted)
         client.set_tag(model.run_id, UNPROVED, target.provider)

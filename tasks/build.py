@@ -11,9 +11,9 @@ from tasks.progress import progress_artifact
 
 
 @task(task_run_name="build {snapshot.source.name} for {target}", **LOCAL)
+@progress_artifact("build")
 def build_package(
     snapshot: Snapshot, target: Target, recipe: Recipe | None, workspace: Path, calibration_text: str | None = None
 ) -> Package:
     """Build the package; never retried, since the same weights give the same failure."""
-    with progress_artifact("build"):
-        return build.build_package(snapshot, target, recipe, workspace, calibration_text)
+    return build.build_package(snapshot, target, recipe, workspace, calibration_text)

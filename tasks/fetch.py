@@ -11,14 +11,14 @@ from tasks.progress import progress_artifact
 
 
 @task(task_run_name="fetch {source.text}", **REMOTE)
+@progress_artifact("fetch")
 def fetch_snapshot(source: ModelSource, workspace: Path) -> Snapshot:
     """Download the model; retried, since the source is remote."""
-    with progress_artifact("fetch"):
-        return fetch.fetch_snapshot(source, workspace)
+    return fetch.fetch_snapshot(source, workspace)
 
 
 @task(task_run_name="receive {uri}", **REMOTE)
+@progress_artifact("fetch")
 def receive_snapshot(uri: str, workspace: Path) -> Snapshot:
     """Take from MLflow what another run fetched; retried, since it is remote."""
-    with progress_artifact("fetch"):
-        return hand_over.receive_snapshot(uri, workspace)
+    return hand_over.receive_snapshot(uri, workspace)

@@ -8,6 +8,7 @@ from slmpack import hand_over
 from slmpack.hand_over import HandOver
 from slmpack.records import ModelSource, Snapshot
 from tasks.policies import REMOTE
+from tasks.progress import progress_artifact
 from tasks.trace import trace_of_run
 
 
@@ -18,6 +19,7 @@ def find_checkpoint(source: ModelSource) -> HandOver | None:
 
 
 @task(task_run_name="hand {snapshot.source.text} over", **REMOTE)
+@progress_artifact("hand-over")
 def hand_over_snapshot(snapshot: Snapshot, name: str, workspace: Path) -> HandOver:
     """Log the checkpoint; retried, since the tracking server is remote."""
     return hand_over.hand_over(snapshot, name, workspace, trace_of_run())

@@ -6,9 +6,11 @@ from slmpack import measure
 from slmpack.records import LoggedModel, QualityReport, Recipe
 from slmpack.request import Request
 from tasks.policies import PROOF
+from tasks.progress import progress_artifact
 
 
 @task(task_run_name="measure {model.name}", **PROOF)
+@progress_artifact("measure")
 def measure_quality(model: LoggedModel, request: Request, recipe: Recipe | None) -> QualityReport:
     """Hold the package against its source and the policy; never retried."""
     return measure.measure_quality(

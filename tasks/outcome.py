@@ -9,6 +9,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.client.schemas.sorting import ArtifactSort
 from prefect.states import Completed, Failed
 
+from slmpack.links import linked, version_link
 from slmpack.outcome import summary_of, told_of
 from slmpack.records import Outcome, Record
 from slmpack.retrain import RetrainOutcome, told_retraining
@@ -19,7 +20,7 @@ BEGIN, END = "```json\n", "\n```\n"
 
 def keep_outcome(outcome: Outcome) -> None:
     """Keep it as the run's artifact; a run that is retried keeps a newer one."""
-    _keep(outcome, told_of(outcome))
+    _keep(outcome, linked(told_of(outcome), outcome.name, outcome.version))
 
 
 def _keep(outcome: Record, told: str) -> None:
@@ -32,7 +33,7 @@ def keep_outcomes(outcomes: list[Outcome]) -> None:
     table = [
         {
             "target": each.target.value, "status": each.status, "recipe": each.recipe and each.recipe.value,
-            "version": each.version and f"{each.name} {each.version}",
+            "version": each.version and version_link(str(each.name), each.version),
             "reason": each.reason or "; ".join(each.unhealthy) or None,
         }
         for each in outcomes
@@ -47,7 +48,7 @@ def completed(outcome: Outcome) -> Any:
 
 def keep_retraining(outcome: RetrainOutcome) -> None:
     """Keep what became of a retraining as the run's artifact, and a table of its perplexities."""
-    _keep(outcome, told_retraining(outcome))
+    _keep(outcome, linked(told_retraining(outcome), outcome.name, outcome.version))
     if outcome.figures is not None:
         table = [
             {"perplexity of": "held-out answers", **outcome.figures.held_out.model_dump()},

@@ -1,4 +1,4 @@
-"""Progress in the dashboard: how far a download or a build is, as an artifact of the task's run."""
+"""Progress in the dashboard: how far a stage is that may take minutes, as an artifact of its task's run."""
 
 import contextvars
 import logging
@@ -17,8 +17,8 @@ SECONDS_BETWEEN_UPDATES = 2.0  # each is a request and an event: one a tensor wo
 
 @contextmanager
 def progress_artifact(stage: str) -> Iterator[None]:
-    """Keep a progress artifact up to date with what the library reports until the block ends."""
-    artifact: Any = create_progress_artifact(0.0, key=f"{stage}-progress", description="begins")
+    """Keep a progress artifact up to date with what the library reports until the block, or the function, ends."""
+    artifact: Any = create_progress_artifact(0.0, key=f"{stage}-progress", description=f"{stage} begins")
     latest = _Latest()
     ended = threading.Event()
     context = contextvars.copy_context()  # the thread writes to the server that the task talks to

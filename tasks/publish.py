@@ -3,11 +3,12 @@
 from prefect import task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from slmpack import find, publish
+from slmpack import find, links, publish
 from slmpack.find import PublishedLookup
 from slmpack.proof import Proofs
 from slmpack.records import LoggedModel, PublishedVersion, Quality, Speed
 from tasks.policies import LOCAL, REMOTE
+from tasks.progress import progress_artifact
 from tasks.trace import trace_of_run
 
 
@@ -24,16 +25,25 @@ def find_rung(name: str, digests: list[str], alias: str, asked: str, wanted: str
 
 
 @task(task_run_name="publish {model.name}", **REMOTE)
+@progress_artifact("publish")
 def publish_version(
     model: LoggedModel, proofs: Proofs, asked: str, force: bool, wanted: str | None = None
 ) -> PublishedVersion:
     """Register the version and move the alias; retried, since the registry is remote and publishing idempotent."""
     version = publish.publish_version(model, proofs, asked=asked, wanted=wanted, force=force, trace=trace_of_run())
-    create_table_artifact(proofs.table(), key="proofs", description=f"What holds for {version.model_uri}")
-    create_markdown_artifact(version.summary, key="version", description=version.page_uri)
-    if (address := publish.version_address(version.name, version.version)) is not None:
-        create_link_artifact(address, link_text=f"{version.name} {version.version} in MLflow", key="mlflow-version")
+    _show(version, proofs)
     return version
+
+
+def _show(version: PublishedVersion, proofs: Proofs) -> None:
+    """Show the version in the dashboard; each card leads to MLflow, where its description is a link."""
+    link = links.version_link(version.name, version.version)
+    page = links.markdown_link("The page", links.page_address(version.page_uri))
+    create_table_artifact(proofs.table(), key="proofs", description=f"What holds for {link}")
+    create_markdown_artifact(version.summary, key="version", description=f"{page} of {link}")
+    if (address := links.version_address(version.name, version.version)) is not None:
+        text = f"{version.name} {version.version} in MLflow"
+        create_link_artifact(address, link_text=text, key="mlflow-version", description=f"{link} in MLflow")
 
 
 @task(task_run_name="mark {model.name} refused", **LOCAL)

@@ -8,6 +8,7 @@ from slmpack import recall
 from slmpack.recall import Recorded, Standing
 from slmpack.records import LoggedModel
 from tasks.policies import REMOTE
+from tasks.progress import progress_artifact
 
 
 @task(task_run_name="find {uri}", **REMOTE)
@@ -17,6 +18,7 @@ def find_logged(uri: str) -> Recorded:
 
 
 @task(task_run_name="recall {uri}", **REMOTE)
+@progress_artifact("recall")
 def recall_model(uri: str, workspace: Path) -> LoggedModel:
     """Bring package and source to this machine and compare every file; retried, since both are remote."""
     return recall.recall_model(uri, workspace)

@@ -75,10 +75,10 @@ def remember_refusals(name: str, version: int, outcomes: list[Outcome], asked: P
 
 
 @task(task_run_name="train {snapshot.source.name}", **LOCAL)
+@progress_artifact("train")
 def train_adapter(snapshot: Snapshot, parts: ChatParts, settings: TrainSettings, workspace: Path, run_id: str) -> Tuned:
     """Train, or go on where a killed run was; not retried by itself."""
-    with progress_artifact("train"):
-        return train.train_adapter(snapshot, parts.training, settings, workspace, retrain_run.tell_losses(run_id))
+    return train.train_adapter(snapshot, parts.training, settings, workspace, retrain_run.tell_losses(run_id))
 
 
 @task(task_run_name="keep the loss curve", **REMOTE)
@@ -94,12 +94,14 @@ def tuned_snapshot(trained: Tuned, base: Snapshot, workspace: Path) -> Snapshot:
 
 
 @task(task_run_name="held-out perplexity of {snapshot.source.name}", **LOCAL)
+@progress_artifact("measure")
 def held_out_perplexity(snapshot: Snapshot, parts: ChatParts, workspace: Path) -> float:
     """Run the model on the held-out chats."""
     return tuned.held_out_perplexity(snapshot, parts, workspace)
 
 
 @task(task_run_name="general perplexity of {snapshot.source.name}", **LOCAL)
+@progress_artifact("measure")
 def general_perplexity(snapshot: Snapshot, workspace: Path) -> float:
     """Run the model on the general text."""
     return general_text.general_perplexity(snapshot, workspace)
@@ -112,6 +114,7 @@ def log_tuned_figures(run_id: str, figures: TunedFigures) -> None:
 
 
 @task(task_run_name="log the tuned {retraining.name}", **REMOTE)
+@progress_artifact("log")
 def log_tuned(snapshot: Snapshot, retraining: Retraining, workspace: Path) -> LoggedModel:
     """Log the tuned checkpoint; retried, since MLflow is remote."""
     return tuned.log_tuned(snapshot, retraining.name, workspace, trace_of_run())

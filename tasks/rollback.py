@@ -7,6 +7,7 @@ from slmpack.find import PublishedLookup
 from slmpack.records import Interface, LoggedModel, Target
 from slmpack.rollback import WayBack
 from tasks.policies import REMOTE
+from tasks.progress import progress_artifact
 from tasks.trace import trace_of_run
 
 
@@ -17,6 +18,7 @@ def find_way_back(name: str, target: Target, interface: Interface) -> WayBack:
 
 
 @task(task_run_name="read back {name} version {version}", **REMOTE)
+@progress_artifact("read-back")
 def read_version(name: str, version: int) -> LoggedModel:
     """Compare every file of the version with what was built; retried, since the artifact store is remote."""
     return rollback.read_version(name, version)

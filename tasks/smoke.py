@@ -7,9 +7,11 @@ from prefect import task
 from slmpack import smoke
 from slmpack.records import LoggedModel, SmokeReport
 from tasks.policies import PROOF
+from tasks.progress import progress_artifact
 
 
 @task(task_run_name="smoke {model.name}", **PROOF)
+@progress_artifact("smoke")
 def smoke_test(model: LoggedModel, workspace: Path) -> SmokeReport:
     """Load by URI and ask; never retried."""
     return smoke.smoke_test(model, workspace)

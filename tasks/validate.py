@@ -7,9 +7,11 @@ from prefect import task
 from slmpack import validate
 from slmpack.records import LoggedModel, ValidationReport
 from tasks.policies import PROOF
+from tasks.progress import progress_artifact
 
 
 @task(task_run_name="validate {model.name}", **PROOF)
+@progress_artifact("validate")
 def validate_model(model: LoggedModel, workspace: Path) -> ValidationReport:
     """Check signature, example, requirements and leaks; never retried."""
     return validate.validate_model(model, workspace)

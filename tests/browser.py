@@ -73,6 +73,18 @@ class Form:
         self._page.keyboard.press("ArrowDown")
         self._page.get_by_role("option", name=option, exact=True).click()
 
+    def options(self, parameter: str) -> list[str]:
+        """Return what a select offers."""
+        self._after(parameter, SELECT).focus()
+        self._page.keyboard.press("ArrowDown")
+        options = self._page.get_by_role("option").all_inner_texts()
+        self._page.keyboard.press("Escape")
+        return options
+
+    def call(self, name: str) -> None:
+        """Name the run; the dashboard has made a name up."""
+        self._page.locator(".flow-run-name-input input").fill(name)
+
     def submit(self) -> Response:
         """Return what the server answers: 201 with the run, or why not.
 
@@ -97,6 +109,11 @@ class Form:
         if inner is not None:
             shown = defined["properties"][inner]
         return str(shown.get("title") or defined["title"])  # a title that both have stands once
+
+
+def links_to(page: Page, address: str) -> list[Locator]:
+    """Return the links of the page that lead to a server."""
+    return page.locator(f'a[href^="{address}"]').all()
 
 
 def open_run(page: Page, dashboard: str, run: UUID) -> None:

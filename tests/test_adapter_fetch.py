@@ -23,6 +23,7 @@ from slmpack.origin import snapshot_path
 from slmpack.provenance import Provenance, provenance_of, source_of
 from slmpack.records import Interface, ModelSource, Recipe, Snapshot, SourceKind, Target
 from slmpack.resolve import resolve_source
+from slmpack.version_tags import facts_in
 
 pytestmark = pytest.mark.slow
 
@@ -273,6 +274,6 @@ def test_a_merged_adapter_is_built_proved_and_published_with_its_base(
     tags = MlflowClient().get_model_version(name, "1").tags
     assert merged.source.base is not None
     assert (tags["slmpack.source"], tags["slmpack.base"]) == ("my-adapter", "base")
-    assert tags["slmpack.base_revision"] == merged.source.base.revision
+    assert facts_in(tags)["base_revision"] == merged.source.base.revision
     parameters = MlflowClient().get_run(model.run_id).data.params
     assert (parameters["base"], parameters["base_revision"]) == ("base", merged.source.base.revision)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import get_client
@@ -61,6 +62,72 @@ def test_each_target_is_built_in_the_pool_of_cpus_and_verified_in_that_of_its_ha
     assert [deployments[f"verify-{pool}"].work_pool_name for pool in ("cpu", "cuda")] == ["cpu", "cuda"]
     assert [deployments[name].work_pool_name for name in ("rollback", "rollback-cuda")] == ["cpu", "cuda"]
     assert not deployments["rollback"].schedules
+
+
+def offered(deployment: DeploymentResponse) -> list[str]:
+    """Return the targets that the deployment's form offers."""
+    options: list[str] = (deployment.parameter_openapi_schema or {})["properties"]["target"]["enum"]
+    return options
+
+
+def test_a_form_offers_no_target_but_those_that_the_deployment_is_for(
+    deployments: dict[str, DeploymentResponse],
+) -> None:
+    for target in Target:
+        assert offered(deployments[f"package-{target}"]) == [target]
+    assert offered(deployments["rollback"]) == ["transformers", "cpu-int4", "cpu-int8"]
+    assert offered(deployments["rollback-cuda"]) == ["cuda-int4", "cuda-fp16"]
+
+
+def test_what_one_run_gives_another_is_in_no_form_and_is_taken_all_the_same(
+    deployments: dict[str, DeploymentResponse],
+) -> None:
+    asked = {"checkpoint": f"models:/m-{'0' * 32}"}
+    with get_client(sync_client=True) as client:
+        for name, rest in (("package-cpu-int4", {}), ("verify-cpu", {"model_uri": f"models:/m-{'0' * 32}"})):
+            schema = deployments[name].parameter_openapi_schema or {}
+            assert "checkpoint" not in schema["properties"]
+            run = client.create_flow_run_from_deployment(deployments[name].id, parameters=asked | rest)
+            assert run.parameters["checkpoint"] == asked["checkpoint"]
+            client.delete_flow_run(run.id)
+
+
+def test_what_waits_for_a_worker_that_nobody_has_started_says_how_to_start_one(
+    deployments: dict[str, DeploymentResponse],
+) -> None:
+    waiting = {each.name: each.description for each in deployments.values() if each.work_pool_name != "cpu"}
+    assert waiting.keys() == {"verify-cuda", "rollback-cuda"}
+    for description in waiting.values():
+        assert "`prefect worker start --pool cuda` on a machine with such a GPU" in str(description)
+    assert "`verify-cuda` proves it" in str(deployments["package-cuda-int4"].description)
+    with get_client(sync_client=True) as client:
+        assert "prefect worker start --pool cuda" in str(client.read_work_pool("cuda").description)
+
+
+def test_a_runs_log_has_the_librarys_lines(deployments: dict[str, DeploymentResponse]) -> None:
+    for deployment in deployments.values():
+        assert deployment.job_variables["env"]["PREFECT_LOGGING_EXTRA_LOGGERS"] == "slmpack"
+
+
+def test_another_target_is_refused_in_one_line_where_validation_is_switched_off(
+    server: PrefectServer, deployments: dict[str, DeploymentResponse]
+) -> None:
+    with get_client(sync_client=True) as client:
+        answer = client.request(
+            "POST", "/deployments/{id}/create_flow_run", path_params={"id": deployments["package-cpu-int4"].id},
+            json={"parameters": {"target": "cpu-int8"}, "enforce_parameter_schema": False},
+        )  # fmt: skip
+        run = answer.json()["id"]
+        done = subprocess.run(
+            [sys.executable, "-m", "prefect", "flow-run", "execute", run],
+            cwd=server.folder, env=server.environment(), capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        state = client.read_flow_run(UUID(run)).state
+    assert state is not None and state.is_failed(), done.stderr[-2000:]
+    assert state.message == (
+        "Flow run encountered an exception: UsageError: the target cpu-int8 in a run of package-cpu-int4; cpu-int4; "
+        "start a run of package-cpu-int8 instead"
+    )
 
 
 def test_deploying_twice_leaves_one_of_each(server: PrefectServer, deployments: dict[str, DeploymentResponse]) -> None:
@@ -134,6 +201,9 @@ def test_the_form_has_a_help_text_for_each_parameter(deployments: dict[str, Depl
     ("deployment", "field", "parameters"),
     [
         ("package-cpu-int4", "target", {"target": "rocm"}),
+        ("package-cpu-int4", "target", {"target": "cpu-int8"}),
+        ("package-cpu-int4", "checkpoint", {"checkpoint": "models:/another"}),
+        ("rollback", "target", {"name": "tiny", "target": "cuda-int4"}),
         ("package-cpu-int4", "recipe", {"recipe": "smallest"}),
         ("package-cpu-int4", "max_perplexity_ratio", {"policy": {"max_perplexity_ratio": 0.9}}),
         ("package-cpu-int4", "max_perplexity", {"policy": {"max_perplexity": 1.2}}),

@@ -11,7 +11,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from browser import Form, open_page, open_run, take_picture
+from browser import Form, links_to, open_page, open_run, take_picture
 from mlflow import MlflowClient
 from mlflow_server import running_mlflow_server
 from playwright.sync_api import Page
@@ -77,21 +77,33 @@ def test_a_run_that_is_asked_for_in_the_form_publishes_a_model(
     form.write_optional("name", "str", "asked-for")
     form.write_optional("waive_quality", "str", "random weights, for a test")
     form.write_optional("workspace", "path", str(workspace))
+    assert form.options("target") == ["cpu-int4"]
+    assert desk.page.get_by_text("checkpoint").count() == 0
+    form.call("tiny for the edge")
     take_picture(desk.page, "form", tmp_path)
     answer = form.submit()
     assert answer.status == 201, answer.text()
 
     run = ended(UUID(answer.json()["id"]))
     assert run.state is not None and run.state.is_completed(), run.state
+    assert run.name == "tiny for the edge"
     asked = {"target": "cpu-int4", "recipe": "small", "waive_quality": "random weights, for a test"}
     assert asked.items() <= run.parameters.items()
     assert MlflowClient(desk.mlflow).get_model_version_by_alias("asked-for", "cpu-int4").version == "1"
 
     open_run(desk.page, desk.prefect.address, run.id)
     desk.page.get_by_text("Completed").first.wait_for()
-    for artifact in ("outcome", "proofs", "version", "mlflow-version", "fetch-progress", "build-progress"):
+    stages = ("fetch", "build", "log", "smoke", "measure", "validate", "publish")
+    for artifact in ("outcome", "proofs", "version", "mlflow-version", *(f"{stage}-progress" for stage in stages)):
         desk.page.get_by_text(artifact, exact=True).first.wait_for()
     take_picture(desk.page, "run", tmp_path)
+    links = {link.inner_text(): str(link.get_attribute("href")) for link in links_to(desk.page, desk.mlflow)}
+    assert links.keys() == {"asked-for version 1", "The page"}
+    desk.page.goto(links["asked-for version 1"])
+    desk.page.get_by_role("heading", name="Version 1").first.wait_for()
+    take_picture(desk.page, "mlflow-version", tmp_path)
+    desk.page.goto(links["The page"])
+    desk.page.locator("iframe").first.content_frame.get_by_text("Proved").first.wait_for()
 
 
 @pytest.mark.parametrize(("field", "value"), [("policy.max_perplexity_ratio", "0.5"), ("source", " ")])

@@ -121,7 +121,7 @@ def write_narrow_phi3(folder: Path, tokenizer: Path, hidden_size: int) -> None:
 
 def page_of(outcome: Outcome) -> str:
     assert outcome.name is not None
-    run = MlflowClient().get_model_version(outcome.name, str(outcome.version)).tags["slmpack.mlflow_run"]
+    run = MlflowClient().get_model_version(outcome.name, str(outcome.version)).run_id
     return str(mlflow.artifacts.load_text(f"runs:/{run}/proof/version.html"))
 
 

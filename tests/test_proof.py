@@ -22,6 +22,7 @@ from slmpack.errors import CheckError
 from slmpack.proof import page_uri
 from slmpack.publish import publish_version
 from slmpack.records import LoggedModel
+from slmpack.version_tags import facts_in
 
 LogIt = Callable[..., LoggedModel]
 
@@ -54,7 +55,7 @@ def test_page_facts_and_frontier_are_kept_with_the_run(name: str, log_it: LogIt)
     kept = {file.path for file in MlflowClient().list_artifacts(model.run_id, "proof")}
     assert kept == {"proof/version.html", "proof/facts.json", "proof/frontier.svg"}
     version = MlflowClient().get_model_version(name, "1")
-    assert version.tags["slmpack.page"] == published.page_uri == page_uri(model.run_id)
+    assert facts_in(version.tags)["page"] == published.page_uri == page_uri(model.run_id)
     page = mlflow.artifacts.load_text(published.page_uri)
     assert f"<title>{name} version 1" in page
     assert "balanced" in page

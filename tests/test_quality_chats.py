@@ -17,6 +17,7 @@ from slmpack.measure import judge, measure_quality
 from slmpack.records import ChatQuality, Interface, Outcome, Package, QualityPolicy, Recipe, Target
 from slmpack.request import Request, check_request
 from slmpack.train_examples import IGNORED, Example
+from slmpack.version_tags import facts_in
 
 LOOSE = QualityPolicy(max_perplexity_ratio=1000.0, allow_new_loops=True, max_chat_perplexity_ratio=1000.0)
 
@@ -134,8 +135,8 @@ def test_a_version_tells_what_was_kept_of_the_answers(published: Outcome, store:
     ratio = published.quality.chat_perplexity_ratio
     assert ratio is not None
     version = MlflowClient().get_model_version("on-chats", "1")
-    assert float(version.tags["slmpack.chat_perplexity_ratio"]) == pytest.approx(ratio, rel=1e-4)
-    run = version.tags["slmpack.mlflow_run"]
+    assert float(facts_in(version.tags)["chat_perplexity_ratio"]) == pytest.approx(ratio, rel=1e-4)
+    run = facts_in(version.tags)["mlflow_run"]
     page = Path(MlflowClient().download_artifacts(run, "proof/version.html", str(store))).read_text()
     assert "perplexity ratio on chats" in page
     facts = json.loads(Path(MlflowClient().download_artifacts(run, "proof/facts.json", str(store))).read_text())

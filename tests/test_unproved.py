@@ -19,6 +19,7 @@ from slmpack.publish import publish_version
 from slmpack.recall import find_logged, recall_model
 from slmpack.records import Device, LoggedModel, Outcome, Recipe, Target
 from slmpack.requirements import requirements_for
+from slmpack.version_tags import facts_in
 
 pytestmark = [
     pytest.mark.slow,
@@ -113,7 +114,7 @@ def test_proofs_on_a_gpu_publish_it_and_the_next_request_finds_the_version(
     assert (version.alias, version.version) == ("cuda-int4", 1)
     tags = MlflowClient().get_model_version(version.name, "1").tags
     assert tags["slmpack.device"] == "NVIDIA H100"
-    assert (tags["slmpack.driver"], tags["slmpack.compute_capability"]) == ("580.95.05", "9.0")
+    assert (facts_in(tags)["driver"], facts_in(tags)["compute_capability"]) == ("580.95.05", "9.0")
     assert "slmpack.unproved" not in MlflowClient().get_logged_model(model.model_id).tags
     page = mlflow.artifacts.load_text(version.page_uri)
     assert "NVIDIA H100, driver 580.95.05, compute capability 9.0" in page

@@ -1,0 +1,49 @@
+"""Forms: what the form of a deployment offers, and what the server takes for it.
+
+Prefect makes one schema of a flow's parameters for all of its deployments, and shows all of it. A deployment offers
+less of it:
+
+    a target that is the deployment's own     the only one that the form offers and that the server takes
+    a target of any kind                      those for the hardware of its pool
+    what one run gives another                not in the form; the server takes it all the same
+"""
+
+from typing import Any
+
+from prefect.client.schemas.responses import DeploymentResponse
+
+from slmpack.parameters import INTERNAL
+from slmpack.records import Target
+
+TARGET = "target"
+
+
+def form_of(deployment: DeploymentResponse) -> dict[str, Any]:
+    """Return the schema of the deployment's parameters; it refuses a misspelt one, too, which Prefect's leave open."""
+    schema = deployment.parameter_openapi_schema or {}
+    properties: dict[str, Any] = dict(schema.get("properties", {}))
+    internal = {name: properties.pop(name) for name in [*properties] if properties[name].get(INTERNAL)}
+    if TARGET in properties:
+        properties[TARGET] = _offering(properties[TARGET], targets_of(deployment))
+    return {
+        **schema,
+        "properties": properties,
+        "patternProperties": {f"^{name}$": shown for name, shown in internal.items()},  # which no form shows
+        "propertyNames": {"enum": [*properties, *internal]},
+    }
+
+
+def targets_of(deployment: DeploymentResponse) -> list[str]:
+    """Return the targets that a run of the deployment may have: its own, else those for the hardware of its pool."""
+    own = deployment.parameters.get(TARGET)
+    if own is not None:
+        return [str(own)]
+    of_pool = [str(target) for target in Target if target.provider == deployment.work_pool_name]
+    return of_pool or [str(target) for target in Target]
+
+
+def _offering(shown: dict[str, Any], targets: list[str]) -> dict[str, Any]:
+    """Return a parameter's schema with `targets` instead of the flow's type and default."""
+    kept = {key: value for key, value in shown.items() if key not in {"$ref", "allOf", "anyOf", "default"}}
+    only = {"default": targets[0], "description": "This deployment's own: each target has one."}
+    return {"title": "Target", **kept, "type": "string", "enum": targets, **(only if len(targets) == 1 else {})}
