@@ -6,8 +6,9 @@
 On a machine without the target's hardware it ends before `publish`: the logged model is left `unproved`, and found
 there the next time. `verify-model` goes on with it where the hardware is.
 
-Below the quality policy, or where it cannot be built, the next recipe begins at `build`. The proofs run one after the
-other: a second model in memory would spoil the speed that the smoke test measures.
+Below the quality policy, or where it cannot be built, the next recipe begins at `build`. The source is read for
+`measure` while its package is built, where memory allows it. The proofs run one after the other: a second model in
+memory would spoil the speed that the smoke test measures.
 """
 
 from typing import Any
@@ -56,7 +57,7 @@ from tasks.deployment import require_own_target
 from tasks.fetch import fetch_snapshot, receive_snapshot
 from tasks.hand_over import source_of_checkpoint
 from tasks.log import log_model
-from tasks.measure import measure_quality
+from tasks.measure import Wait, measure_quality, reading_source_beside
 from tasks.outcome import completed, keep_outcome
 from tasks.policies import INTERRUPTIONS
 from tasks.publish import find_rung, find_wanted, mark_refused, publish_version
@@ -148,11 +149,22 @@ def climb(
     snapshot: Snapshot, target: Target, interface: Interface, name: str, request: Request, stages: Stages, force: bool
 ) -> Outcome:
     """Try the recipes, cheapest first, and publish the first that passes every proof; each stage's time adds up."""
+    with reading_source_beside(snapshot, target, request) as source_is_read:
+        return climb_beside(source_is_read, snapshot, target, interface, name, request, stages, force)
+
+
+def climb_beside(
+    source_is_read: Wait, snapshot: Snapshot, target: Target, interface: Interface, name: str, request: Request,
+    stages: Stages, force: bool,
+) -> Outcome:  # fmt: skip
+    """Climb while the source is read; it is done before the first model is run, whose speed is measured."""
     rungs: tuple[Rung, ...] = ()
     for recipe in request.ladder:
         try:
             with stages("build"):
                 package = build_package(snapshot, target, recipe, request.workspace, request.calibration_text)
+            with stages("measure"):
+                source_is_read()
         except RecipeError as error:
             if recipe is None or len(request.ladder) == 1:
                 raise

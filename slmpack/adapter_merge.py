@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from slmpack.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from slmpack.checkpoint import GENERATION_CONFIG
 from slmpack.errors import SourceError
+from slmpack.forks import TORCH, forked_with
 from slmpack.json_file import read_json
 from slmpack.memory import available_bytes, require_memory
 from slmpack.progress import report
@@ -84,6 +85,7 @@ def merge_bytes(base: dict[str, Tensor], adapter: dict[str, Tensor]) -> int:
     return LIBRARY_BYTES + weights + 8 * factors + SCRATCH_BYTES * max(sizes, default=0)
 
 
+@forked_with(*TORCH)
 def merge_adapter(request: MergeRequest) -> Merged:
     """Run in a child: merge, save, and compare.
 

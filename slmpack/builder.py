@@ -7,15 +7,16 @@ quantised while they are written (see `streaming`); what cannot be streamed take
 import contextlib
 import io
 import logging
-import os
 import re
 from pathlib import Path
 
 from slmpack import progress
 from slmpack.builder_mends import complete_config, mend_models
 from slmpack.chat_format import write_chat_format
+from slmpack.cores import threads_here
 from slmpack.errors import BuildError, RecipeError
 from slmpack.finite import require_finite_weights
+from slmpack.forks import TORCH, forked_with
 from slmpack.memory import available_bytes, predicted_stock_peak, require_memory
 from slmpack.preparation import Prepared, plan_of
 from slmpack.records import Record
@@ -74,6 +75,7 @@ def require_stock_memory(snapshot: Path, options: BuilderOptions) -> None:
     require_memory(needed, available_bytes(), f"the stock builder, for {options.algo_config} {options.precision},")
 
 
+@forked_with(*TORCH, "onnx_ir")
 def run_builder(request: BuildRequest) -> Built:
     """Run in a child: let the builder write its folder, then mend what it is known to get wrong.
 
@@ -159,7 +161,7 @@ def _prepare(request: BuildRequest) -> Streaming:
     if request.streamed:
         torch.set_num_threads(1)  # threads share tensors there, not the arithmetic of one
         plan = plan_of(request.prepared, request.options)
-        return stream_weights(base.Model, len(os.sched_getaffinity(0)), before_stock, plan)
+        return stream_weights(base.Model, threads_here(), before_stock, plan)
     _follow_quantiser(request.layers)
     require_finite_weights(request.snapshot)
     return Streaming()

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from slmpack.child import run_in_child
 from slmpack.errors import BuildError, QualityError
 from slmpack.finite import require_finite_weights
+from slmpack.forks import TORCH, forked_with
 from slmpack.limits import limit_seconds
 from slmpack.parity_corpus import CODE, PROSE, SCRIPTS
 from slmpack.progress import report
@@ -123,6 +124,7 @@ def read_energy(folder: Path) -> "dict[str, Tensor]":
     return load_file(folder / ENERGY_FILE)
 
 
+@forked_with(*TORCH)
 def run_calibration(request: Reading) -> Calibrated:
     """Run in a child: tokenise, run the source, write the energies.
 

@@ -17,6 +17,7 @@ from slmpack.chat_data import read_good_chats
 from slmpack.chat_loss import parts_of, tokens_at_once
 from slmpack.child import run_in_child
 from slmpack.errors import QualityError
+from slmpack.forks import TORCH, forked_with
 from slmpack.limits import limit_seconds
 from slmpack.progress import report
 from slmpack.records import Record, Snapshot, digest_of
@@ -101,6 +102,7 @@ def chat_reference(snapshot: Snapshot, chats: Path, workspace: Path) -> Path:
     return store_folder(workspace, "chat-references", key, make)
 
 
+@forked_with(*TORCH)
 def run_source_on_chats(request: ChatsToRun) -> ChatReference:
     """Run in a child: read the chats, run the source, write both files.
 

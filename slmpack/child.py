@@ -1,9 +1,9 @@
 """Heavy or native work in a process of its own: cancelled, bounded and measured from here.
 
-`run_in_child(function, argument, ...)` runs `function(argument)` in a new interpreter and returns its record. The
-child stays in our process group, so that whatever stops the group stops it too; it leaves by itself when we die
-(its standard input closes). What it and its libraries print goes to a log file. Its own standard output carries one
-JSON event a line: `progress`, `result` or `error`.
+`run_in_child(function, argument, ...)` runs `function(argument)` in a new interpreter, or in a fork of one that has its
+imports (`slmpack.forks`), and returns its record. The child stays in our process group, so that what stops the
+group stops it too; it leaves by itself when we die (its standard input closes). What it and its libraries print goes
+to a log file. Its own standard output carries one JSON event a line: `progress`, `result` or `error`.
 
     parent --- argv: module:function, the argument as JSON ---> child
     parent <-- stdout: {"progress": ...} ... {"result": ...} --- child --- prints and native noise ---> log file
@@ -28,8 +28,10 @@ from typing import IO, TypeVar
 import psutil
 
 from slmpack import errors, progress, surroundings
+from slmpack.cores import VARIABLE, threads_of_a_child
 from slmpack.errors import SlmpackError
 from slmpack.expected import expected_error
+from slmpack.forks import Process, fork, imports_of
 from slmpack.records import Progress, Record
 from slmpack.redaction import redacted
 
@@ -37,6 +39,7 @@ Argument = TypeVar("Argument", bound=Record)
 Result = TypeVar("Result", bound=Record)
 
 SAMPLE_SECONDS = 0.25
+OWN_PAGES = ("Private_Clean:", "Private_Dirty:", "Private_Hugetlb:", "Shared_Dirty:")
 
 
 class ChildRun(Record):
@@ -67,10 +70,15 @@ def run_in_child(
         SlmpackError: of the class the child raised, or `failure`.
     """
     result_type: type[Result] = inspect.signature(function).return_annotation
-    # -P: nothing from the working folder; -B: no bytecode beside a wrapper that is loaded in place
-    command = [sys.executable, "-P", "-B", "-m", "slmpack.child", f"{function.__module__}:{function.__qualname__}",
-               argument.model_dump_json()]  # fmt: skip
-    result, run = run_command(command, log=log, limit_seconds=limit_seconds, failure=failure, doing=doing)
+
+    def start(noise: IO[bytes]) -> Process:
+        text = argument.model_dump_json()
+        child = None if imports_of(function) is None else fork(function, text, noise, limit_seconds)
+        # -P: nothing from the working folder; -B: no bytecode beside a wrapper that is loaded in place
+        command = [sys.executable, "-P", "-B", "-m", "slmpack.child", f"{function.__module__}:{function.__qualname__}"]
+        return child or _start([*command, text], noise)
+
+    result, run = _run(start, log, limit_seconds, failure, doing)
     return result_type.model_validate(result), run
 
 
@@ -90,16 +98,29 @@ def run_command(
 
     The others are those of `run_in_child`, and so are the errors.
     """
+    return _run(lambda noise: _start(command, noise, environment), log, limit_seconds, failure, doing)
+
+
+def _start(command: list[str], noise: IO[bytes], environment: dict[str, str] | None = None) -> Process:
+    if (threads := threads_of_a_child()) is not None:
+        environment = dict(os.environ if environment is None else environment) | {VARIABLE: str(threads)}
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=noise)
+
+
+def _run(
+    start: Callable[[IO[bytes]], Process], log: Path, limit_seconds: float, failure: type[SlmpackError], doing: str
+) -> tuple[object, ChildRun]:
+    """Start a child and follow it to its end; the arguments, the result and the errors are those of `run_command`."""
     started = time.monotonic()
     with log.open("wb") as noise:
-        process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=noise
-        )  # fmt: skip
+        process = start(noise)
         watch = _Watch(process, limit_seconds)
+        _running[threading.get_ident()] = process
         try:
             last = _follow(process)
-            process.wait()
+            returncode = process.wait()
         finally:
+            del _running[threading.get_ident()]
             watch.stop()
     run = ChildRun(seconds=time.monotonic() - started, peak_private_bytes=watch.peak_private_bytes)
     if "result" in last:
@@ -107,11 +128,22 @@ def run_command(
     ours = getattr(errors, str(last.get("kind")), None)
     if isinstance(ours, type) and issubclass(ours, SlmpackError):
         raise ours(str(last["error"]))
-    found = _how_it_ended(process.returncode, last, limit_seconds if watch.timed_out else None)
+    found = _how_it_ended(returncode, last, limit_seconds if watch.timed_out else None)
     raise failure(f"{doing} {found}", "", f"the log is {log}")
 
 
-def _follow(process: "subprocess.Popen[bytes]") -> dict[str, object]:
+_running: dict[int, Process] = {}  # by the thread that waits for it
+
+
+def end_children_of(thread: int, done: Callable[[], bool]) -> None:
+    """Kill each child that a thread waits for, until the thread is done with its work."""
+    while not done():
+        if (process := _running.get(thread)) is not None:
+            kill_tree(process.pid)
+        time.sleep(SAMPLE_SECONDS / 5)
+
+
+def _follow(process: Process) -> dict[str, object]:
     """Pass the child's progress on until it closes its output; return its last event."""
     assert process.stdout is not None
     last: dict[str, object] = {}
@@ -138,7 +170,7 @@ def _how_it_ended(returncode: int, last: dict[str, object], limit_seconds: float
 class _Watch:
     """Samples a child's memory and ends it at its time limit; `stop` leaves no process behind."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", limit_seconds: float) -> None:
+    def __init__(self, process: Process, limit_seconds: float) -> None:
         self.peak_private_bytes = 0
         self.timed_out = False
         self._process = process
@@ -175,14 +207,25 @@ def _tree(pid: int) -> list[psutil.Process]:
 
 
 def private_bytes(pid: int) -> int:
-    """Return the private memory (unique set size) of a process and its children, in bytes."""
+    """Return the private memory of a process and its children, in bytes.
+
+    That is their unique set size, and the written pages that a fork has in common with what it is a fork of: in an
+    interpreter of its own they would be private, too.
+    """
     total = 0
     for process in _tree(pid):
-        try:
-            total += process.memory_full_info().uss
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, OSError):
+            total += _own_bytes(process)
     return total
+
+
+def _own_bytes(process: psutil.Process) -> int:
+    """Read proc(5)'s smaps_rollup once: while it is read, the process cannot get a page."""
+    rollup = Path(f"/proc/{process.pid}/smaps_rollup")
+    if not rollup.exists():  # not Linux
+        return int(process.memory_full_info().uss)
+    sizes = (line.split() for line in rollup.read_text().splitlines())
+    return sum(int(size) * 1024 for name, size, *_ in sizes if name in OWN_PAGES)
 
 
 def kill_tree(pid: int) -> None:
@@ -215,8 +258,12 @@ def _take_stdout() -> IO[str]:
     return events
 
 
-def main() -> None:
-    """Run in the child: call the function named in argv and send its result to the parent."""
+def run_target(target: str, argument: str) -> None:
+    """Run in the child: call `module:function` with its argument and send its result to the parent.
+
+    Args:
+        argument: the function's record as JSON.
+    """
     events = _take_stdout()
     _leave_with_parent()
 
@@ -229,11 +276,11 @@ def main() -> None:
 
     progress.logger.addHandler(SendProgress())
     surroundings.prepare()
-    module, name = sys.argv[1].split(":")
+    module, name = target.split(":")
     try:
         function = getattr(importlib.import_module(module), name)
         (parameter,) = inspect.signature(function).parameters.values()
-        result = function(parameter.annotation.model_validate_json(sys.argv[2]))
+        result = function(parameter.annotation.model_validate_json(argument))
         send(result=result.model_dump(mode="json"))
     except BaseException as error:
         told = expected_error(error) or error
@@ -247,4 +294,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_target(*sys.argv[1:])

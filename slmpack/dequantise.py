@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slmpack import progress
+from slmpack.forks import TORCH, forked_with
 from slmpack.json_file import read_json, write_json
 from slmpack.quantise import Bits
 from slmpack.quantised_checkpoint import (
@@ -103,6 +104,7 @@ def kept_sentence(form: KeptForm, was_kept: bool) -> str:
     return f"weights quantised again from {form.label}, since {reason}"
 
 
+@forked_with(*TORCH)
 def dequantise_checkpoint(request: DequantiseRequest) -> KeptForm:
     """Run in a child: write the weights and config.json of the plain checkpoint, and of the one to keep.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from slmpack.errors import BuildError
 from slmpack.finite import require_finite_weights
+from slmpack.forks import TORCH, forked_with
 from slmpack.records import Record
 from slmpack.source_model import load_source, logits_of
 
@@ -50,6 +51,7 @@ class Compared(Record):
     largest: float
 
 
+@forked_with(*TORCH)
 def compare_with_source(request: CheckRequest) -> Compared:
     """Run in a child: run both and compare.
 

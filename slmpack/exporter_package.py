@@ -14,6 +14,7 @@ from slmpack.chat_format import write_chat_format
 from slmpack.end_of_turn import end_ids_of
 from slmpack.errors import BuildError
 from slmpack.exporter_graph import GRAPH, GraphOptions, write_graph
+from slmpack.forks import TORCH, forked_with
 from slmpack.json_file import write_json
 from slmpack.records import Record
 from slmpack.repair import repair_tokenizer
@@ -43,6 +44,7 @@ class Written(Record):
     quantisation: tuple[str, ...]
 
 
+@forked_with(*TORCH)
 def write_package(request: PackageRequest) -> Written:
     """Run in a child: write the graph, quantised, and what the runtime needs beside it.
 

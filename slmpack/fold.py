@@ -22,6 +22,7 @@ from slmpack.errors import BuildError
 from slmpack.fold_check import LARGEST_DIFFERENCE, LARGEST_KL, compare_folded
 from slmpack.fold_map import VERSION, FoldMap, NoFoldError, Pair, Shapes, fold_map
 from slmpack.fold_scales import BLOCK_SIZE, LARGEST_SCALE, POWERS, SAMPLED_ROWS, Choice, choose_scales, to_columns
+from slmpack.forks import TORCH, forked_with
 from slmpack.limits import limit_seconds
 from slmpack.mapped import Maps
 from slmpack.records import Record, Snapshot, digest_of
@@ -141,6 +142,7 @@ def read_fold(folder: Path) -> Fold:
     return fold
 
 
+@forked_with(*TORCH)
 def run_fold(request: FoldRequest) -> Folded:
     """Run in a child: choose the scales, compare the folded source with the source, write the fold."""
     return fold_by(fold_map, request)

@@ -10,9 +10,11 @@ from typing import Any, cast
 
 from slmpack import progress
 from slmpack.errors import SourceError
+from slmpack.forks import TORCH, forked_with
 from slmpack.gguf_header import GgufHeader, read_header
 from slmpack.gguf_metadata import Metadata
 from slmpack.gguf_names import matrix_storages
+from slmpack.gguf_reading import quicken_reading
 from slmpack.gguf_tokenizer import read_vocabulary, write_tokenizer
 from slmpack.json_file import write_json
 from slmpack.records import Record
@@ -165,6 +167,7 @@ def _converted_dtype(header: GgufHeader) -> str:
     return halves.pop()
 
 
+@forked_with(*TORCH, "gguf")
 def convert_gguf(request: GgufConversion) -> GgufFacts:
     """Run in a child: write the Hugging Face checkpoint of a GGUF file, tokenizer included.
 
@@ -187,6 +190,7 @@ def _write_weights(request: GgufConversion, header: GgufHeader, facts: GgufFacts
     import torch
     from transformers import AutoModelForCausalLM
 
+    quicken_reading()
     path, loader = request.path, cast(Any, AutoModelForCausalLM)
     model, loaded = loader.from_pretrained(
         path.parent,

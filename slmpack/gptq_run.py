@@ -33,6 +33,7 @@ from slmpack.child import run_in_child
 from slmpack.errors import BuildError
 from slmpack.finite import require_finite_weights
 from slmpack.fold import Fold, read_fold
+from slmpack.forks import TORCH, forked_with
 from slmpack.gptq import DAMPING
 from slmpack.gptq_cost import SampleRequest, cost_of, measure_speed, predicted_seconds
 from slmpack.gptq_file import write_solved
@@ -129,6 +130,7 @@ def _tell_time(snapshot: Snapshot, log: Path) -> None:
     logger.info("GPTQ of %s will take about %s", snapshot.source.name, about)
 
 
+@forked_with(*TORCH)
 def run_gptq(request: GptqText) -> Solved:
     """Run in a child: tokenise, run the source, solve and write every matrix.
 

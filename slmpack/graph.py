@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from slmpack.child import run_in_child
 from slmpack.errors import CheckError
+from slmpack.forks import MLFLOW, forked_with
 from slmpack.records import Check, Record
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def check_graph(package: Path, log: Path) -> Check:
     return check
 
 
+@forked_with(*MLFLOW, "onnx")
 def read_graph(request: GraphRequest) -> Check:
     """Run in a child.
 

@@ -19,11 +19,13 @@ from slmpack.chat_dataset import fetch_data
 from slmpack.chat_reference import chat_reference
 from slmpack.child import run_in_child
 from slmpack.compare import PackageRun, run_package
+from slmpack.cores import share_of_cores, threads_of_children
 from slmpack.errors import QualityError, UsageError
 from slmpack.hardware import device_of, provider_here
 from slmpack.integrity import artifact_location
 from slmpack.lifetime import is_local
 from slmpack.limits import limit_seconds
+from slmpack.memory import FLOAT32_BYTES, available_bytes
 from slmpack.records import (
     CHAT_RATIO,
     RATIO,
@@ -38,6 +40,7 @@ from slmpack.records import (
 from slmpack.reference import PROMPTS, REFERENCE_FILE, Reference, dtype_of, source_reference
 from slmpack.registry import final_errors
 from slmpack.repetition import count_new_loops
+from slmpack.side_by_side import Job
 from slmpack.store import digest_files, log_folder
 
 logger = logging.getLogger(__name__)
@@ -47,6 +50,8 @@ MEASURE_LIMIT_SECONDS = 2 * 3600.0
 READ_BYTES = 1 << 18  # of a text: many times what its first 2,048 tokens need
 MIN_TEXT_BYTES = 400  # below it no tokenizer gives 200 tokens of prose; the exact count comes later
 MIN_WAIVER_LETTERS = 8
+SOURCES_BESIDE = 3  # the source in float32, and as much twice for the builder
+FREE_BESIDE_BYTES = 2_000_000_000  # for the libraries of both, and others on the machine
 ADVICE = "use a dearer --recipe or --waive-quality REASON"
 
 
@@ -95,6 +100,31 @@ def measure_quality(
         model=model, quality=quality, policy=policy, checks=checks, waiver=waiver, device=device_of(provider)
     )
     return judge(measured, advice)
+
+
+def read_source_beside(
+    snapshot: Snapshot, workspace: Path, *, text: Path | None = None, chats: str | None = None
+) -> Job[None] | None:
+    """Let the source read what `measure_quality` holds its package against, while that is built.
+
+    An error of it is not told here: `measure_quality` runs the source again, and says it.
+
+    Args:
+        text, chats: those of `measure_quality`.
+
+    Returns:
+        The job; None where there is not memory enough for both: the source follows when its package is measured.
+    """
+    if available_bytes() < SOURCES_BESIDE * FLOAT32_BYTES * snapshot.parameters + FREE_BESIDE_BYTES:
+        return None
+
+    def read() -> None:
+        with threads_of_children(max(1, share_of_cores() // 2)):
+            source_reference(snapshot, read_text(text), workspace)
+            if chats is not None:
+                _chat_reference(snapshot, chats, workspace)
+
+    return Job(read)
 
 
 def checked_waiver(waiver: str) -> str:

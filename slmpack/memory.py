@@ -32,7 +32,7 @@ def available_bytes(memberships: Path = MEMBERSHIPS, cgroups: Path = CGROUPS) ->
         cgroups: where the cgroup file systems are mounted.
     """
     left = [int(psutil.virtual_memory().available)]
-    for folder in _enclosing(memberships, cgroups):
+    for folder in enclosing_cgroups(memberships, cgroups, "memory"):
         for limit, usage in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
             try:
                 left.append(_number(folder / limit) - _number(folder / usage) + _reclaimable(folder / "memory.stat"))
@@ -41,8 +41,8 @@ def available_bytes(memberships: Path = MEMBERSHIPS, cgroups: Path = CGROUPS) ->
     return max(0, min(left))
 
 
-def _enclosing(memberships: Path, cgroups: Path) -> Iterator[Path]:
-    """Yield the folders of the process's memory cgroups, from its own to the root.
+def enclosing_cgroups(memberships: Path, cgroups: Path, controller: str) -> Iterator[Path]:
+    """Yield the folders of the process's cgroups of a controller, from its own to the root.
 
     In a container the path may be the host's, of which only the root is mounted; what is not there limits nothing.
     Source: Linux kernel documentation, admin-guide/cgroup-v2.rst, and cgroups(7), "/proc/[pid]/cgroup".
@@ -54,9 +54,9 @@ def _enclosing(memberships: Path, cgroups: Path) -> Iterator[Path]:
     for line in lines:
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        if controllers and "memory" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        mounts = (cgroups / "memory",) if controllers else (cgroups, cgroups / "unified")
+        mounts = (cgroups / controller,) if controllers else (cgroups, cgroups / "unified")
         parts = [part for part in path.split("/") if part not in ("", "..")]
         for mount in mounts:
             for depth in range(len(parts), -1, -1):

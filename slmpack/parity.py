@@ -29,6 +29,7 @@ from typing import Any
 from slmpack.child import run_in_child
 from slmpack.end_of_turn import end_ids_of
 from slmpack.errors import CheckError
+from slmpack.forks import MLFLOW, TOKENIZER, forked_with
 from slmpack.json_file import read_json
 from slmpack.progress import report
 from slmpack.records import Check, Record
@@ -86,6 +87,7 @@ def _run(request: ParityRequest, log: Path) -> tuple[Check, ...]:
     return result.checks
 
 
+@forked_with(*MLFLOW, *TOKENIZER)
 def parity_of(request: ParityRequest) -> ParityResult:
     """Run in a child: compare.
 

@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from slmpack.child import run_in_child
 from slmpack.errors import QualityError, UsageError, WorkspaceError
+from slmpack.forks import TORCH, forked_with
 from slmpack.limits import limit_seconds
 from slmpack.progress import report
 from slmpack.records import Record, Snapshot, digest_of
@@ -121,6 +122,7 @@ def source_reference(snapshot: Snapshot, text: str, workspace: Path) -> Path:
     return store_folder(workspace, "references", key, make)
 
 
+@forked_with(*TORCH)
 def run_source(request: SourceText) -> Reference:
     """Run in a child: tokenise, run the source, write both files.
 

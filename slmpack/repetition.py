@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from slmpack.child import run_in_child
 from slmpack.errors import QualityError
+from slmpack.forks import TORCH, forked_with
 from slmpack.limits import limit_seconds
 from slmpack.progress import report
 from slmpack.records import Record, Snapshot, digest_of
@@ -136,6 +137,7 @@ def source_answers(
     return SourceAnswers.model_validate_json((folder / ANSWERS_FILE).read_text()).answers
 
 
+@forked_with(*TORCH)
 def answer_as_source(questions: SourceQuestions) -> SourceAnswers:
     """Run in a child: answer greedily with transformers, as `package_answer` does with the package."""
     import torch

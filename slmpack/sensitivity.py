@@ -18,6 +18,7 @@ from slmpack.child import run_in_child
 from slmpack.errors import BuildError
 from slmpack.finite import require_finite_weights
 from slmpack.fold import read_fold
+from slmpack.forks import TORCH, forked_with
 from slmpack.limits import limit_seconds
 from slmpack.progress import report
 from slmpack.records import Record, Snapshot, digest_of
@@ -165,6 +166,7 @@ def _too_long(work: Work) -> str:
     )
 
 
+@forked_with(*TORCH)
 def run_sensitivity(request: SensitivityRequest) -> Sensitivity:
     """Run in a child: measure or estimate, and write the file.
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from slmpack.child import run_in_child
 from slmpack.errors import SourceError
+from slmpack.forks import TORCH, forked_with
 from slmpack.json_file import read_json
 from slmpack.records import Record
 from slmpack.weights import Tensor, read_weights
@@ -61,6 +62,7 @@ def require_shapes(folder: Path, log: Path) -> None:
     logger.info("the shapes of %d tensors fit config.json (%.1f s)", report.tensors, time.monotonic() - started)
 
 
+@forked_with(*TORCH)
 def compare_shapes(request: ShapeRequest) -> ShapeReport:
     """Run in a child: load the headers as transformers loads a checkpoint, and judge what it reports.
 

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from slmpack.checkpoint import older_tokenizer
 from slmpack.child import run_in_child
 from slmpack.errors import SourceError
+from slmpack.forks import TORCH, forked_with
 from slmpack.records import Record
 
 LIMIT_SECONDS = 600.0
@@ -51,6 +52,7 @@ def convert_tokenizer(folder: Path, log: Path) -> str | None:
     )
 
 
+@forked_with(*TORCH)
 def write_tokenizer(request: ConversionRequest) -> ConversionResult:
     """Run in a child: let transformers read the older files and save what it made of them.
 

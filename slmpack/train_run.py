@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slmpack.errors import TrainError
+from slmpack.forks import TORCH, forked_with
 from slmpack.memory import available_bytes
 from slmpack.progress import report
 from slmpack.records import Record
@@ -92,6 +93,7 @@ class Trained(Record):
     longest: int
 
 
+@forked_with(*TORCH)
 def run_training(request: TrainRequest) -> Trained:
     """Run in a child: train, and write what came of it to `tuned/`.
 

@@ -18,6 +18,7 @@ import yaml  # type: ignore[import-untyped]
 from slmpack.child import run_in_child
 from slmpack.environment import check_clean_environment, check_resolution
 from slmpack.errors import CheckError
+from slmpack.forks import MLFLOW, forked_with
 from slmpack.graph import check_graph
 from slmpack.hardware import device_of, provider_here
 from slmpack.interfaces import check_answer, gets_whole_requests, input_example_of, metadata_of, signature_of
@@ -28,6 +29,7 @@ from slmpack.provenance import PROVENANCE
 from slmpack.records import Check, Interface, LoggedModel, Provider, Record, Target, ValidationReport
 from slmpack.registry import artifact_names, final_errors, one_line
 from slmpack.requirements import PACKAGES
+from slmpack.side_by_side import side_by_side
 from slmpack.store import log_folder
 from slmpack.surroundings import home_folder
 
@@ -80,17 +82,18 @@ def validate_model(model: LoggedModel, workspace: Path) -> ValidationReport:
         checks.append(check(files))
         report("validate", done, len(CHECKS) + 1, "checks")
     provider = provider_here(model.package.target)
-    if model.package.target is not Target.TRANSFORMERS:
+    if model.package.target is not Target.TRANSFORMERS:  # before anything loads it: what a graph may not do
         checks.append(check_graph(model.package.path, log_folder(workspace) / f"graph-{model.model_id}.log"))
-    checks.append(_check_prediction(model, provider, workspace))
+    prediction, parity, environment = side_by_side(
+        lambda: _check_prediction(model, provider, workspace),
+        lambda: _parity_of(model, workspace),
+        lambda: _environment_of(model, provider, workspace),
+    )
     report("validate", len(CHECKS) + 1, len(CHECKS) + 1, "checks")
     return ValidationReport(
-        model=model,
-        checks=tuple(checks),
-        parity=_parity_of(model, workspace),
-        clean_environment=_environment_of(model, provider, workspace),
+        model=model, checks=(*checks, prediction), parity=parity, clean_environment=environment,
         device=device_of(provider),
-    )
+    )  # fmt: skip
 
 
 def _environment_of(model: LoggedModel, provider: Provider, workspace: Path) -> tuple[Check, ...]:
@@ -285,6 +288,7 @@ def _check_prediction(model: LoggedModel, provider: Provider, workspace: Path) -
     return check
 
 
+@forked_with(*MLFLOW)
 def predict_example(request: PredictRequest) -> Check:
     """Run in a child: load by URI, predict the input example, look at the answer.
 

@@ -1,14 +1,18 @@
 """What the tests of `slmpack.child` run in a process of its own."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
+
 from slmpack import progress
 from slmpack.errors import SourceError
+from slmpack.forks import forked_with
 from slmpack.records import Record
 
 
@@ -18,6 +22,15 @@ class Number(Record):
 
 class Marker(Record):
     path: Path
+
+
+class Surroundings(Record):
+    folder: Path
+    variable: str | None
+    parent: int
+    group: int
+    title: str
+    drawn: tuple[float, float]
 
 
 def double(number: Number) -> Number:
@@ -53,3 +66,60 @@ def start_grandchild_and_wait(marker: Marker) -> Marker:
     marker.path.with_suffix(".part").rename(marker.path)
     time.sleep(600)
     return marker
+
+
+@forked_with()
+def double_in_a_fork(number: Number) -> Number:
+    return double(number)
+
+
+@forked_with()
+def refuse_in_a_fork(number: Number) -> Number:
+    return refuse(number)
+
+
+@forked_with()
+def stumble_in_a_fork(number: Number) -> Number:
+    return stumble(number)
+
+
+@forked_with()
+def be_killed_in_a_fork(number: Number) -> Number:
+    return be_killed(number)
+
+
+@forked_with()
+def hold_memory_in_a_fork(number: Number) -> Number:
+    return hold_memory(number)
+
+
+@forked_with()
+def start_grandchild_and_wait_in_a_fork(marker: Marker) -> Marker:
+    return start_grandchild_and_wait(marker)
+
+
+@forked_with("made_up_module")
+def double_without_a_module(number: Number) -> Number:
+    return double(number)
+
+
+@forked_with("numpy")
+def look_around_in_a_fork(marker: Marker) -> Surroundings:
+    """Say what a fork finds: nothing of its server's but the modules."""
+    import numpy
+
+    return Surroundings(
+        folder=Path.cwd(), variable=os.environ.get("PIP_SLMPACK_TEST"), parent=os.getppid(), group=os.getpgrp(),
+        title=" ".join(psutil.Process().cmdline()), drawn=(random.random(), float(numpy.random.random())),
+    )  # fmt: skip
+
+
+def count_threads(_: Marker) -> Number:
+    import torch
+
+    return Number(value=torch.get_num_threads())
+
+
+@forked_with("torch")
+def count_threads_in_a_fork(marker: Marker) -> Number:
+    return count_threads(marker)
