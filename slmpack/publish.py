@@ -18,6 +18,7 @@ from urllib.parse import quote, urlsplit
 
 from slmpack.claim import claim_version, delete_version
 from slmpack.errors import CheckError, PublishError
+from slmpack.figures import tag_of
 from slmpack.find import (
     ASKED,
     FORCED,
@@ -208,7 +209,7 @@ def _tags_of(model: LoggedModel, proofs: Proofs, figures: dict[str, float], trac
     if (device := proofs.smoke.device).name:
         facts |= {"device": device.name, "driver": device.driver, "compute_capability": device.compute_capability}
     facts |= {f"version.{name}": found for name, found in (package.versions | runtime_versions(package.target)).items()}
-    facts |= {name: f"{value:.6g}" for name, value in figures.items()}
+    facts |= {name: tag_of(value) for name, value in figures.items()}
     return {f"slmpack.{key}": str(value) for key, value in (trace | facts).items()}
 
 
@@ -228,7 +229,7 @@ def version_address(name: str, version: int) -> str | None:
 
 def figures_of(speed: Speed | None, quality: Quality | None) -> dict[str, float]:
     """Return what was measured, by the names that metrics and tags have."""
-    told: dict[str, float] = {} if speed is None else speed.model_dump()
+    told: dict[str, float] = {} if speed is None else speed.model_dump(exclude_none=True)
     if quality is not None:
         told |= quality.model_dump(exclude={"chats"})
         if quality.chats is not None:

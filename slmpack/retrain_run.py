@@ -15,6 +15,7 @@ from slmpack.chat_data import HELD_OUT, ChatData, ChatParts
 from slmpack.chat_dataset import log_chat_dataset
 from slmpack.errors import PublishError
 from slmpack.experiment import EXPERIMENT, experiment_id
+from slmpack.figures import perplexity_shown, tag_of
 from slmpack.log import PREFECT_RUN
 from slmpack.mlflow_source import QUALITY_CHATS
 from slmpack.publish import REFUSED
@@ -273,14 +274,14 @@ def _tags_of(model: LoggedModel, retraining: Retraining, run_id: str, figures: T
         "slmpack.base_revision": retraining.base.revision, "slmpack.data": retraining.data.name,
         "slmpack.data_digest": retraining.data.digest, "slmpack.mlflow_run": run_id,
         "slmpack.licence": model.package.snapshot.licence or "unknown",
-        **{f"slmpack.{key}": f"{value:.6g}" for key, value in figures.metrics().items()},
+        **{f"slmpack.{key}": tag_of(value) for key, value in figures.metrics().items()},
     }  # fmt: skip
 
 
 def _description(retraining: Retraining, figures: TunedFigures) -> str:
     data = retraining.data
     rows = "\n".join(
-        f"| {name} | {found.base:.4g} | {found.in_use:.4g} | {found.tuned:.4g} |"
+        f"| {name} | {' | '.join(map(perplexity_shown, (found.base, found.in_use, found.tuned)))} |"
         for name, found in (("held-out answers", figures.held_out), ("general text", figures.general))
     )
     return (

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from slmpack.errors import HardwareError, PublishError
+from slmpack.figures import tag_of
 from slmpack.find import ASKED, DIGEST, UNPROVED, asked_in, figures_in, wanted_tag, with_asked
 from slmpack.hardware import obstacle_to_prove
 from slmpack.log import ready_models
@@ -43,7 +44,7 @@ def leave_unproved(model: LoggedModel, proofs: Proofs, asked: str, wanted: str) 
         log_figures(model, figures)
         client.log_text(model.run_id, json.dumps(proofs.table(), indent=1), CHECKS)
         client.set_logged_model_tags(
-            model.model_id, {f"slmpack.{name}": f"{value:.6g}" for name, value in figures.items()}
+            model.model_id, {f"slmpack.{name}": tag_of(value) for name, value in figures.items()}
         )
         target = model.package.target
         _remember(client.get_logged_model(model.model_id), asked, target, wanted)
