@@ -47,18 +47,27 @@ class Stages:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
+        """Time a stage, and say in the log when it begins and how it ends."""
         logger.info("%s ...", stage, extra={"stage": StageEvent(stage)})
-        started = time.monotonic()
+        started, before = time.monotonic(), self.seconds.get(stage, 0.0)
         try:
-            with translated():
+            with self.silently(stage):
                 yield
         except BaseException:
             seconds = time.monotonic() - started
             logger.info("%s ended after %.1f s", stage, seconds, extra={"stage": StageEvent(stage, seconds, False)})
             raise
+        seconds = self.seconds[stage] - before
+        logger.info("%s took %.1f s", stage, seconds, extra={"stage": StageEvent(stage, seconds, True)})
+
+    @contextmanager
+    def silently(self, stage: str) -> Iterator[None]:
+        """Time a stage that ends well."""
+        started = time.monotonic()
+        with translated():
+            yield
         seconds = round(time.monotonic() - started, 3)
         self.seconds[stage] = round(self.seconds.get(stage, 0.0) + seconds, 3)
-        logger.info("%s took %.1f s", stage, seconds, extra={"stage": StageEvent(stage, seconds, True)})
 
 
 def published_outcome(version: PublishedVersion, proofs: Proofs, stages: Stages) -> Outcome:
