@@ -185,8 +185,12 @@ def _verify(parsed: argparse.Namespace) -> int:
     if parsed.waive_quality is not None:
         checked_waiver(parsed.waive_quality)  # bad usage is one line
     begin(f"verifying {parsed.model_uri}")
-    require_registry()
-    told = find_logged(parsed.model_uri).told
+    from flows.display import Display
+
+    with Display() as display:
+        display.doing("looking at it in MLflow")
+        require_registry()
+        told = find_logged(parsed.model_uri).told
     target = told.package.target
     _checked_request(target, told.package.recipe or Recipe.AUTO, told.interface, parsed)  # before Prefect is imported
 
