@@ -4,6 +4,7 @@ PYTHON ?= python3
 # `make setup HARDWARE=cuda` on a machine that is to prove targets for NVIDIA GPUs.
 HARDWARE ?= cpu
 BIN := .venv/bin
+SETUP_LOG := .venv/setup.log
 # A file's tests stay together, since they share what they built, and files begin in the order of their names: those of
 # few tests, which are the longest, would otherwise come last. Two processes with a thread each do not wait for each
 # other; with two threads each they would, at every barrier.
@@ -20,12 +21,18 @@ setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = "%d.%d" % sys.version_info[:2]; sys.exit(sys.version_info < (3, 11) and "slmpack: found Python " + v + "; expected 3.11 or later; install one and type: make PYTHON=/path/to/python3.11")'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(HARDWARE),dev]'
+	@echo 'Setting up .venv, which takes some minutes; what pip says is in $(SETUP_LOG)'
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-color --progress-bar off \
+	  -c constraints.txt -e '.[$(HARDWARE),dev]' > $(SETUP_LOG) 2>&1 || { \
+	  grep -E '^ *(ERROR|error): ' $(SETUP_LOG) | head -n 3 >&2; \
+	  echo 'slmpack: pip cannot install what constraints.txt lists; expected a package index that has it;' \
+	    'set pip to one, and type the same again; all that pip said is in $(CURDIR)/$(SETUP_LOG)' >&2; exit 1; }
 	@touch $@
 
 demo: setup
 	@$(BIN)/slmpack package
+	@echo
 	@echo '> What is the capital of France?'
 	@$(BIN)/slmpack chat models:/$(DEMO_NAME)@cpu-int4 'What is the capital of France?'
 	@echo 'The model is in mlflow.db and mlruns/, its work files in ~/.cache/slmpack. See it: $(BIN)/mlflow ui'

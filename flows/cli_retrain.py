@@ -3,13 +3,15 @@
 import argparse
 import logging
 import sys
-from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from flows.cli_lines import FAILED, OK, begin, complain
+from flows.cli_parser import CommandParser, add_target_option, add_workspace_option
 from flows.display import Display
-from slmpack.chat_data import DataPolicy
+from slmpack.chat_data import DataPolicy, least_chats
+from slmpack.chat_dataset import is_artifact
 from slmpack.errors import SlmpackError, UsageError
 from slmpack.expected import translated
 from slmpack.hub import require_hub
@@ -17,7 +19,11 @@ from slmpack.records import QualityPolicy, Record, Target
 from slmpack.registry import check_characters, check_name, require_registry
 from slmpack.resolve import DEFAULT_SOURCE
 from slmpack.retrain import RetrainOutcome, RetrainPolicy, told_retraining
+from slmpack.summary import BEYOND_CONTRACT, summary_lines
+from slmpack.surroundings import typed_path
 from slmpack.train_settings import TrainSettings
+
+Options = TypeVar("Options", bound=Record)
 
 OPTIONS: dict[type[Record], dict[str, str]] = {
     TrainSettings: {
@@ -29,36 +35,49 @@ OPTIONS: dict[type[Record], dict[str, str]] = {
 }  # fmt: skip
 
 
-def add_options(parser: argparse.ArgumentParser, target: Callable[[str], Target]) -> None:
+def retrain_options(parser: CommandParser) -> None:
     """Add the command's options; numbers are checked by the records that hold them."""
     parser.add_argument("base", nargs="?", default=DEFAULT_SOURCE, metavar="BASE", help="any source of `package`")
     parser.add_argument(
-        "--data", required=True, metavar="FILE", help="chats: a file, a folder, runs:/ID/PATH.jsonl, or datasets:/NAME"
-    )
+        "--data", required=True, metavar="FILE",
+        help=f"chats: a file, a folder, runs:/ID/PATH.jsonl, or datasets:/NAME; {least_chats(DataPolicy())}",
+    )  # fmt: skip
     parser.add_argument("--name", help="the registered model's name; taken from the base if left out")
     for record, options in OPTIONS.items():
         for name, metavar in options.items():
             field = record.model_fields[name]
             text = f"{field.description} (default: {field.default})".replace("%", "%%")
             parser.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=text)
-    parser.add_argument("--target", type=target, action="append", metavar="T", help=", ".join(Target))
+    add_target_option(parser, action="append")
     parser.add_argument("--force", action="store_true", help="train even if the same was trained before")
     parser.add_argument("--waive-quality", metavar="REASON", help="package below the quality policy, for this reason")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add_workspace_option(parser)
+    parser.set_defaults(run=_retrain)
 
 
-def read_options(parsed: argparse.Namespace) -> list[Any]:
+def read_options(parsed: argparse.Namespace) -> tuple[TrainSettings, RetrainPolicy, DataPolicy]:
     """Return the settings of the training and the policies.
 
     Raises:
-        UsageError: a number or the name is out of its bounds.
+        UsageError: a number or the name is out of its bounds, or there is no such file of chats.
     """
     if parsed.name is not None:
         check_characters(parsed.name)
-    return [_read(record, parsed) for record in OPTIONS]
+    options = _read(TrainSettings, parsed), _read(RetrainPolicy, parsed), _read(DataPolicy, parsed)
+    if not is_artifact(parsed.data) and not typed_path(parsed.data).exists():
+        raise UsageError(f"--data: there is no {parsed.data}", "a file or a folder of chats", "check the path")
+    return options
 
 
-def run_retrain(parsed: argparse.Namespace, *options: Any) -> RetrainOutcome:
+def _retrain(parsed: argparse.Namespace) -> int:
+    options = read_options(parsed)
+    begin(f"retraining {parsed.base} on {parsed.data}, which has to hold {least_chats(options[-1])}")
+    outcome = retrain(parsed, *options)
+    return OK if outcome.reason is None else complain(outcome.reason, FAILED)
+
+
+def run_retrain(parsed: argparse.Namespace, display: Display, *options: Any) -> RetrainOutcome:
     """Run the flow here and return what became of it.
 
     Raises:
@@ -69,6 +88,7 @@ def run_retrain(parsed: argparse.Namespace, *options: Any) -> RetrainOutcome:
     targets = list(dict.fromkeys(parsed.target or [Target.CPU_INT4]))
     require_registry()  # before Prefect starts its server
     require_hub(parsed.base)
+    display.doing("starting Prefect")
     from flows.retrain_model import retrain_model
 
     logging.captureWarnings(True)
@@ -87,18 +107,30 @@ def retrain(parsed: argparse.Namespace, *options: Any) -> RetrainOutcome:
     with Display() as display:
         try:
             with translated():
-                outcome = run_retrain(parsed, *options)
+                outcome = run_retrain(parsed, display, *options)
         except UsageError:
             raise
         except SlmpackError as error:
             outcome = RetrainOutcome(status="failed", name=parsed.name, reason=" ".join(str(error).split()))
-        display.say(told_retraining(outcome))
+        for line in closing_lines(outcome):
+            display.say(line)
     if parsed.json:
-        sys.stdout.write(outcome.model_dump_json() + "\n")
+        sys.stdout.write(outcome.model_dump_json(exclude={"targets": {"__all__": {"speed": BEYOND_CONTRACT}}}) + "\n")
     return outcome
 
 
-def _read(record: type[Record], parsed: argparse.Namespace) -> Any:
+def closing_lines(outcome: RetrainOutcome) -> list[str]:
+    """Return what a retraining ends with; a reason is not in it, since the command's last line is the reason."""
+    if outcome.reason is not None:
+        figures = f"; perplexity {outcome.figures.told}" if outcome.figures else ""
+        return [f"{outcome.name or 'retraining'}: {outcome.status}{' before' if outcome.settled else ''}{figures}"]
+    lines = [told_retraining(outcome)]
+    for target in outcome.targets:
+        lines += [f"{target.target}: {line}" for line in summary_lines(target)[:3]]
+    return lines
+
+
+def _read(record: type[Options], parsed: argparse.Namespace) -> Options:
     given = {name: value for name in OPTIONS[record] if (value := getattr(parsed, name)) is not None}
     try:
         return record.model_validate(given)

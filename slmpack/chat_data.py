@@ -48,6 +48,15 @@ class DataPolicy(Record):
     )
 
 
+def least_chats(policy: DataPolicy) -> str:
+    """Say how few chats are enough; which of them are held out is chance, so for the share it is a guess."""
+    likely = math.ceil(MIN_HELD_OUT / policy.held_out_share)
+    return (
+        f"at least {MIN_CHATS} different chats, {MIN_HELD_OUT} of them held out and {MIN_HELD_OUT} learnt from: "
+        f"about {max(MIN_CHATS, likely)} with a share of {policy.held_out_share:g} held out"
+    )
+
+
 class BadLine(Record):
     """A line that is left out: the file's name, the line's number from 1, and why."""
 

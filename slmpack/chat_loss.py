@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from slmpack.checkpoint import inspect_model
 from slmpack.child import run_in_child
 from slmpack.errors import QualityError
+from slmpack.figures import perplexity_shown
 from slmpack.limits import limit_seconds
 from slmpack.progress import report
 from slmpack.records import Record, digest_of
@@ -90,7 +91,9 @@ def chat_loss(checkpoint: Path, chats: Path, workspace: Path) -> ChatLoss:
         limit_seconds=limit_seconds(LOSS_LIMIT_SECONDS, 4 * facts.parameters), failure=QualityError,
         doing="the run on held-out chats",
     )  # fmt: skip
-    logger.info("perplexity %.4g on %d tokens of answers (%.0f s)", found.perplexity, found.tokens, run.seconds)
+    logger.info(
+        "perplexity %s on %d tokens of answers (%.0f s)", perplexity_shown(found.perplexity), found.tokens, run.seconds
+    )
     return found
 
 

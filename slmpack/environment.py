@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from slmpack import consumer
 from slmpack.errors import CheckError
+from slmpack.figures import bytes_shown
 from slmpack.integrity import artifact_location
 from slmpack.interfaces import check_answer, signature_of
 from slmpack.lifetime import is_local
@@ -208,7 +209,7 @@ def _consumer_environment(folder: Path) -> dict[str, str]:
 def _cost(environment: Path, make_seconds: float, ask_seconds: float) -> str:
     packages = len(list(environment.glob("lib/python*/site-packages/*.dist-info")))
     size = sum(path.lstat().st_size for path in environment.rglob("*") if path.is_file())
-    return f"{packages} packages, {size / 1e6:.0f} MB, made in {make_seconds:.1f} s, answered in {ask_seconds:.1f} s"
+    return f"{packages} packages, {bytes_shown(size)}, made in {make_seconds:.1f} s, answered in {ask_seconds:.1f} s"
 
 
 def _check(answer: object, model: LoggedModel) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator
 
+from slmpack.figures import bytes_shown, limit_shown, rate_shown, ratio_shown
 from slmpack.records import Quality, QualityPolicy, Record, Speed
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def _draw_axes(axes: "Axes", drawn: list[Rung], policy: QualityPolicy) -> None:
     _dress(axes)
     limit = policy.max_perplexity_ratio
     axes.axhline(limit, color=LIMIT, linewidth=1, dashes=(4, 3), zorder=1)
-    axes.text(0.012, limit, f"limit {limit:.2f}", transform=axes.get_yaxis_transform(), color=LIMIT,
+    axes.text(0.012, limit, f"limit {limit_shown(limit)}", transform=axes.get_yaxis_transform(), color=LIMIT,
               fontsize=FONT_POINTS - 1, va="bottom")  # fmt: skip
 
 
@@ -217,13 +218,17 @@ def _unmeasured(rung: Rung) -> str:
     reason = f": {rung.reason}" if rung.reason else ""
     if rung.size_bytes is None:
         return _short(f"{name}, not built{reason}", LINE_CHARACTERS)
-    found = "no quality measured" if rung.quality is None else f"perplexity ratio {rung.quality.perplexity_ratio:.3g}"
-    size = f"{_megabytes(rung):,.1f} MB"
+    found = (
+        "no quality measured"
+        if rung.quality is None
+        else f"perplexity ratio {ratio_shown(rung.quality.perplexity_ratio)}"
+    )
+    size = bytes_shown(rung.size_bytes)
     return _short(f"{name}, {size}, {_speed(rung)}: {found}, {rung.status}{reason}", LINE_CHARACTERS)
 
 
 def _speed(rung: Rung) -> str:
-    return f"{rung.speed.decode_tokens_per_second:,.1f} tokens/s" if rung.speed else "not timed"
+    return f"{rate_shown(rung.speed.decode_tokens_per_second)} tokens/s" if rung.speed else "not timed"
 
 
 def _short(text: str, limit: int) -> str:
@@ -231,12 +236,16 @@ def _short(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def _place_of(rung: Rung) -> str:
+    return f"{bytes_shown(rung.size_bytes or 0)} at {ratio_shown(_ratio(rung) or 1.0)}"
+
+
 def _in_words(drawn: list[Rung], listed: list[Rung], policy: QualityPolicy) -> str:
-    parts = [f"{_short(rung.recipe, NAME_CHARACTERS)} {_megabytes(rung):,.1f} MB at {_ratio(rung):.4g}"
-             for rung in drawn]  # fmt: skip
+    parts = [f"{_short(rung.recipe, NAME_CHARACTERS)} {_place_of(rung)}" for rung in drawn]
     parts += [f"{_short(rung.recipe, NAME_CHARACTERS)} {'not built' if rung.size_bytes is None else 'not measured'}"
               for rung in listed]  # fmt: skip
-    return f"Size against perplexity ratio, limit {policy.max_perplexity_ratio:.2f}: {'; '.join(parts) or 'no recipe'}"
+    limit = limit_shown(policy.max_perplexity_ratio)
+    return f"Size against perplexity ratio, limit {limit}: {'; '.join(parts) or 'no recipe'}"
 
 
 def _svg_of(figure: "Figure", words: str) -> str:

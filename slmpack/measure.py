@@ -21,6 +21,7 @@ from slmpack.child import run_in_child
 from slmpack.compare import PackageRun, run_package
 from slmpack.cores import share_of_cores, threads_of_children
 from slmpack.errors import QualityError, UsageError
+from slmpack.figures import limit_shown, ratio_shown
 from slmpack.hardware import device_of, provider_here
 from slmpack.integrity import artifact_location
 from slmpack.lifetime import is_local
@@ -238,15 +239,18 @@ def judge(measured: QualityReport, advice: str) -> QualityReport:
     if quality.chats is not None:
         ratios[CHAT_RATIO] = (quality.chats.perplexity_ratio, policy.max_chat_perplexity_ratio)
     checks = (
-        *(Check(name=name, found=f"{ratio:.3f}; at most {_told(limit)}") for name, (ratio, limit) in ratios.items()),
+        *(
+            Check(name=name, found=f"{ratio_shown(ratio)}; at most {limit_shown(limit)}")
+            for name, (ratio, limit) in ratios.items()
+        ),
         Check(name="new loops", found=str(quality.new_loops)),
     )
     measured = measured.model_copy(update={"checks": measured.checks + checks})
     over = {name: of for name, of in ratios.items() if of[0] > of[1]}
     if over:
         name, (ratio, limit) = next(iter(over.items()))
-        digits = 2 if ratio >= limit + 0.01 else 6  # never told as the limit itself
-        found, expected = f"{name} {ratio:.{digits}f}", f"at most {_told(limit)}"
+        shown = ratio_shown(ratio) if ratio >= limit + 0.001 else f"{ratio:.6f}"  # never told as the limit itself
+        found, expected = f"{name} {shown}", f"at most {limit_shown(limit)}"
     elif quality.new_loops and not policy.allow_new_loops:
         found = f"{quality.new_loops} of {len(PROMPTS)} greedy answers loops where the source's does not"
         expected = "none"
@@ -258,7 +262,3 @@ def judge(measured: QualityReport, advice: str) -> QualityReport:
         raise refusal
     logger.warning("%s; %s; waived: %s", found, expected, measured.waiver)
     return measured
-
-
-def _told(limit: float) -> str:
-    return f"{limit:.2f}" if round(limit, 2) == limit else f"{limit:g}"

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from slmpack.absence import Absence, absence_of
 from slmpack.checkpoint import relevant_files
 from slmpack.errors import SourceError, UsageError
 from slmpack.licence import is_placeholder
@@ -142,6 +143,5 @@ def _translated(uri: str) -> Iterator[None]:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
         reason = " ".join(error.message.split())
-        raise SourceError(
-            f"MLflow has no {uri} ({reason})", _FORMS, "check MLFLOW_TRACKING_URI and the name"
-        ) from error
+        absence = absence_of(uri) or Absence(reason, _FORMS, "check MLFLOW_TRACKING_URI and the name")
+        raise SourceError(f"MLflow has no {uri}: {absence.found}", absence.known, absence.advice) from error

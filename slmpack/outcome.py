@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from slmpack.errors import CheckError, QualityError, RecipeError, SmokeError
 from slmpack.expected import translated
@@ -24,10 +24,19 @@ from slmpack.records import (
     UnprovedModel,
 )
 from slmpack.redaction import redacted
+from slmpack.summary import figures_line, headline_of
 
 logger = logging.getLogger(__name__)
 
 REFUSALS = (CheckError, QualityError, SmokeError)
+
+
+class StageEvent(NamedTuple):
+    """What a log line tells of a stage, as `record.stage`; `seconds` and `held` are None while it runs."""
+
+    name: str
+    seconds: float | None = None
+    held: bool | None = None
 
 
 class Stages:
@@ -38,13 +47,27 @@ class Stages:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        logger.info("%s ...", stage)
+        """Time a stage, and say in the log when it begins and how it ends."""
+        logger.info("%s ...", stage, extra={"stage": StageEvent(stage)})
+        started, before = time.monotonic(), self.seconds.get(stage, 0.0)
+        try:
+            with self.silently(stage):
+                yield
+        except BaseException:
+            seconds = time.monotonic() - started
+            logger.info("%s ended after %.1f s", stage, seconds, extra={"stage": StageEvent(stage, seconds, False)})
+            raise
+        seconds = self.seconds[stage] - before
+        logger.info("%s took %.1f s", stage, seconds, extra={"stage": StageEvent(stage, seconds, True)})
+
+    @contextmanager
+    def silently(self, stage: str) -> Iterator[None]:
+        """Time a stage that ends well."""
         started = time.monotonic()
         with translated():
             yield
         seconds = round(time.monotonic() - started, 3)
         self.seconds[stage] = round(self.seconds.get(stage, 0.0) + seconds, 3)
-        logger.info("%s took %.1f s", stage, seconds)
 
 
 def published_outcome(version: PublishedVersion, proofs: Proofs, stages: Stages) -> Outcome:
@@ -105,21 +128,7 @@ def told_of(outcome: Outcome) -> str:
     """Say in one line what became of a target."""
     if outcome.reason is not None:
         return f"{outcome.target}: {outcome.status}"
-    seconds = sum(outcome.seconds.values())
-    text = f"{outcome.status}: {outcome.name} version {outcome.version}, alias {outcome.alias}, in {seconds:.0f} s"
-    text += "".join(f"; {sentence}" for sentence in outcome.unhealthy)
-    if outcome.speed is None or outcome.size_bytes is None:
-        return text
-    speed, quality = outcome.speed, outcome.quality
-    if quality is not None:
-        recipe = f"{outcome.recipe}: " if outcome.recipe else ""
-        text += f"; {recipe}perplexity ratio {quality.perplexity_ratio:.3f}"
-        if quality.chat_perplexity_ratio is not None:
-            text += f", on chats {quality.chat_perplexity_ratio:.3f}"
-    return (
-        f"{text}; {outcome.size_bytes / 1e6:.0f} MB, {speed.decode_tokens_per_second:.0f} tokens/s, "
-        f"first token after {speed.ttft_ms:.0f} ms, {speed.peak_rss_bytes / 1e6:.0f} MB of memory"
-    )
+    return "; ".join(filter(None, (headline_of(outcome), figures_line(outcome))))
 
 
 def failed_outcome(target: Target, error: BaseException) -> Outcome:

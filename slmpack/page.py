@@ -17,6 +17,7 @@ from typing import Any, Literal
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from slmpack import figures
 from slmpack.frontier import frontier_svg
 from slmpack.interfaces import input_example_of
 from slmpack.page_changes import (
@@ -26,6 +27,7 @@ from slmpack.page_changes import (
     figure_shown,
     figures_of,
     requirement_changes,
+    spread_of,
     template_difference,
 )
 from slmpack.page_facts import Earlier, PageFacts
@@ -47,7 +49,8 @@ def version_page(facts: PageFacts) -> str:
         verdict=verdict_of(facts),
         changes=changes_of(facts),
         shown={row.key: figure_shown(figures_of(facts).get(row.key), row.form) for row in COMPARED},
-        as_bytes=lambda value: figure_shown(value, "bytes"),
+        figures=figures,
+        spread=spread_of(facts.speed),
         differences=differences_of(facts, facts.previous) if facts.previous else (),
         requirement_changes=requirement_changes,
         template_difference=template_difference,
@@ -73,7 +76,7 @@ def _cut(value: Any) -> Any:
 
 def page_summary(facts: PageFacts) -> str:
     """Return at most 15 lines of markdown, with nothing from outside that could be markup."""
-    limit = f", limit {facts.policy.max_perplexity_ratio:.2f}" if facts.quality else ""
+    limit = f", limit {figures.limit_shown(facts.policy.max_perplexity_ratio)}" if facts.quality else ""
     rows = differences_of(facts, facts.previous or Earlier(version=0))
     table = [
         f"| {row.label}{limit if row.key == 'perplexity_ratio' else ''} | {found.now} | {found.change} |"
@@ -120,8 +123,8 @@ def verdict_of(facts: PageFacts) -> str:
 def _loss_of(facts: PageFacts) -> str:
     if facts.quality is None:
         return ""
-    loss, limit = facts.quality.perplexity_ratio - 1, facts.policy.max_perplexity_ratio - 1
-    return f", with perplexity {abs(loss):.1%} {'below' if loss < 0 else 'above'} its source's (limit {limit:.1%})"
+    ratio, limit = facts.quality.perplexity_ratio, facts.policy.max_perplexity_ratio
+    return f", with {figures.ratio_shown(ratio)} times its source's perplexity (limit {figures.limit_shown(limit)})"
 
 
 class Commands(Record):

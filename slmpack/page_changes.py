@@ -8,10 +8,21 @@ Requirements and chat templates are compared as text.
 import difflib
 import math
 import re
+from collections.abc import Callable
 from typing import Any, TypeGuard
 
+from slmpack.figures import (
+    bytes_shown,
+    divergence_shown,
+    load_shown,
+    milliseconds_shown,
+    rate_shown,
+    ratio_shown,
+    seconds_shown,
+    share_shown,
+)
 from slmpack.page_facts import Earlier, PageFacts
-from slmpack.records import Record
+from slmpack.records import Record, Speed
 
 DIFF_LINES, DIFF_LINE_CHARACTERS, TEMPLATE_LINES = 160, 300, 2000
 
@@ -20,26 +31,27 @@ class Compared(Record):
     """A figure that two versions are compared by.
 
     Attributes:
+        form: how it is written.
         noise: share of the figure below which a change means nothing; None for a timing, which is never judged.
     """
 
     label: str
     key: str
-    form: str
+    form: Callable[[float], str]
     less_is_better: bool
     noise: float | None
 
 
 COMPARED = (
-    Compared(label="perplexity ratio", key="perplexity_ratio", form="{:.3f}", less_is_better=True, noise=0.005),
-    Compared(label="mean KL, nats", key="mean_kl", form="{:.4f}", less_is_better=True, noise=0.02),
-    Compared(label="top-1 agreement", key="top1_agreement", form="{:.1%}", less_is_better=False, noise=0.005),
-    Compared(label="decode, tokens/s", key="decode_tokens_per_second", form="{:,.1f}", less_is_better=False,
+    Compared(label="perplexity ratio", key="perplexity_ratio", form=ratio_shown, less_is_better=True, noise=0.005),
+    Compared(label="mean KL, nats", key="mean_kl", form=divergence_shown, less_is_better=True, noise=0.02),
+    Compared(label="top-1 agreement", key="top1_agreement", form=share_shown, less_is_better=False, noise=0.005),
+    Compared(label="decode, tokens/s", key="decode_tokens_per_second", form=rate_shown, less_is_better=False,
              noise=None),
-    Compared(label="first token, ms", key="ttft_ms", form="{:,.0f}", less_is_better=True, noise=None),
-    Compared(label="load, s", key="load_seconds", form="{:,.2f}", less_is_better=True, noise=None),
-    Compared(label="peak memory", key="peak_rss_bytes", form="bytes", less_is_better=True, noise=0.02),
-    Compared(label="size", key="size_bytes", form="bytes", less_is_better=True, noise=0.002),
+    Compared(label="first token, ms", key="ttft_ms", form=milliseconds_shown, less_is_better=True, noise=None),
+    Compared(label="load, s", key="load_seconds", form=seconds_shown, less_is_better=True, noise=None),
+    Compared(label="peak memory", key="peak_rss_bytes", form=bytes_shown, less_is_better=True, noise=0.02),
+    Compared(label="size", key="size_bytes", form=bytes_shown, less_is_better=True, noise=0.002),
 )  # fmt: skip
 
 
@@ -84,13 +96,33 @@ def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def figure_shown(value: object, form: str) -> str:
-    """Return a figure in words; `bytes` in MB or GB, 1 MB being 1,000,000 bytes."""
-    if not _is_number(value):
-        return "not known"
-    if form == "bytes":
-        return f"{value / 1e9:,.2f} GB" if value >= 1e9 else f"{value / 1e6:,.1f} MB"
-    return form.format(value)
+def figure_shown(value: object, form: Callable[[float], str]) -> str:
+    """Return a figure in words."""
+    return form(value) if _is_number(value) else "not known"
+
+
+class Spread(Record):
+    """How far the timings of one version lie apart, in words; "" where they were measured once."""
+
+    decode: str = ""
+    ttft: str = ""
+    measured: str = ""
+
+
+def spread_of(speed: Speed) -> Spread:
+    """Return the spread of the timings, and how loaded the machine was."""
+    if speed.speed_repeats is None:
+        return Spread()
+    load = "" if speed.load_per_core is None else f"; load average {load_shown(speed.load_per_core)} per core meanwhile"
+    return Spread(
+        decode=_range_of(speed.decode_p10_tokens_per_second, speed.decode_p90_tokens_per_second, rate_shown),
+        ttft=_range_of(speed.ttft_p10_ms, speed.ttft_p90_ms, milliseconds_shown),
+        measured=f"{speed.speed_repeats} times: medians, with the 10th and the 90th percentile{load}",
+    )
+
+
+def _range_of(low: float | None, high: float | None, form: Callable[[float], str]) -> str:
+    return "" if low is None or high is None else f"; {form(low)} to {form(high)}"
 
 
 def requirement_changes(before: tuple[str, ...], now: tuple[str, ...]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, ValidationError
 
 from slmpack import smoke as smoke_stage
+from slmpack.figures import divergence_shown, limit_shown, perplexity_shown, ratio_shown, share_shown
 from slmpack.frontier import Rung, Text
 from slmpack.records import (
     CHAT_RATIO,
@@ -214,9 +215,9 @@ def _quality_findings(report: QualityReport) -> tuple[Finding, ...]:
     rows = (
         *_judged_findings(quality, report.policy, over),
         *_chat_findings(quality.chats, report.policy, over),
-        Finding(name="mean KL", found=f"{quality.mean_kl:.4f} nats", state="reported"),
-        Finding(name="99th percentile of KL", found=f"{quality.p99_kl:.3f} nats", state="reported"),
-        Finding(name="top-1 agreement", found=f"{quality.top1_agreement:.1%}", state="reported"),
+        Finding(name="mean KL", found=f"{divergence_shown(quality.mean_kl)} nats", state="reported"),
+        Finding(name="99th percentile of KL", found=f"{divergence_shown(quality.p99_kl)} nats", state="reported"),
+        Finding(name="top-1 agreement", found=share_shown(quality.top1_agreement), state="reported"),
     )
     named = {row.name for row in rows}
     return (*rows, *_findings(tuple(check for check in report.checks if check.name not in named)))
@@ -228,9 +229,9 @@ def _judged_findings(
     """Tell the figures that have a limit; `over` is the state of one that misses it."""
     ratio, limit = quality.perplexity_ratio, policy.max_perplexity_ratio
     loops = "any number" if policy.allow_new_loops else "0"
-    told = f"{ratio:.3f}: {quality.perplexity:.2f} over {quality.source_perplexity:.2f}, {quality.tokens:,} tokens"
+    told = _compared(ratio, quality.perplexity, quality.source_perplexity, quality.tokens)
     return (
-        Finding(name=RATIO, found=told, threshold=f"at most {limit:.2f}",
+        Finding(name=RATIO, found=told, threshold=f"at most {limit_shown(limit)}",
                 state="passed" if ratio <= limit else over),
         Finding(name="new loops", found=str(quality.new_loops), threshold=loops,
                 state="passed" if policy.allow_new_loops or quality.new_loops == 0 else over),
@@ -244,12 +245,16 @@ def _chat_findings(
     if chats is None:
         return ()
     ratio, limit = chats.perplexity_ratio, policy.max_chat_perplexity_ratio
-    told = f"{ratio:.3f}: {chats.perplexity:.4g} over {chats.source_perplexity:.4g}, {chats.tokens:,} tokens"
+    told = _compared(ratio, chats.perplexity, chats.source_perplexity, chats.tokens)
     return (
-        Finding(name=CHAT_RATIO, found=told, threshold=f"at most {limit:.2f}",
+        Finding(name=CHAT_RATIO, found=told, threshold=f"at most {limit_shown(limit)}",
                 state="passed" if ratio <= limit else over),
-        Finding(name="top-1 agreement on chats", found=f"{chats.top1_agreement:.1%}", state="reported"),
+        Finding(name="top-1 agreement on chats", found=share_shown(chats.top1_agreement), state="reported"),
     )  # fmt: skip
+
+
+def _compared(ratio: float, perplexity: float, of_source: float, tokens: int) -> str:
+    return f"{ratio_shown(ratio)}: {perplexity_shown(perplexity)} over {perplexity_shown(of_source)}, {tokens:,} tokens"
 
 
 def summary_json(facts: PageFacts) -> str:

@@ -213,7 +213,7 @@ def _facts_of(model: LoggedModel, proofs: Proofs, force: bool) -> dict[str, obje
 
 def figures_of(speed: Speed | None, quality: Quality | None) -> dict[str, float]:
     """Return what was measured, by the names that metrics and tags have."""
-    told: dict[str, float] = {} if speed is None else speed.model_dump()
+    told: dict[str, float] = {} if speed is None else speed.model_dump(exclude_none=True)
     if quality is not None:
         told |= quality.model_dump(exclude={"chats"})
         if quality.chats is not None:

@@ -14,6 +14,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slmpack.absence import Absence, absence_of
 from slmpack.errors import CheckError, SourceError, UsageError
 from slmpack.find import MODEL_ID, PUBLISHED, alias_of, holder_of, versions_with
 from slmpack.health import damage_of
@@ -165,8 +166,8 @@ def _logged_model(uri: str) -> "MlflowModel":
     except MlflowException as error:
         if not is_absent(error):
             raise
-        advice = "check MLFLOW_TRACKING_URI and the name"
-        raise SourceError(f"MLflow has no {uri} ({one_line(error)})", _FORMS, advice) from error
+        absence = absence_of(uri) or Absence(one_line(error), _FORMS, "check MLFLOW_TRACKING_URI and the name")
+        raise SourceError(f"MLflow has no {uri}: {absence.found}", absence.known, absence.advice) from error
     if str(logged.status) != "READY":
         raise CheckError(f"{uri} is {logged.status}", "READY: a model that was logged to its end", "log it again")
     return logged

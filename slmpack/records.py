@@ -274,16 +274,26 @@ class Speed(Record):
     """What one answer costs on the machine that measured it.
 
     Attributes:
-        decode_tokens_per_second: tokens after the first, one request at a time.
-        ttft_ms: time to first token, milliseconds, prompt included.
-        load_seconds: from URI to a model that answers.
+        decode_tokens_per_second: tokens after the first, one request at a time; the median of the repeats.
+        ttft_ms: time to first token, milliseconds, prompt included; the median of the repeats.
+        load_seconds: from URI to a model that answers, measured once.
         peak_rss_bytes: highest resident memory of the process that loaded it.
+        decode_p10_tokens_per_second, decode_p90_tokens_per_second, ttft_p10_ms, ttft_p90_ms: percentiles of the
+            repeats; None in versions that were measured once.
+        speed_repeats: how many answers were timed.
+        load_per_core: the machine's load average of one minute by its logical cores, at the end of the repeats.
     """
 
     decode_tokens_per_second: float
     ttft_ms: float
     load_seconds: float
     peak_rss_bytes: int
+    decode_p10_tokens_per_second: float | None = None
+    decode_p90_tokens_per_second: float | None = None
+    ttft_p10_ms: float | None = None
+    ttft_p90_ms: float | None = None
+    speed_repeats: int | None = None
+    load_per_core: float | None = None
 
 
 class QualityPolicy(Record):

@@ -11,6 +11,7 @@ whatever its branch on the Hub is today.
 """
 
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ from slmpack.names import model_name, name_of_path
 from slmpack.records import ModelSource, SourceKind
 from slmpack.source_digest import digest_folder
 from slmpack.store import sha256_of
+from slmpack.suggest import closest
 from slmpack.surroundings import typed_path
 from slmpack.weights import no_weights
 
@@ -212,8 +214,18 @@ def _resolve_path(text: str, workspace: Path | None) -> ModelSource:
         return _resolve_folder(text, path.resolve(), workspace)
     if path.is_file():
         return _resolve_gguf(text, path.resolve())
-    advice = f"write hf://{text} for a model of the Hugging Face Hub" if re.fullmatch(r"[\w.-]+/[\w.-]+", text) else ""
-    raise SourceError(f"there is no file or folder {path}", _KINDS, advice or "check the spelling")
+    raise SourceError(f"there is no file or folder {path}", f"a source is {_KINDS}", _advice_for(text, path))
+
+
+def _advice_for(text: str, path: Path) -> str:
+    """Say what a path that is not there may have meant; one that begins with a dot is never of the Hub."""
+    folder = path.parent
+    beside = [each.name for each in folder.iterdir()] if folder.is_dir() and os.access(folder, os.R_OK) else []
+    if (found := closest(path.name, beside)) is not None:
+        return f"did you mean {text[: len(text) - len(Path(text).name)]}{found}?"
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text) and not folder.is_dir():
+        return f"write hf://{text} for a model of the Hugging Face Hub"
+    return "check the spelling"
 
 
 def _resolve_folder(text: str, folder: Path, workspace: Path | None) -> ModelSource:

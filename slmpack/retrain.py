@@ -13,6 +13,7 @@ from pydantic import Field
 from slmpack.chat_data import ChatData
 from slmpack.errors import QualityError
 from slmpack.experiment import EXPERIMENT
+from slmpack.figures import perplexity_shown, ratio_shown
 from slmpack.find import versions_with
 from slmpack.health import clear_version, damage_of, mark_version
 from slmpack.publish import REFUSED
@@ -52,6 +53,15 @@ class Perplexities(Record):
         """The tuned model's over that of the model in use: below 1 is better."""
         return self.tuned / self.in_use
 
+    @property
+    def shown(self) -> str:
+        """The tuned model's and that in use."""
+        return f"{perplexity_shown(self.tuned)} (in use {perplexity_shown(self.in_use)})"
+
+    def compared(self, text: str) -> str:
+        """Say how the tuned model stands to the one in use on `text`."""
+        return f"a {text} perplexity of {perplexity_shown(self.tuned)}, {ratio_shown(self.ratio)} times that in use"
+
 
 class TunedFigures(Record):
     """Of the answers in the held-out chats, and of the built-in general text."""
@@ -71,7 +81,7 @@ class TunedFigures(Record):
     def told(self) -> str:
         """Both in words."""
         parts = (("held out", self.held_out), ("general", self.general))
-        return ", ".join(f"{name} {found.tuned:.4g} (in use {found.in_use:.4g})" for name, found in parts)
+        return ", ".join(f"{name} {found.shown}" for name, found in parts)
 
 
 class RetrainOutcome(Record):
@@ -173,14 +183,14 @@ def judge_tuned(figures: TunedFigures, policy: RetrainPolicy) -> None:
     """
     if figures.held_out.ratio > 1.0 - policy.min_gain:
         raise QualityError(
-            f"a held-out perplexity of {figures.held_out.tuned:.4g}, {figures.held_out.ratio:.3f} times that in use",
-            f"at most {1.0 - policy.min_gain:.3f} times {figures.held_out.in_use:.4g}",
+            figures.held_out.compared("held-out"),
+            f"at most {ratio_shown(1.0 - policy.min_gain)} times {perplexity_shown(figures.held_out.in_use)}",
             "nothing moves; look at the data, or train longer",
         )  # fmt: skip
     if figures.general.ratio > 1.0 + policy.max_forgetting:
         raise QualityError(
-            f"a general perplexity of {figures.general.tuned:.4g}, {figures.general.ratio:.3f} times that in use",
-            f"at most {1.0 + policy.max_forgetting:.3f} times {figures.general.in_use:.4g}",
+            figures.general.compared("general"),
+            f"at most {ratio_shown(1.0 + policy.max_forgetting)} times {perplexity_shown(figures.general.in_use)}",
             "nothing moves; train less, or mix general chats into the data",
         )  # fmt: skip
 

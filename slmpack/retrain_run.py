@@ -15,6 +15,7 @@ from slmpack.chat_data import HELD_OUT, ChatData, ChatParts
 from slmpack.chat_dataset import log_chat_dataset
 from slmpack.errors import PublishError
 from slmpack.experiment import EXPERIMENT, experiment_id
+from slmpack.figures import perplexity_shown
 from slmpack.log import PREFECT_RUN
 from slmpack.mlflow_source import QUALITY_CHATS
 from slmpack.publish import REFUSED
@@ -280,7 +281,7 @@ def _tags_of(model: LoggedModel, retraining: Retraining, run_id: str, figures: T
 def _description(retraining: Retraining, figures: TunedFigures) -> str:
     data = retraining.data
     rows = "\n".join(
-        f"| {name} | {found.base:.4g} | {found.in_use:.4g} | {found.tuned:.4g} |"
+        f"| {name} | {' | '.join(map(perplexity_shown, (found.base, found.in_use, found.tuned)))} |"
         for name, found in (("held-out answers", figures.held_out), ("general text", figures.general))
     )
     return (

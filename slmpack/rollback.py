@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from slmpack.absence import missing_alias, missing_model
 from slmpack.errors import CheckError, PublishError, SmokeError, SourceError
 from slmpack.find import (
     HELD_ALIAS,
@@ -89,8 +90,9 @@ def find_way_back(name: str, target: Target, interface: Interface) -> WayBack:
     with final_errors(PublishError, f"to show the versions of {name}"):
         holder = holder_of(name, alias)
         if holder is None:
-            raise PublishError(f"no version of {name} has the alias {alias}", "one to go back from",
-                               "check the name, --target and --interface")  # fmt: skip
+            absence = missing_model(name) or missing_alias(name, alias)
+            raise PublishError(f"no version of {name} has the alias {alias}: {absence.found}", absence.known,
+                               f"{absence.advice}; check --target and --interface")  # fmt: skip
         if _unfinished(holder):
             return WayBack(name=name, alias=alias, holder=int(holder.version), candidates=(), interrupted=True)
         seen = {str(holder.version)}

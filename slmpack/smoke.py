@@ -21,6 +21,7 @@ from slmpack.limits import limit_seconds
 from slmpack.progress import report
 from slmpack.records import Check, Interface, LoggedModel, Provider, Record, SmokeReport, Speed, Target
 from slmpack.store import log_folder
+from slmpack.timing import measure_speed
 
 SMOKE_LIMIT_SECONDS = 1800.0
 SHORT_TOKENS = 24
@@ -108,11 +109,7 @@ def ask_model(request: SmokeRequest) -> SmokeAnswers:
     for done, check in enumerate(steps, start=1):
         checks.append(check(model))
         report("smoke", done, len(steps), "answers")
-    ttft_ms, decode = model.measure()
-    speed = Speed(
-        decode_tokens_per_second=decode, ttft_ms=ttft_ms, load_seconds=load_seconds, peak_rss_bytes=peak_rss_bytes()
-    )
-    return SmokeAnswers(checks=tuple(checks), speed=speed)
+    return SmokeAnswers(checks=tuple(checks), speed=measure_speed(model.measure, load_seconds, peak_rss_bytes))
 
 
 def _config_of(request: SmokeRequest) -> dict[str, object]:

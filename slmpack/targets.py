@@ -147,5 +147,5 @@ def ladder_for(target: Target, recipe: Recipe, *, on_chats: bool = False) -> tup
         return (*(each for each in offered if each not in BY_NAME), *last) or (None,)
     if recipe not in offered:
         names = ", ".join((Recipe.AUTO, *offered)) if offered else "auto only, since it is not quantised"
-        raise UsageError(f"recipe {recipe} for target {target}", f"its recipes are: {names}", "leave --recipe out")
+        raise UsageError(f"recipe {recipe} for target {target}", f"{target} has {names}", "leave --recipe out")
     return (recipe,)

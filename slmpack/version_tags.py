@@ -10,6 +10,8 @@ have a tag for each fact: `facts_in` reads both kinds.
 import json
 from collections.abc import Mapping
 
+from slmpack.figures import tag_of
+
 PREFIX = "slmpack."
 FACTS = "slmpack.facts"
 APART = frozenset(
@@ -48,7 +50,7 @@ def _packed(facts: Mapping[str, object]) -> str:
 
 
 def _short(value: object) -> float | str:
-    return float(f"{value:.6g}") if isinstance(value, float) else str(value)[:TEXT_CHARACTERS]
+    return float(tag_of(value)) if isinstance(value, float) else str(value)[:TEXT_CHARACTERS]
 
 
 def _unpacked(tags: Mapping[str, str]) -> dict[str, str]:

@@ -121,7 +121,7 @@ def terminate_group(command: Command) -> None:
     ("moment", "end", "terminal", "code"),
     [
         ("packaging", terminate_group, False, 143),  # Prefect is imported and its temporary server starts
-        ("build ...", press_ctrl_c, True, 130),  # a child process works
+        ("build ", press_ctrl_c, True, 130),  # a child process works
         ("smoke ...", interrupt_group, False, 130),  # a run of MLflow is open
     ],
 )
@@ -150,8 +150,8 @@ def test_a_package_that_is_interrupted_ends_in_seconds_with_one_line(
 def test_clean_up_that_hangs_ends_after_its_time_or_with_a_second_ctrl_c(
     presses: int, longest: float, home: Path, tmp_path: Path
 ) -> None:
-    with running(["package", "./none"], tmp_path, home, terminal=True) as command:
-        command.until("resolve ...")
+    with running(["package", "./none", "--force"], tmp_path, home, terminal=True) as command:
+        command.until("resolve ")
         (server,) = (each for each in processes_of(home) if "uvicorn" in each.cmdline())
         server.suspend()  # the flow's last state is never taken
         began = time.monotonic()
@@ -166,7 +166,7 @@ def test_clean_up_that_hangs_ends_after_its_time_or_with_a_second_ctrl_c(
 
 
 def test_what_a_killed_command_started_ends_with_it(home: Path, tmp_path: Path) -> None:
-    with running(["package", "./none"], tmp_path, home) as command:
+    with running(["package", "./none", "--force"], tmp_path, home) as command:
         command.until("resolve ...")
         assert len(processes_of(home)) >= 3  # itself, its worker, Prefect's temporary server
         command.process.kill()
@@ -175,7 +175,7 @@ def test_what_a_killed_command_started_ends_with_it(home: Path, tmp_path: Path) 
 
 
 def test_ctrl_z_stops_all_that_works(home: Path, tmp_path: Path) -> None:
-    with running(["package", "./none"], tmp_path, home) as command:
+    with running(["package", "./none", "--force"], tmp_path, home) as command:
         command.until("packaging")
         command.process.send_signal(signal.SIGTSTP)
         while {each.status() for each in processes_of(home)} != {psutil.STATUS_STOPPED}:
@@ -187,7 +187,7 @@ def test_ctrl_z_stops_all_that_works(home: Path, tmp_path: Path) -> None:
 
 
 def test_work_that_is_killed_is_told_in_one_line(home: Path, tmp_path: Path) -> None:
-    with running(["package", "./none"], tmp_path, home) as command:
+    with running(["package", "./none", "--force"], tmp_path, home) as command:
         command.until("packaging")
         (worker,) = psutil.Process(command.process.pid).children()
         worker.kill()

@@ -138,7 +138,9 @@ def a_report(quality: Quality, waiver: str | None = None, *, allow_new_loops: bo
 
 def test_what_is_above_the_limit_is_refused_with_its_figures() -> None:
     quality = a_quality(1.36)
-    with pytest.raises(QualityError, match=r"^perplexity ratio 1\.36; at most 1\.10; use --recipe balanced$") as caught:
+    with pytest.raises(
+        QualityError, match=r"^perplexity ratio 1\.360; at most 1\.10; use --recipe balanced$"
+    ) as caught:
         judge(a_report(quality), "use --recipe balanced")
     assert caught.value.quality == quality
 

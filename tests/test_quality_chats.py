@@ -30,7 +30,7 @@ def on_chats(ratio: float) -> ChatQuality:
 
 def test_what_keeps_the_prose_and_loses_the_answers_is_refused() -> None:
     quality = a_quality(0.85).model_copy(update={"chats": on_chats(1.152)})
-    with pytest.raises(QualityError, match=r"^perplexity ratio on chats 1\.15; at most 1\.05; next$") as caught:
+    with pytest.raises(QualityError, match=r"^perplexity ratio on chats 1\.152; at most 1\.05; next$") as caught:
         judge(a_report(quality), "next")
     assert caught.value.quality == quality
 

@@ -128,6 +128,8 @@ def test_the_command_tells_bad_data_in_one_line_and_ends_with_1(
     (outcome,) = objects(done)
     assert (done.returncode, outcome["status"], outcome["version"]) == (1, "failed", None)
     assert done.stderr.splitlines()[-1] == f"slmpack: {outcome['reason']}"
+    assert done.stderr.count("bad.jsonl line 13") == 1
+    assert "at least 8 different chats, 4 of them held out" in done.stderr.splitlines()[0]
     assert "bad.jsonl line 13: it is not JSON" in outcome["reason"]
     assert "Traceback" not in done.stderr
     assert (town.runs(), town.registered(), town.halves()) == ([], [], [])

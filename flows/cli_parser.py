@@ -1,0 +1,94 @@
+"""How arguments are read: options added when they are needed, errors in one line, and what was probably meant."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from flows.cli_lines import USAGE, complain
+
+WORKSPACE_HELP = "work files (default: slmpack in XDG_CACHE_HOME, else in ~/.cache)"
+
+Choice = TypeVar("Choice", bound=StrEnum)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose options are added when it parses: those of the other commands, and their imports, cost nothing."""
+
+    def __init__(self, *args: Any, options: Callable[["CommandParser"], None] | None = None, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._options = options
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._options is None:
+            return super().parse_known_args(args, namespace)
+        self._options(self)
+        self._options = None
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(self._unknown(str(unknown[0])))
+        return parsed, unknown
+
+    def _unknown(self, word: str) -> str:
+        from slmpack.suggest import did_you_mean
+
+        if not word.startswith("-"):
+            return f"found {word!r} beyond what {self.prog} takes"
+        name = word.partition("=")[0]
+        known = [each for each in self._option_string_actions if each.startswith("--")]
+        return "; ".join(filter(None, (f"{self.prog} has no option {name}", did_you_mean(name, known))))
+
+    def error(self, message: str) -> NoReturn:
+        """End with the exit code of bad usage."""
+        sys.exit(complain(f"{message}; see `{self.prog} --help`", USAGE))
+
+
+def choice(kind: type[Choice]) -> Callable[[str], Choice]:
+    """Return what turns a word into one of `kind`."""
+
+    def read(text: str) -> Choice:
+        from slmpack.suggest import did_you_mean
+
+        try:
+            return kind(text)
+        except ValueError:
+            parts = f"found {text!r}", f"expected one of {', '.join(kind)}", did_you_mean(text, kind)
+            raise argparse.ArgumentTypeError("; ".join(filter(None, parts))) from None
+
+    return read
+
+
+def add_target_option(parser: argparse.ArgumentParser, **named: Any) -> None:
+    """Add `--target`, which some commands take several times."""
+    from slmpack.records import Target
+
+    parser.add_argument("--target", type=choice(Target), metavar="T", help=", ".join(Target), **named)
+
+
+def add_interface_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--interface`."""
+    from slmpack.records import Interface
+
+    parser.add_argument(
+        "--interface", type=choice(Interface), default=Interface.CHAT, metavar="I", help=", ".join(Interface)
+    )
+
+
+def add_workspace_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--workspace`."""
+    parser.add_argument("--workspace", type=Path, metavar="DIR", help=WORKSPACE_HELP)
+
+
+def add_proof_options(parser: argparse.ArgumentParser) -> None:
+    """Add what a command takes that proves a model."""
+    parser.add_argument("--json", action="store_true", help="one JSON object a target on stdout")
+    add_workspace_option(parser)
+    parser.add_argument("--quality-text", type=Path, metavar="FILE", help="UTF-8 text to measure the quality on")
+    parser.add_argument(
+        "--quality-chats",
+        metavar="FILE",
+        help="chats whose answers the package has to keep: a file, a folder, runs:/...",
+    )
+    parser.add_argument("--waive-quality", metavar="REASON", help="publish below the quality policy, for this reason")

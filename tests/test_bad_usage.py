@@ -1,0 +1,120 @@
+"""Mistakes: one kind has one exit code, whichever command it is made in, and its line says what was meant.
+
+2: what can never be right, and a file of an option that is not there. 1: the source, model, alias or name that the
+command is about is not there.
+"""
+
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from flows.cli import run
+from flows.cli_lines import FAILED, USAGE
+
+pytestmark = pytest.mark.slow
+
+NAME = "smollm2-135m-instruct"
+BOTH = f"{NAME} has cpu-int4, cpu-int8"
+RETRAIN = ["retrain", "--data", "nowhere.jsonl"]
+
+MISTAKES: list[tuple[list[str], int, str]] = [
+    # a word that is none of a few
+    (["pakage"], USAGE, "no command pakage; slmpack has package, verify, rollback, chat, retrain, targets; did you "
+     "mean package?"),
+    (["package", "--tagret", "cpu-int4"], USAGE, "slmpack package has no option --tagret; did you mean --target?"),
+    (["verify", "models:/a/1", "--jsn"], USAGE, "slmpack verify has no option --jsn; did you mean --json?"),
+    (["chat", "models:/a/1", "Hi", "--max-token-count=3"], USAGE, "no option --max-token-count; did you mean "
+     "--max-tokens?"),
+    (["retrain", "--data", "x", "--epoch-count", "3"], USAGE, "no option --epoch-count; did you mean --epochs?"),
+    (["package", "--target", "cpu-int3"], USAGE, "found 'cpu-int3'; expected one of transformers, cpu-int4"),
+    (["package", "--target", "cpu_int4"], USAGE, "did you mean cpu-int4?"),
+    (["rollback", "a", "--target", "cuda"], USAGE, "did you mean cuda-"),
+    (["retrain", "--data", "x", "--target", "transformer"], USAGE, "did you mean transformers?"),
+    (["package", "--recipe", "balenced"], USAGE, "did you mean balanced?"),
+    (["package", "--recipe", "best", "--target", "cpu-int8"], USAGE, "cpu-int8 has auto, small, accurate"),
+    (["package", "--interface", "chats"], USAGE, "did you mean chat?"),
+    # a number out of its bounds
+    (["chat", "models:/a/1", "Hi", "--max-tokens", "0"], USAGE, "expected a whole number from 1 to 262,144"),
+    (["chat", "models:/a/1", "Hi", "--max-tokens", "many"], USAGE, "found 'many'; expected a whole number"),
+    (["chat", "models:/a/1", "Hi", "--temperature", "2.1"], USAGE, "expected a number from 0 to 2"),
+    (["chat", "models:/a/1", "Hi", "--temperature", "nan"], USAGE, "found 'nan'; expected a number from 0 to 2"),
+    (["retrain", "--data", "x", "--epochs", "-1"], USAGE, "--epochs -1"),
+    # nothing where something has to be
+    (["chat", "models:/a/1", " \n"], USAGE, "the prompt is empty"),
+    (["chat", "models:/a/1", "-"], USAGE, "the prompt is empty"),
+    (["chat", "models:/a/1", "Hi", "--system", ""], USAGE, "--system is empty"),
+    (["package", ""], USAGE, "the source is empty"),
+    # a file of an option that is not there
+    (["package", "--quality-text", "nowhere.txt"], USAGE, "nowhere.txt"),
+    (["package", "--calibration-text", "nowhere.txt"], USAGE, "nowhere.txt"),
+    (["package", "--quality-chats", "nowhere.jsonl"], USAGE, "there is no"),
+    (RETRAIN, USAGE, "--data: there is no nowhere.jsonl"),
+    # a name that MLflow would not take
+    (["package", "--name", "a/b"], USAGE, "the model name 'a/b'"),
+    (["rollback", "a/b", "--target", "cpu-int4"], USAGE, "the model name 'a/b'"),
+    ([*RETRAIN, "--name", "a/b"], USAGE, "the model name 'a/b'"),
+    # a URI that names no single model
+    (["package", "models:/a"], USAGE, "'models:/a' names no single model"),
+    (["verify", "models:/a"], USAGE, "'models:/a' names no single logged model"),
+    (["chat", "models:/a", "Hi"], USAGE, "'models:/a' names no single model"),
+    (["chat", NAME, "Hi"], USAGE, f"did you mean models:/{NAME}@cpu-int4?"),
+    # what the command is about is not there
+    (["package", "./nope"], FAILED, "check the spelling"),
+    (["package", "./chekpoint"], FAILED, "did you mean ./checkpoint?"),
+    (["package", "owner/name"], FAILED, "write hf://owner/name for a model of the Hugging Face Hub"),
+    (["package", f"models:/{NAME}@cpu"], FAILED, f"no alias cpu; {BOTH}; did you mean cpu-int"),
+    (["verify", f"models:/{NAME}@cpu"], FAILED, f"no alias cpu; {BOTH}; did you mean cpu-int"),
+    (["chat", f"models:/{NAME}@cpu", "Hi"], FAILED, f"no alias cpu; {BOTH}; did you mean cpu-int"),
+    (["package", f"models:/{NAME}/7"], FAILED, f"no version 7; {NAME} has 1"),
+    (["verify", f"models:/{NAME}/7"], FAILED, f"no version 7; {NAME} has 1"),
+    (["chat", f"models:/{NAME}/7", "Hi"], FAILED, f"no version 7; {NAME} has 1"),
+    (["package", "models:/smollm2@cpu-int4"], FAILED, f"no model smollm2; MLflow has {NAME}; did you mean {NAME}?"),
+    (["verify", "models:/smollm2@cpu-int4"], FAILED, f"no model smollm2; MLflow has {NAME}; did you mean {NAME}?"),
+    (["chat", "models:/smollm2@cpu-int4", "Hi"], FAILED, f"no model smollm2; MLflow has {NAME}; did you mean {NAME}?"),
+    (["rollback", "smollm2", "--target", "cpu-int4"], FAILED, f"no model smollm2; MLflow has {NAME}; did you mean"),
+    (["rollback", NAME, "--target", "transformers"], FAILED, f"no alias transformers; {BOTH}"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def registry(store: Path) -> Path:
+    """A model with two aliases, and a folder whose name can be misspelt, in the working folder."""
+    client = MlflowClient()
+    client.create_registered_model(NAME)
+    version = client.create_model_version(NAME, str(store))
+    for alias in ("cpu-int4", "cpu-int8"):
+        client.set_registered_model_alias(NAME, alias, version.version)
+    (store / "checkpoint").mkdir()
+    return store
+
+
+@pytest.fixture
+def surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The environment as it was, since a command sets what its libraries read; nothing on standard input."""
+    before = dict(os.environ)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.mark.parametrize(("arguments", "code", "told"), MISTAKES, ids=[" ".join(each[0]) or "-" for each in MISTAKES])
+def test_a_mistake_is_one_line_with_the_exit_code_of_its_kind(
+    arguments: list[str], code: int, told: str, registry: Path, surroundings: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        found = run(arguments)
+    except SystemExit as end:
+        found = int(str(end.code))
+    shown = capsys.readouterr()
+    (line,) = [line for line in shown.err.splitlines() if line.startswith("slmpack: ")]
+    assert told in line
+    assert found == code, line
+    assert "hf://." not in line
+    assert shown.out == ""
+    if code == USAGE and "names no" not in line and "source is empty" not in line:
+        assert shown.err == line + "\n"

@@ -1,0 +1,31 @@
+"""`make setup`: quiet, and where pip fails, a few lines that name its log."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_pip_that_fails_is_told_in_a_few_lines_with_the_place_of_its_log(tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    unreachable = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0", "PIP_CONFIG_FILE": os.devnull}
+    cleared = {"PIP_EXTRA_INDEX_URL": "", "PIP_FIND_LINKS": "", "MAKEFLAGS": ""}
+    done = subprocess.run(
+        ["make", "setup", f"PYTHON={sys.executable}"], cwd=tmp_path, env=os.environ | unreachable | cleared,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    log = tmp_path / ".venv" / "setup.log"
+    assert done.returncode != 0
+    assert not (tmp_path / ".venv" / "ready").exists()
+    assert len((done.stdout + done.stderr).splitlines()) < 8, done.stdout + done.stderr
+    assert f"all that pip said is in {log}" in done.stderr
+    assert "ERROR: " in done.stderr
+    assert "127.0.0.1" in log.read_text()
