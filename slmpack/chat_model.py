@@ -135,7 +135,7 @@ MOST_DIGITS = 300
 WIDEST = 10_000  # characters that a text is padded or indented to
 LONGEST_PATH = 8  # dots in the name of an attribute
 LONGEST_SLOW = 100_000  # characters for filters that take quadratic time
-LONGEST_TEMPLATE = 1 << 19  # characters; published ones have up to 30,000
+LONGEST_TEMPLATE = 1 << 18  # characters; published ones have up to 30,000
 LONGEST_REASON = 500  # characters of an error of a template or of a library
 
 # Bounds of one text in the tokenizer, whose rules are a stranger's as well.
@@ -1085,13 +1085,14 @@ class TextTokenizer:
     cannot be interrupted, so a text is bounded before it, and an encoding that takes too long is left to its thread.
 
     Args:
-        limit_seconds: after this long an encoding ends with an error.
+        limit_seconds: after this long an encoding ends with an error; None: no limit and no other thread, for a
+            process that has a limit itself.
 
     Raises:
         TokenizerError: the library cannot load the file.
     """
 
-    def __init__(self, folder: Path, limit_seconds: float = TOKENIZE_SECONDS) -> None:
+    def __init__(self, folder: Path, limit_seconds: float | None = TOKENIZE_SECONDS) -> None:
         settings = json.loads((folder / CHAT_FORMAT).read_bytes())
         with _tokenizer_errors("load"):
             self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
@@ -1142,6 +1143,8 @@ class TextTokenizer:
 
     def _within_limit(self, call: Callable[[], Any]) -> Any:
         """Call the library in another thread, and return what it returns, unless it takes too long."""
+        if self._limit_seconds is None:
+            return call()
         with self._lock:
             self._stuck = [worker for worker in self._stuck if worker.is_busy]
             if len(self._stuck) >= MOST_STUCK:

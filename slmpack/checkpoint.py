@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from slmpack.chat_templates import require_templates
-from slmpack.errors import SourceError
+from slmpack.errors import SourceError, is_failure
 from slmpack.json_file import read_json
 from slmpack.quantised_checkpoint import plain_tensors, quantised_form
 from slmpack.records import Record
@@ -237,8 +237,11 @@ def _check_tokenizer(folder: Path) -> None:
         )  # fmt: skip
     try:
         Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises Exception itself
-        raise SourceError(f"{path} does not load ({error})", "a fast tokenizer", "fetch or save it again") from error
+    except BaseException as error:
+        if not is_failure(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise SourceError(f"{path} does not load ({reason})", "a fast tokenizer", "fetch or save it again") from error
 
 
 def _check_vocabulary(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
