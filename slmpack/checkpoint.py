@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from slmpack.chat_templates import require_templates
-from slmpack.errors import SourceError, is_failure
+from slmpack.errors import SourceError
 from slmpack.json_file import read_json
 from slmpack.quantised_checkpoint import plain_tensors, quantised_form
 from slmpack.records import Record
@@ -225,8 +225,6 @@ def older_tokenizer(folder: Path) -> tuple[str, ...]:
 
 
 def _check_tokenizer(folder: Path) -> None:
-    from tokenizers import Tokenizer
-
     path = folder / TOKENIZER
     if not path.is_file():
         slow = [name for name in _SLOW_FILES if (folder / name).is_file()]
@@ -235,13 +233,9 @@ def _check_tokenizer(folder: Path) -> None:
             found, f"{TOKENIZER}, a fast one",
             "run AutoTokenizer.from_pretrained(folder).save_pretrained(folder), and compare ids with the old one's",
         )  # fmt: skip
-    try:
-        Tokenizer.from_file(str(path))
-    except BaseException as error:
-        if not is_failure(error):
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise SourceError(f"{path} does not load ({reason})", "a fast tokenizer", "fetch or save it again") from error
+    # The library is left to `text_trial`, which runs in a child: some files make it end the process.
+    if not isinstance(read_json(path).get("model"), dict):
+        raise SourceError(f"{path} has no model", "a fast tokenizer", "fetch or save it again")
 
 
 def _check_vocabulary(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:

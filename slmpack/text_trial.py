@@ -6,6 +6,8 @@ same limits.
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ TRIAL_SECONDS = 60.0  # of each file; ordinary ones take less than one
 TRIAL_BYTES = 2 << 30
 _LONG = ("i", " ", "a b", "\n", "1", "-", "你")
 _REPEATED = 3000
+_TAIL = "! a Z 0 \n<|x|>"  # what an expression looks for behind the letters, and finds too late
 
 
 def try_texts(folder: Path, seconds: float = TRIAL_SECONDS, size_bytes: int = TRIAL_BYTES) -> None:
@@ -40,22 +43,27 @@ def try_texts(folder: Path, seconds: float = TRIAL_SECONDS, size_bytes: int = TR
 def _read(folder: Path) -> Any:
     from slmpack.tokenizer_pair import read_tokenizer
 
-    texts = [*CORPUS, *(letter * _REPEATED for letter in _LONG), *(f"{letter * 40}! a z" for letter in _LONG)]
-    try:
+    with _failures(folder, "does not load"):
         tokenizer = read_tokenizer(folder)
-        for text in texts:
+    for text in (*CORPUS, *(letter * _REPEATED + _TAIL for letter in _LONG)):
+        with _failures(folder, f"fails on {text[:20]!r}"):
             tokenizer.decode(tokenizer(text)["input_ids"])
+    return tokenizer
+
+
+@contextmanager
+def _failures(folder: Path, what: str) -> Iterator[None]:
+    try:
+        yield
     except MemoryError:
         raise
     except BaseException as error:
         if not is_failure(error):
             raise
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise SourceError(
-            f"{folder / 'tokenizer.json'} fails on a text ({reason})",
-            "a tokenizer that reads any text", "fetch or save it again",
+            f"{folder / 'tokenizer.json'} {what} ({' '.join(str(error).split())[:200]})", "a fast tokenizer",
+            "fetch or save it again",
         ) from error  # fmt: skip
-    return tokenizer
 
 
 def _render_all(tokenizer: Any, template: str) -> None:

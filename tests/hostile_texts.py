@@ -111,7 +111,7 @@ UNCOMPILABLE_TEMPLATES = {
     "nested lists": "{{ " + "[" * 3000 + "]" * 3000 + " }}",
     "a long sum": "{{ " + "1+" * 20000 + "1 }}",
     "nested loops": "{% for a in messages %}" * 500 + "{% endfor %}" * 500,
-    "many conditions": "{% if a %}" + "{% elif a %}" * 20000 + "{% endif %}",
+    "many conditions": "{% if a %}" + "{% elif a %}" * 6000 + "{% endif %}",
     "negations": "{{ " + "not " * 20000 + "1 }}",
     "much text": "{{ messages }}" * 100_000,
 }
