@@ -21,6 +21,8 @@ What the wrapper decides:
 * Half a character at the token limit is left out of the text. Other bytes that are no UTF-8 become U+FFFD.
 * A package for CUDA that gets no GPU is an error, never a slow answer. To test it on a CPU all the same, load it with
   the model config `execution_provider: cpu`.
+* A chat template and a tokenizer are programs of a stranger's. A rendering has a budget (`BoundedEnvironment`), a text
+  has a size and a time (`TextTokenizer`); what exceeds them is an error, and the process lives on.
 * A message's `name` and `refusal` are accepted, as MLflow's schema has them, and not shown to the model.
 """
 
