@@ -674,3 +674,17 @@ def test_what_the_chat_template_refuses_is_an_error_about_messages(tiny_package:
     write_template(package, "{{ raise_exception('no system role here') }}")
     with pytest.raises(RequestError, match=r"^messages: the model's chat template refuses them: no system role here$"):
         ask(load(package))
+
+
+@slow
+@pytest.mark.parametrize(("template", "message"), [
+    ("{{ messages[0].content|center(4000000000) }}", r"^messages: the chat template makes the width 4000000000; at most"),
+    ("{{ 'word ' * 1000000 }}", r"^messages: 5000000 (bytes|characters).* were found.* shorten the prompt$"),
+])  # fmt: skip
+def test_a_prompt_that_the_chat_template_makes_too_much_of_is_an_error_about_messages(
+    tiny_package: Package, tmp_path: Path, template: str, message: str
+) -> None:
+    package = variant(tiny_package, tmp_path / "p")
+    write_template(package, template)
+    with pytest.raises(RequestError, match=message):
+        ask(load(package))
