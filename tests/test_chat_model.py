@@ -678,7 +678,7 @@ def test_what_the_chat_template_refuses_is_an_error_about_messages(tiny_package:
 
 @slow
 @pytest.mark.parametrize(("template", "message"), [
-    ("{{ messages[0].content|center(4000000000) }}", r"^messages: the chat template makes the width 4000000000; at most"),
+    ("{{ messages[0].content|center(4000000000) }}", r"^messages: the chat template makes the width 4000000000;"),
     ("{{ 'word ' * 1000000 }}", r"^messages: 5000000 (bytes|characters).* were found.* shorten the prompt$"),
 ])  # fmt: skip
 def test_a_prompt_that_the_chat_template_makes_too_much_of_is_an_error_about_messages(
