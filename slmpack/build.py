@@ -12,7 +12,7 @@ from typing import Any
 
 from slmpack.builder import BuildRequest, Built, require_stock_memory, run_builder
 from slmpack.checkpoint import TOKENIZER
-from slmpack.child import run_in_child
+from slmpack.child import limited, run_in_child
 from slmpack.dequantise import kept_form, kept_sentence
 from slmpack.errors import BuildError
 from slmpack.exporter import (
@@ -237,7 +237,11 @@ def drive_package(request: DriveRequest) -> Done:
 
     try:
         model = open_package(request.package, request.provider)
-        ids = Tokenizer.from_file(str(request.package / TOKENIZER)).encode("Once upon a time").ids
+        with limited(f"the tokenizer of {request.package}"):
+            tokenizer = Tokenizer.from_file(str(request.package / TOKENIZER))
+            tokenizer.no_truncation()
+            tokenizer.no_padding()  # a file may ask for any length
+            ids = tokenizer.encode("Once upon a time").ids
         parameters = og.GeneratorParams(model)
         parameters.set_search_options(max_length=len(ids) + DECODE_STEPS, min_length=len(ids) + DECODE_STEPS)
         generator = og.Generator(model, parameters)

@@ -13,6 +13,7 @@ from pathlib import Path
 from slmpack import progress
 from slmpack.builder_mends import complete_config, mend_models
 from slmpack.chat_format import write_chat_format
+from slmpack.child import limited
 from slmpack.cores import threads_here
 from slmpack.errors import BuildError, RecipeError
 from slmpack.finite import require_finite_weights
@@ -107,9 +108,10 @@ def run_builder(request: BuildRequest) -> Built:
             "an even number of blocks a row", "use --recipe small",
         ) from error  # fmt: skip
     move_window_into_attention(request.into)
-    source = read_tokenizer(request.snapshot)
-    repairs = repair_tokenizer(request.into, request.snapshot, source)
-    write_chat_format(request.into, source)
+    with limited(f"the tokenizer or a chat template of {request.snapshot}"):
+        source = read_tokenizer(request.snapshot)
+        repairs = repair_tokenizer(request.into, request.snapshot, source)
+        write_chat_format(request.into, source)
     return Built(
         repairs=repairs,
         quantisation=_told(request, streaming),

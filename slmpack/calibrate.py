@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slmpack.child import run_in_child
+from slmpack.child import limited, run_in_child
 from slmpack.errors import BuildError, QualityError
 from slmpack.finite import require_finite_weights
 from slmpack.forks import TORCH, forked_with
@@ -154,9 +154,10 @@ def windows_of(request: Reading, vocabulary: int) -> list[tuple[int, ...]]:
     import torch
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(request.snapshot, local_files_only=True)
-    ids = first_ids(tokenizer, request.into / TEXT_FILE, request.text_tokens, "calibration")
-    prefix = prefix_of(tokenizer)
+    with limited(f"the tokenizer of {request.snapshot}"):
+        tokenizer = AutoTokenizer.from_pretrained(request.snapshot, local_files_only=True)
+        ids = first_ids(tokenizer, request.into / TEXT_FILE, request.text_tokens, "calibration")
+        prefix = prefix_of(tokenizer)
     size = min(WINDOW_TOKENS, len(prefix) + len(ids), request.context_length)
     generator = torch.Generator().manual_seed(0)
     known = min(len(tokenizer), vocabulary)

@@ -21,40 +21,51 @@ What the wrapper decides:
 * Half a character at the token limit is left out of the text. Other bytes that are no UTF-8 become U+FFFD.
 * A package for CUDA that gets no GPU is an error, never a slow answer. To test it on a CPU all the same, load it with
   the model config `execution_provider: cpu`.
+* A chat template and a tokenizer are programs of a stranger's. A rendering has a budget (`BoundedEnvironment`), a text
+  has a size and a time (`TextTokenizer`); what exceeds them is an error, and the process lives on.
 * A message's `name` and `refusal` are accepted, as MLflow's schema has them, and not shown to the model.
 """
 
+import base64
 import codecs
 import hashlib
 import json
 import math
 import os
+import queue
 import re
 import reprlib
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from types import GeneratorType
 from typing import Any, TypeAlias
 
 # The runtime's wheels send telemetry from every process that imports them unless this is set before the import; their
 # own call to switch it off changes nothing. Seen with onnxruntime 1.31.1 and onnxruntime-genai 0.18.0.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+# One text at a time needs no threads, and `tokenizers` warns of forks in a process that has used them.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime_genai as og
 import pandas as pd
-from jinja2 import TemplateError, nodes
+from jinja2 import Template, TemplateError, nodes, pass_context
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.utils import Namespace
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
@@ -113,6 +124,28 @@ LONG_TOKEN = 8  # characters of a token, far above the mean of ordinary text
 CUT_TOKENS = 64
 LONGEST_SHOWN = 120  # characters of what was found, in an error
 
+# Bounds of one rendering of a chat template, which is a program of a stranger's. See `BoundedEnvironment`.
+RENDER_SECONDS = 10.0  # ordinary ones take milliseconds
+MOST_MADE = 64 << 20  # characters of all texts on the way, and ITEM for an item of a list: at most some 500 MB
+ITEM = 16
+STEP = 8  # so that there are at most 8 million
+DEEPEST_VALUE = 100  # C code that hashes, compares or frees what is far deeper overflows its stack
+MOST_KNOWN = 4096
+CONTAINERS = (dict, list, tuple, set, frozenset)
+MOST_BITS = 10_000  # of a whole number
+MOST_DIGITS = 300
+WIDEST = 10_000  # characters that a text is padded or indented to
+LONGEST_PATH = 8  # dots in the name of an attribute
+LONGEST_SLOW = 100_000  # characters for filters that take quadratic time
+LONGEST_TEMPLATE = 1 << 18  # characters; published ones have up to 30,000
+LONGEST_REASON = 500  # characters of an error of a template or of a library
+
+# Bounds of one text in the tokenizer, whose rules are a stranger's as well.
+TOKENIZE_SECONDS = 30.0  # a megabyte takes about one
+MOST_TOKENISED = 64 << 20  # bytes, as far as the rules may make a text grow: some 2 GB while it is encoded
+USUAL_GROWTH = 16
+MOST_STUCK = 2
+
 LIMIT_FIELDS = ("max_tokens", "max_completion_tokens")  # two names of one thing
 SAMPLING_FIELDS = frozenset({"temperature", "stop", "top_p", "top_k", "seed", *LIMIT_FIELDS})
 UNUSED_FIELDS = ("model", "user")  # OpenAI's clients send them; neither could change the answer of one model
@@ -161,6 +194,22 @@ class IntegrityError(RuntimeError):
 
 class TokenizerError(RuntimeError):
     """The tokenizer of the package fails, or gives tokens that its model does not have."""
+
+
+class TemplateFileError(RuntimeError):
+    """The chat template of the package cannot be compiled."""
+
+    @classmethod
+    def about(cls, found: str, expected: str) -> "TemplateFileError":
+        return cls(f"the chat template in {CHAT_FORMAT} {found}; {expected} is expected; build the package again")
+
+
+class TemplateLimitError(RuntimeError):
+    """A chat template makes more, or takes longer, than a rendering may."""
+
+    @classmethod
+    def about(cls, found: str, expected: str) -> "TemplateLimitError":
+        return cls(f"the chat template {found}; {expected} is expected; shorten the chat, or correct the template")
 
 
 class ProviderError(RuntimeError):
@@ -347,17 +396,22 @@ class Runtime:
             config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
         self.model = _open_model(config, self.device)
 
-    def encode_chat(self, messages: list[dict[str, str]]) -> npt.NDArray[np.int32]:
-        """Render the chat template and return its ids, int32 `[prompt]`; a rendered prompt gets no BOS of its own.
+    def render_chat(self, messages: list[dict[str, str]]) -> str:
+        """Return the prompt by the chat template.
 
         Raises:
             RequestError: the template refuses the messages.
         """
         try:
-            text = self.template.render(list(messages))
+            return self.template.render(list(messages))
+        except TemplateLimitError as error:
+            raise RequestError(f"messages: {error}") from error
         except Exception as error:  # a template refuses by raising, and a stranger's may raise anything
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = _cut(" ".join(str(error)[:READ_BYTES].split())) or type(error).__name__
             raise RequestError(f"messages: the model's chat template refuses them: {reason}") from error
+
+    def encode_prompt(self, text: str) -> npt.NDArray[np.int32]:
+        """Return the ids of a rendered prompt, int32 `[prompt]`; it gets no BOS of its own."""
         return self._checked(self.tokenizer.encode(text))
 
     def encode_text(self, text: str) -> npt.NDArray[np.int32]:
@@ -414,32 +468,50 @@ class ChatTemplate:
     """Renders chats by Jinja2's immutable sandbox, set up as transformers 5 sets it up for chat templates.
 
     Source: transformers 5.22, utils/chat_template_utils.py: `_cached_compile_jinja_template`, `render_jinja_template`.
+
+    Args:
+        limit_seconds: after this long a rendering ends with an error.
+
+    Raises:
+        TemplateFileError: a template of the package does not compile.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, limit_seconds: float = RENDER_SECONDS) -> None:
         settings = json.loads((folder / CHAT_FORMAT).read_bytes())
         self._special_tokens: dict[str, str] = settings["special_tokens"]
-        environment = template_environment()
-        self._plain = environment.from_string(settings["chat_template"])
+        self._environment = template_environment()
+        self._limit_seconds = limit_seconds
+        self._plain = self._compiled(settings["chat_template"])
         with_tools = settings["tool_template"]
-        self._with_tools = self._plain if with_tools is None else environment.from_string(with_tools)
+        self._with_tools = self._plain if with_tools is None else self._compiled(with_tools)
+
+    def _compiled(self, text: str) -> Template:
+        if len(text) > LONGEST_TEMPLATE:
+            raise TemplateFileError.about(f"has {len(text)} characters", f"at most {LONGEST_TEMPLATE}")
+        self._environment.budget.renew(self._limit_seconds)
+        try:
+            return self._environment.from_string(text)
+        except Exception as error:  # Jinja's own, and Python's: RecursionError, SyntaxError, MemoryError
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise TemplateFileError.about(f"does not compile ({_cut(reason)})", "a Jinja template") from error
 
     def render(self, messages: list[Any], tools: list[Any] | None = None, *, add_generation_prompt: bool = True) -> str:
         """Return the prompt.
 
         Raises:
             TemplateError: there is no message. A template may raise this, or anything else, to refuse the messages.
+            TemplateLimitError: the rendering takes too long, or makes too much.
         """
         if not messages:
             raise TemplateError("no message was found; one or more is expected")
         template = self._plain if tools is None else self._with_tools
-        return template.render(
-            messages=[_with_reasoning(message) for message in messages],
-            tools=tools,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
-            **self._special_tokens,
-        )
+        self._environment.budget.renew(self._limit_seconds)
+        variables = {
+            "messages": self._environment.weighed([_with_reasoning(message) for message in messages]),
+            "tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt, **self._special_tokens,
+        }  # fmt: skip
+        # `render` itself would rewrite the traceback of an error, which takes seconds where a macro calls itself.
+        return self._environment.concat(template.root_render_func(template.new_context(variables)))
 
 
 def _with_reasoning(message: Row) -> Row:
@@ -448,18 +520,16 @@ def _with_reasoning(message: Row) -> Row:
     return message if found is None else {"thinking": found, **message, "reasoning_content": found}
 
 
-def template_environment() -> ImmutableSandboxedEnvironment:
+def template_environment() -> "BoundedEnvironment":
     """Return the sandbox: trimmed blocks, loop controls, `{% generation %}`, and four functions of transformers'."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
+    environment = BoundedEnvironment()
     environment.globals |= {
         "raise_exception": _raise_exception,
-        "strftime_now": lambda form: datetime.now().strftime(form),
+        "strftime_now": _strftime_now,
         "dict": _DictFunction(),
         "namespace": _Namespace,
     }
+    del environment.globals["lipsum"]  # random text, and as much as one likes
     return environment
 
 
@@ -486,6 +556,9 @@ class _Namespace(Namespace):
         for name in given:
             _require_public(name)
         Namespace.__init__(self, given)
+
+    def __repr__(self) -> str:
+        return "<Namespace>"  # its values may hold other namespaces, and each many times
 
     def __setitem__(self, name: str, value: object) -> None:
         _require_public(name)
@@ -518,15 +591,526 @@ def _raise_exception(message: str) -> None:
     raise TemplateError(message)
 
 
-class TextTokenizer:
-    """Turns text into token ids and back as transformers does, by the package's `tokenizer.json`."""
+def _strftime_now(form: str) -> str:
+    if len(form) > LONGEST_STOP:
+        raise TemplateLimitError.about(f"has a form of a date of {len(form)} characters", f"at most {LONGEST_STOP}")
+    return datetime.now().strftime(form)
 
-    def __init__(self, folder: Path) -> None:
+
+# ---------------------------------------------------------------------------------------------- a template's budget
+
+
+class _Budget(threading.local):
+    """What a rendering may still make and how long it may still take; a thread renders one chat at a time."""
+
+    def __init__(self) -> None:
+        self.renew(RENDER_SECONDS)
+
+    def renew(self, seconds: float) -> None:
+        self.left = MOST_MADE
+        self.seconds = seconds
+        self.deadline = time.monotonic() + seconds
+        self.known: dict[int, tuple[object, int, int]] = {}  # containers, with their weight and depth
+
+    def spend(self, size: int) -> None:
+        self.left -= size
+        if self.left < 0:
+            raise TemplateLimitError.about(f"makes more than {MOST_MADE} characters on the way", "at most that many")
+
+    def tick(self) -> bool:
+        """Count a step, and return True."""
+        self.left -= STEP
+        if self.left < 0:
+            self.spend(0)
+        if time.monotonic() > self.deadline:
+            raise TemplateLimitError.about(f"does not end within {self.seconds:g} s", "a prompt")
+        return True
+
+
+class _MeasuredCode(CodeGenerator):
+    """Writes Python that asks the environment about each value which may be larger than those it is made of."""
+
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802 - Jinja names it
+        function = "markup_join" if frame.eval_ctx.autoescape else "str_join"
+        if frame.eval_ctx.volatile:
+            function = "(markup_join if context.eval_ctx.volatile else str_join)"
+        self.write(f"{function}(environment.joinable((")
+        for each in node.nodes:
+            self.visit(each, frame)
+            self.write(", ")
+        self.write(")))")
+
+    def visit_List(self, node: nodes.List, frame: Frame) -> None:  # noqa: N802 - Jinja names it
+        self._measured(super().visit_List, node, frame)
+
+    def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:  # noqa: N802 - Jinja names it
+        self._measured(super().visit_Dict, node, frame)
+
+    def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:  # noqa: N802 - Jinja names it
+        if node.ctx == "load":
+            self._measured(super().visit_Tuple, node, frame)
+        else:  # names that something is assigned to
+            super().visit_Tuple(node, frame)
+
+    def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:  # noqa: N802 - Jinja names it
+        self._measured(super().visit_Getitem, node, frame)
+
+    def _measured(self, visit: Callable[[Any, Frame], None], node: nodes.Node, frame: Frame) -> None:
+        if isinstance(node, nodes.Getitem) and not isinstance(node.arg, nodes.Slice):
+            return visit(node, frame)
+        self.write("environment.checked(")
+        visit(node, frame)
+        self.write(")")
+        return None
+
+
+class BoundedEnvironment(ImmutableSandboxedEnvironment):
+    """A sandbox in which a stranger's template cannot take all memory or time: every rendering has a budget.
+
+    Loops, calls and filters are steps, and each looks at the clock. What may grow is paid for before it is
+    made, by characters and items; and a container's weight, all that is in it counted as often as it is there, is
+    bounded, since C code that compares or writes it out cannot be interrupted.
+    """
+
+    code_generator_class = _MeasuredCode
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def __init__(self) -> None:
+        self.budget = _Budget()
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols], finalize=self.writable
+        )
+        self.filters["tojson"] = _tojson
+        self.filters = {name: _bounded_filter(name, function) for name, function in self.filters.items()}
+
+    def _generate(self, source: nodes.Template, *args: Any, **options: Any) -> Any:
+        step = nodes.EnvironmentAttribute("budget.tick()")  # written as it is
+        calls: Iterator[Any] = source.find_all((nodes.Call, nodes.Filter, nodes.Test))
+        for call in list(calls):
+            if call.dyn_args is not None:  # f(*text) makes a tuple of letters
+                call.dyn_args = nodes.Filter(call.dyn_args, "list", [], [], None, None, lineno=call.lineno)
+        for loop in list(source.find_all(nodes.For)):
+            loop.body.insert(0, nodes.ExprStmt(step).set_lineno(loop.lineno))
+            if loop.test is not None:
+                loop.test = nodes.And(step, loop.test)
+        return super()._generate(source, *args, **options)
+
+    def checked(self, value: Any) -> Any:
+        """Return a value that was just made, unless it is too large; its own items are paid for."""
+        if isinstance(value, str):
+            self.budget.spend(ITEM + len(value))
+        elif isinstance(value, int):
+            if value.bit_length() > MOST_BITS:
+                raise TemplateLimitError.about(
+                    f"makes a whole number of {value.bit_length()} bits", f"at most {MOST_BITS}"
+                )
+        elif isinstance(value, CONTAINERS):
+            self.budget.spend(ITEM * (1 + len(value)))
+            self.weigh(value)
+        return value
+
+    def weigh(self, value: Any) -> tuple[int, int]:
+        """Return the characters and items in a value, each counted as often as it is there, and how deep it is.
+
+        Raises:
+            TemplateLimitError: they are more than a rendering may make, or too deep for the C code that follows them.
+        """
+        known = self.budget.known
+        if (found := known.get(id(value))) is not None:
+            return found[1:]
+        weight = depth = deepest = 0
+        level = [value]
+        while level:
+            below: list[Any] = []
+            for each in level:
+                weight += ITEM
+                if isinstance(each, str):
+                    weight += len(each)
+                elif isinstance(each, CONTAINERS):
+                    if id(each) in known:
+                        _, more, levels = known[id(each)]
+                        weight, deepest = weight + more, max(deepest, depth + levels)
+                    else:
+                        below.extend(each)
+                        if isinstance(each, dict):
+                            below.extend(each.values())
+                if weight + ITEM * len(below) > MOST_MADE:
+                    raise TemplateLimitError.about(
+                        f"makes a value of more than {MOST_MADE} characters", "at most that many"
+                    )
+            depth += 1
+            if max(depth, deepest) > DEEPEST_VALUE:
+                raise TemplateLimitError.about(f"makes lists {DEEPEST_VALUE} deep in each other", "less")
+            level = below
+        if len(known) >= MOST_KNOWN:
+            known.clear()
+        if isinstance(value, dict | list | tuple):
+            known[id(value)] = value, weight, max(depth, deepest)  # held, so that no other has its id
+        return weight, max(depth, deepest)
+
+    def weighed(self, messages: list[Any]) -> list[Any]:
+        """Return messages, each of which is known from now on: templates make lists of them again and again."""
+        for message in messages:
+            texts = [*message, *message.values()]
+            if all(type(text) is str for text in texts):  # as most are
+                self.budget.known[id(message)] = message, ITEM * (1 + len(texts)) + sum(map(len, texts)), 2
+            else:
+                self.weigh(message)
+        self.weigh(messages)
+        return messages
+
+    def spread(self, value: Any) -> None:
+        """Pay for the list of the letters of a text; other values are as many already."""
+        if isinstance(value, str):
+            self.budget.spend(ITEM * len(value))
+
+    def writable(self, value: Any) -> Any:
+        """Return a value that is about to become text, paid for unless it is text."""
+        if not isinstance(value, str):
+            self.budget.spend(self.weigh(value)[0])
+        return value
+
+    def joinable(self, values: Iterable[Any]) -> list[Any]:
+        """Return values that are about to become one text, paid for."""
+        self.spread(values)
+        found = list(values)
+        self.budget.spend(ITEM + sum(len(each) if isinstance(each, str) else self.weigh(each)[0] for each in found))
+        return found
+
+    def concat(self, pieces: Iterable[str]) -> str:
+        """Join what a rendering, a block or a macro has written."""
+        kept, size, most = [], 0, self.budget.left
+        for piece in pieces:
+            kept.append(piece)
+            size += len(piece)
+            if size > most:
+                break
+        self.budget.spend(size)
+        return "".join(kept)
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Say whether a template may have an attribute; of texts and numbers those that were looked at here."""
+        if isinstance(obj, str | bytes | int | float) and not (isinstance(obj, str) and attr in TEXT_METHODS):
+            return False
+        return super().is_safe_attribute(obj, attr, value)
+
+    def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Call a function, a macro or a method, a step; its result is checked."""
+        self.budget.tick()
+        own = getattr(obj, "__self__", None)
+        if isinstance(own, str) and (require := _METHOD_RULES.get(obj.__name__)):
+            args = require(self, own, *args, **kwargs) or args
+        return self.checked(super().call(context, obj, *args, **kwargs))
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Compute what can be larger than both operands, once it is known that it is not too large."""
+        if type(left) is str and type(right) is str and operator == "+":  # by far the most frequent
+            self.budget.spend(ITEM + len(left) + len(right))
+            return left + right
+        _OPERATOR_RULES[operator](self, left, right)
+        result = super().call_binop(context, operator, left, right)
+        if operator == "+" and isinstance(result, list | tuple):  # as heavy as both, which saves a look at its items
+            weights, depths = zip(self.weigh(left), self.weigh(right), strict=True)
+            self.budget.known[id(result)] = result, sum(weights), max(depths)
+        return self.checked(result)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """Return `str.format` or `str.format_map` with Jinja's sandbox, each field of which is paid for."""
+        if super().wrap_str_format(value) is None or type(value.__self__) is not str:  # no Markup's
+            return None
+        text, formatter = value.__self__, _Formatter(self)
+
+        def bounded(*args: Any, **kwargs: Any) -> str:
+            by_name = value.__name__ == "format_map"
+            return str(formatter.vformat(text, () if by_name else args, args[0] if by_name else kwargs))
+
+        return bounded
+
+
+class _Formatter(SandboxedFormatter):
+    """Formats as `str.format` does, with widths that are not gigantic."""
+
+    def __init__(self, environment: BoundedEnvironment) -> None:
+        super().__init__(environment)
+        self._environment = environment
+
+    def format_field(self, value: Any, format_spec: str) -> Any:
+        _require_widths(format_spec)
+        return self._environment.checked(super().format_field(self._environment.writable(value), format_spec))
+
+    def convert_field(self, value: Any, conversion: Any) -> Any:
+        return super().convert_field(self._environment.writable(value), conversion)
+
+
+class _Lazy:
+    """What a filter makes item by item, as a generator does, each of them a step; filters of it are not endless."""
+
+    def __init__(self, environment: BoundedEnvironment, items: Iterator[Any], depth: int) -> None:
+        if depth > DEEPEST_VALUE:  # each asks the one below it, and so they are freed, too
+            raise TemplateLimitError.about(f"makes {DEEPEST_VALUE} filters of each other", "less")
+        self._environment, self._items, self.depth = environment, items, depth
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        self._environment.budget.tick()
+        return next(self._items)
+
+
+def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a filter that is a step, and whose result is checked; nor is it computed when a template is compiled."""
+    passed = {"context": lambda context: context, "eval_context": lambda context: context.eval_ctx,
+              "environment": lambda context: context.environment}  # fmt: skip
+    first = passed.get(getattr(getattr(function, "jinja_pass_arg", None), "name", ""))
+    require = _FILTER_RULES.get(name)
+
+    @pass_context
+    def bounded(context: Context, value: Any = None, *args: Any, **kwargs: Any) -> Any:
+        environment: Any = context.environment
+        environment.budget.tick()
+        if name in ATTRIBUTE_PLACES:
+            _require_short_path(kwargs.get("attribute", next(iter(args[ATTRIBUTE_PLACES[name] :]), None)))
+        if isinstance(value, _Lazy) and name in EAGER_FILTERS - LAZY_FILTERS:
+            value = environment.checked(list(value))
+        elif name in EAGER_FILTERS:
+            environment.spread(value)
+        if name in TEXT_FILTERS:
+            environment.writable(value)
+        if require is not None:
+            args = require(environment, value, *args, **kwargs) or args
+        result = function(*([] if first is None else [first(context)]), value, *args, **kwargs)
+        if isinstance(result, GeneratorType):
+            depth = max((each.depth for each in (value, *args, *kwargs.values()) if isinstance(each, _Lazy)), default=0)
+            return _Lazy(environment, result, depth + 1)
+        return environment.checked(result)
+
+    return bounded
+
+
+# What a call would make, before it is made.
+
+
+def _require_width(*widths: Any) -> None:
+    for width in widths:
+        if isinstance(width, int) and abs(width) > WIDEST:
+            raise TemplateLimitError.about(f"makes the width {_shown(width)}", f"at most {WIDEST}")
+
+
+def _require_widths(form: str) -> None:
+    if wide := re.search(r"\d{5,}", form):
+        raise TemplateLimitError.about(f"makes the width {_shown(wide[0])}", f"at most {WIDEST}")
+
+
+def _require_short_path(attribute: Any) -> None:
+    if isinstance(attribute, str) and attribute.count(".") > LONGEST_PATH:  # looked up in every item, without a step
+        raise TemplateLimitError.about(f"has an attribute of {attribute.count('.')} dots", f"at most {LONGEST_PATH}")
+
+
+def _require_padding(environment: BoundedEnvironment, text: Any, width: Any = 0, *_: Any, **named: Any) -> None:
+    _require_width(width, *named.values())
+
+
+def _require_replacement(environment: BoundedEnvironment, text: Any, old: Any, new: Any, *_: Any, **named: Any) -> None:
+    if not all(isinstance(each, str) for each in (text, old, new)):
+        text, old, new = (str(environment.writable(each)) for each in (text, old, new))
+    environment.budget.spend(text.count(old) * len(new))
+
+
+def _joined_items(environment: BoundedEnvironment, between: str, items: Any) -> tuple[Any, ...]:
+    found = environment.joinable(items)
+    environment.budget.spend(len(between) * len(found))
+    return (found,)
+
+
+def _require_tabs(environment: BoundedEnvironment, text: str, tabsize: Any = 8) -> None:
+    _require_width(tabsize)
+    environment.budget.spend(text.count("\t") * int(tabsize))
+
+
+def _require_pieces(environment: BoundedEnvironment, text: str, between: Any = None, *_: Any, **named: Any) -> None:
+    between = named.get("sep", between)
+    pieces = text.count(between) if isinstance(between, str) and between else len(text) // 2
+    environment.budget.spend(ITEM * pieces)
+
+
+def _require_indent(environment: BoundedEnvironment, text: Any, width: Any = 4, *_: Any, **named: Any) -> None:
+    width = named.get("width", width)
+    _require_width(width)
+    size = len(width) if isinstance(width, str) else int(width)
+    environment.budget.spend(size * (2 + str(text).count("\n")))
+
+
+def _require_json(environment: BoundedEnvironment, value: Any, *args: Any, **named: Any) -> None:
+    weight, depth = environment.weigh(value)
+    indent, between = [*args, None, None][1], [*args, None, None, None][2]
+    indent, between = named.get("indent", indent), named.get("separators", between)
+    _require_width(indent)
+    size = len(indent) if isinstance(indent, str) else int(indent or 0)
+    environment.budget.spend(weight * (1 + (size * depth + environment.weigh(between)[0] * bool(between)) // ITEM))
+
+
+def _require_sum(environment: BoundedEnvironment, value: Any, attribute: Any = None, start: Any = 0) -> None:
+    if not isinstance(start, int | float) and isinstance(value, list | tuple):  # each item copies all before it
+        environment.budget.spend(len(value) * environment.weigh(value)[0])
+
+
+def _require_short_text(environment: BoundedEnvironment, value: Any, *args: Any, **named: Any) -> None:
+    """Bound what Jinja does by loops of its own over a text, some of them in quadratic time."""
+    sizes = [environment.weigh(each)[0] for each in (value, *args, *named.values())]
+    if max(sizes) > LONGEST_SLOW:
+        raise TemplateLimitError.about(f"has a filter for more than {LONGEST_SLOW} characters", "fewer")
+    environment.budget.spend(sizes[0] * (ITEM + max([0, *sizes[1:]])))
+
+
+def _require_number(environment: BoundedEnvironment, value: Any, precision: Any = 0, *_: Any, **named: Any) -> None:
+    if isinstance(precision, int) and abs(precision) > MOST_DIGITS:
+        raise TemplateLimitError.about(f"makes {_shown(precision)} digits", f"at most {MOST_DIGITS}")
+
+
+def _require_percent(environment: BoundedEnvironment, left: Any, right: Any) -> None:
+    if not isinstance(left, str):
+        return
+    _require_widths(left)
+    if "*" in left:
+        _require_width(*(right if isinstance(right, tuple) else [right]))
+    widest = max(map(int, re.findall(r"\d+", left)), default=WIDEST if "*" in left else 0)
+    environment.budget.spend(left.count("%") * (widest + environment.weigh(right)[0]))
+
+
+def _require_format(environment: BoundedEnvironment, value: Any, *args: Any, **named: Any) -> None:
+    _require_percent(environment, str(value), named or args)
+
+
+def _require_sum_of_two(environment: BoundedEnvironment, left: Any, right: Any) -> None:
+    """Pay for a joined text or list; the weight of a list is that of both, and need not be looked for."""
+    if isinstance(left, str) and isinstance(right, str):
+        environment.budget.spend(len(left) + len(right))
+    elif isinstance(left, list | tuple) and isinstance(right, list | tuple):
+        environment.budget.spend(ITEM * (len(left) + len(right)))
+
+
+def _require_product(environment: BoundedEnvironment, left: Any, right: Any) -> None:
+    for times, each in ((left, right), (right, left)):
+        if isinstance(times, int) and isinstance(each, str | list | tuple):
+            environment.budget.spend(max(times, 0) * environment.weigh(each)[0])
+    if isinstance(left, int) and isinstance(right, int) and left.bit_length() + right.bit_length() > MOST_BITS:
+        raise TemplateLimitError.about("makes a product of many digits", f"at most {MOST_BITS} bits")
+
+
+def _require_power(environment: BoundedEnvironment, left: Any, right: Any) -> None:
+    if isinstance(left, int) and isinstance(right, int) and right * left.bit_length() > MOST_BITS:
+        raise TemplateLimitError.about("makes a power of many digits", f"at most {MOST_BITS} bits")
+
+
+_Rule: TypeAlias = Callable[..., "tuple[Any, ...] | None"]
+_OPERATOR_RULES: dict[str, _Rule] = {
+    "+": _require_sum_of_two, "*": _require_product, "**": _require_power, "%": _require_percent,
+}  # fmt: skip
+_METHOD_RULES: dict[str, _Rule] = {
+    **dict.fromkeys(("center", "ljust", "rjust", "zfill"), _require_padding),
+    **dict.fromkeys(("split", "rsplit", "splitlines"), _require_pieces),
+    "expandtabs": _require_tabs, "join": _joined_items, "replace": _require_replacement,
+}  # fmt: skip
+# Methods of text that templates may have: none of these makes more than a few times what it is given.
+TEXT_METHODS = frozenset(_METHOD_RULES) | {
+    "capitalize", "casefold", "count", "endswith", "find", "index", "lower", "lstrip", "partition", "removeprefix",
+    "removesuffix", "rfind", "rindex", "rpartition", "rstrip", "startswith", "strip", "swapcase", "title", "upper",
+    *(name for name in dir(str) if name.startswith("is")),
+}  # fmt: skip
+EAGER_FILTERS = frozenset(
+    {"batch", "dictsort", "groupby", "join", "list", "max", "min", "slice", "sort", "sum", "unique"}
+)
+# Filters that look an attribute up in every item, and where among their arguments its name is; `map` has it by name.
+ATTRIBUTE_PLACES = {
+    "groupby": 0, "join": 1, "map": 99, "max": 1, "min": 1, "rejectattr": 0, "selectattr": 0, "sort": 2, "sum": 0,
+    "unique": 1,
+}  # fmt: skip
+LAZY_FILTERS = frozenset({"batch", "slice", "unique"})
+TEXT_FILTERS = frozenset({
+    "capitalize", "center", "e", "escape", "forceescape", "format", "indent", "lower", "replace",
+    "safe", "string", "trim", "truncate", "upper",
+})  # fmt: skip
+_FILTER_RULES: dict[str, _Rule] = {
+    "batch": _require_padding, "center": _require_padding, "slice": _require_padding, "format": _require_format,
+    "indent": _require_indent, "replace": _require_replacement, "round": _require_number, "sum": _require_sum,
+    "tojson": _require_json,
+    **dict.fromkeys(("pprint", "striptags", "title", "urlencode", "urlize", "wordcount", "wordwrap", "xmlattr"),
+                    _require_short_text),
+}  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------- the tokenizer
+
+
+class _Worker:
+    """A thread that makes calls, one after the other, and ends with the process at the latest."""
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=_make_calls, args=(self._calls,), name="tokenizer", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    is_busy = is_alive  # once it is stopped
+
+    def stop(self) -> None:
+        self._calls.put(None)
+
+    def run(self, call: Callable[[], Any], seconds: float) -> Any:
+        """Return what the call returns, or raise what it raises; queue.Empty: it has not ended in time."""
+        answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._calls.put((call, answer))
+        result, error = answer.get(timeout=seconds)
+        if error is not None:
+            raise error
+        return result
+
+
+def _make_calls(calls: "queue.SimpleQueue[Any]") -> None:
+    while (asked := calls.get()) is not None:
+        call, answer = asked
+        try:
+            answer.put((call(), None))
+        except BaseException as error:  # a panic of Rust's is no Exception
+            answer.put((None, error))
+        del asked, call, answer  # a thread that waits holds no tokenizer
+
+
+class TextTokenizer:
+    """Turns text into token ids and back as transformers does, by the package's `tokenizer.json`.
+
+    Its rules are a stranger's: expressions that backtrack without end, replacements that multiply a text. The library
+    cannot be interrupted, so a text is bounded before it, and an encoding that takes too long is left to its thread.
+
+    Args:
+        limit_seconds: after this long an encoding ends with an error; None: no limit and no other thread, for a
+            process that has a limit itself.
+
+    Raises:
+        TokenizerError: the library cannot load the file.
+    """
+
+    def __init__(self, folder: Path, limit_seconds: float | None = TOKENIZE_SECONDS) -> None:
         settings = json.loads((folder / CHAT_FORMAT).read_bytes())
-        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        with _tokenizer_errors("load"):
+            self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = settings["split_special_tokens"]
+        self._limit_seconds = limit_seconds
+        self._encode_growth = math.prod(map(self._growth_of, ("normalizer", "pre_tokenizer", "post_processor")))
+        self._decode_growth = self._growth_of("decoder")
+        self._lock = threading.Lock()
+        self._worker: _Worker | None = None
+        self._stuck: list[_Worker] = []
+
+    def _growth_of(self, part: str) -> int:
+        component = getattr(self._tokenizer, part)
+        return 1 if component is None else _growth(json.loads(component.__getstate__()))
 
     @cached_property
     def longest_token_bytes(self) -> int:
@@ -534,14 +1118,51 @@ class TextTokenizer:
         return max(len(text.encode()) for text in self._tokenizer.get_vocab())
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
-        """Return the ids; `add_special_tokens` adds what the tokenizer's post-processor adds, such as BOS."""
+        """Return the ids; `add_special_tokens` adds what the tokenizer's post-processor adds, such as BOS.
+
+        Raises:
+            TokenizerError: the library fails, does not end in time, or would make too much of the text.
+        """
+        self._require_size(len(text.encode()), self._encode_growth)
         with _tokenizer_errors("encode"):
-            return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+            # Of the two calls this one gives other threads their turn.
+            call = partial(self._tokenizer.encode_batch, [text], add_special_tokens=add_special_tokens)
+            return list(self._within_limit(call)[0].ids)
 
     def decode(self, ids: list[int]) -> str:
         """Return the text, without special tokens; bytes that are no UTF-8 become U+FFFD."""
+        if self._decode_growth > USUAL_GROWTH:
+            self._require_size(len(ids) * self.longest_token_bytes, self._decode_growth)
         with _tokenizer_errors("decode"):
             return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _require_size(self, size: int, growth: int) -> None:
+        if size * growth > MOST_TOKENISED:
+            raise TokenizerError(
+                f"{TOKENIZER} has rules that make up to {_shown(size * growth)} bytes of {size}; at most "
+                f"{MOST_TOKENISED} are expected; shorten the text, or correct the rules and build the package again"
+            )
+
+    def _within_limit(self, call: Callable[[], Any]) -> Any:
+        """Call the library in another thread, and return what it returns, unless it takes too long."""
+        if self._limit_seconds is None:
+            return call()
+        with self._lock:
+            self._stuck = [worker for worker in self._stuck if worker.is_busy]
+            if len(self._stuck) >= MOST_STUCK:
+                raise TokenizerError(f"{TOKENIZER} has {len(self._stuck)} texts that it does not end with; none is "
+                                     "expected; build the package again, with expressions that end")  # fmt: skip
+            if self._worker is None or not self._worker.is_alive:  # a process that was forked has no other thread
+                self._worker = _Worker()
+                weakref.finalize(self, self._worker.stop)
+            try:
+                return self._worker.run(call, self._limit_seconds)
+            except queue.Empty:
+                self._stuck.append(self._worker)
+                self._worker.stop()
+                self._worker = None
+        raise TokenizerError(f"{TOKENIZER} does not end with a text within {self._limit_seconds:g} s; token ids are "
+                             "expected; build the package again, with expressions that end")  # fmt: skip
 
     def ends_within_character(self, ids: list[int]) -> bool:
         """Say whether the bytes of the last tokens begin a character that has more bytes."""
@@ -565,10 +1186,36 @@ def _tokenizer_errors(action: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        if isinstance(error, TokenizerError):
+            raise
         if isinstance(error, Exception) or type(error).__module__ == "pyo3_runtime":
-            reason = " ".join(str(error).split())
-            raise TokenizerError(f"the tokenizer cannot {action} this: {reason}; build the package again") from error
+            reason = _cut(" ".join(str(error).split()))
+            raise TokenizerError(
+                f"the tokenizer cannot {action} this: {reason}; a {TOKENIZER} that can is expected; "
+                "build the package again"
+            ) from error
         raise
+
+
+def _growth(rules: Any) -> int:
+    """Return how many times as long a tokenizer's step may make a text, at most; steps in a sequence multiply it."""
+    if isinstance(rules, list):
+        return math.prod(map(_growth, rules))
+    if not isinstance(rules, dict):
+        return 1
+    own, kind = 1, rules.get("type")
+    if kind == "Replace":
+        pattern, content = rules.get("pattern") or {}, len(str(rules.get("content")).encode())
+        own = max(1, -(-content // len(text.encode()))) if (text := pattern.get("String")) else 1 + content
+    elif kind in ("Prepend", "Metaspace", "ByteLevel"):  # a space in each piece; bytes above 127 become two
+        own = 2 if kind == "ByteLevel" else 1 + len(str(rules.get("prepend") or "\u2581").encode())
+    elif kind == "Precompiled":
+        texts = base64.b64decode(rules.get("precompiled_charsmap") or "")[4:].split(b"\0")
+        own = max(map(len, texts))
+    elif kind == "TemplateProcessing":
+        own = max(1, len(rules.get("single") or ()))
+    inner = (value for key, value in rules.items() if key in ("normalizers", "pretokenizers", "decoders", "processors"))
+    return own * math.prod(map(_growth, inner))
 
 
 def _byte_letters() -> dict[str, int]:
@@ -888,11 +1535,12 @@ class ChatModel(PythonModel):
         return Request(ids, self._max_tokens(fields, len(ids)), fields.sampling)
 
     def _prompt_ids(self, prompt: list[dict[str, str]] | str) -> npt.NDArray[np.int32]:
-        if not isinstance(prompt, str):
-            return self.runtime.encode_chat(prompt)
-        if self.settings.apply_chat_template:
-            return self.runtime.encode_chat([{"role": "user", "content": prompt}])
-        return self.runtime.encode_text(prompt)
+        if isinstance(prompt, str) and not self.settings.apply_chat_template:
+            return self.runtime.encode_text(prompt)
+        chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        text = self.runtime.render_chat(chat)
+        self._require_short(text)  # a template may write far more than the messages have
+        return self.runtime.encode_prompt(text)
 
     def _max_tokens(self, fields: Fields, prompt_tokens: int) -> int:
         window = self.runtime.context_length
@@ -1033,6 +1681,10 @@ def _shown(found: object) -> str:
     """Return what was found, in one line and not endless."""
     text = " ".join(reprlib.repr(found).splitlines())  # a table's has several
     return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "..."
+
+
+def _cut(reason: str) -> str:
+    return reason if len(reason) <= LONGEST_REASON else reason[:LONGEST_REASON] + "..."
 
 
 def _require_known(row: Mapping[str, object], known: frozenset[str], field: str) -> None:

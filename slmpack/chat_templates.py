@@ -24,6 +24,7 @@ SETTINGS = "tokenizer_config.json"
 DEFAULT = "default"
 _PROCESSORS = "chat_template.json"
 _NAME = re.compile(r"[\w-][\w.-]*")
+LONGEST_TEMPLATE = 1 << 18  # characters: to compile more takes seconds; published ones have up to 30,000
 
 
 class ChatTemplate(Record):
@@ -89,24 +90,30 @@ def require_templates(folder: Path) -> dict[str, ChatTemplate]:
     Raises:
         SourceError: there is none, none of them is the default, or one does not compile.
     """
-    from jinja2 import TemplateError
-
     templates = templates_of(folder)
     if not templates:
         raise _none(folder)
     for each in templates.values():
-        try:
-            template_environment().from_string(each.text)
-        except TemplateError as error:
-            raise SourceError(
-                f"the chat template in {each.place} does not compile ({error})", "a Jinja template", "correct it"
-            ) from error
+        _require_compiling(each)
     if DEFAULT not in templates:
         raise SourceError(
             f"{folder} has the chat templates {', '.join(sorted(templates))}, and none that is the default",
             f"one in {TEMPLATE}, or named {DEFAULT}", f"save the one for ordinary chats as {TEMPLATE}",
         )  # fmt: skip
     return templates
+
+
+def _require_compiling(template: ChatTemplate) -> None:
+    if len(template.text) > LONGEST_TEMPLATE:
+        raise SourceError(f"the chat template in {template.place} has {len(template.text):,} characters",
+                          f"at most {LONGEST_TEMPLATE:,}", "shorten it")  # fmt: skip
+    try:
+        template_environment().from_string(template.text)
+    except Exception as error:  # Jinja's own, and Python's for what is nested too deep
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise SourceError(
+            f"the chat template in {template.place} does not compile ({reason})", "a Jinja template", "correct it"
+        ) from error
 
 
 def _none(folder: Path) -> SourceError:
@@ -130,8 +137,12 @@ def write_templates(templates: dict[str, ChatTemplate], into: Path) -> None:
 
 
 def template_environment() -> Any:
-    """Return a sandbox that compiles what transformers compiles: loop controls, and `{% generation %}` blocks."""
-    from jinja2 import nodes
+    """Return a sandbox that compiles what transformers compiles: loop controls, and `{% generation %}` blocks.
+
+    Nothing of a template is computed while it is compiled, as Jinja does with what is constant: `'x' * 4000000000`.
+    """
+    from jinja2 import TemplateAssertionError, nodes
+    from jinja2.compiler import CodeGenerator
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -143,4 +154,17 @@ def template_environment() -> Any:
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return nodes.Scope(body, lineno=line)
 
-    return ImmutableSandboxedEnvironment(extensions=[loopcontrols, Generation])
+    class Unfolded(CodeGenerator):
+        def _output_child_to_const(self, node: Any, frame: Any, finalize: Any) -> str:
+            if not isinstance(node, nodes.TemplateData):
+                raise nodes.Impossible
+            return super()._output_child_to_const(node, frame, finalize)
+
+        def visit_EvalContextModifier(self, node: Any, frame: Any) -> None:  # noqa: N802 - Jinja names it
+            if not all(isinstance(option.value, nodes.Const) for option in node.options):
+                raise TemplateAssertionError("autoescape is neither true nor false", node.lineno)
+            super().visit_EvalContextModifier(node, frame)
+
+    environment = ImmutableSandboxedEnvironment(extensions=[loopcontrols, Generation], optimized=False)
+    environment.code_generator_class = Unfolded
+    return environment

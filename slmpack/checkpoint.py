@@ -225,8 +225,6 @@ def older_tokenizer(folder: Path) -> tuple[str, ...]:
 
 
 def _check_tokenizer(folder: Path) -> None:
-    from tokenizers import Tokenizer
-
     path = folder / TOKENIZER
     if not path.is_file():
         slow = [name for name in _SLOW_FILES if (folder / name).is_file()]
@@ -235,10 +233,9 @@ def _check_tokenizer(folder: Path) -> None:
             found, f"{TOKENIZER}, a fast one",
             "run AutoTokenizer.from_pretrained(folder).save_pretrained(folder), and compare ids with the old one's",
         )  # fmt: skip
-    try:
-        Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises Exception itself
-        raise SourceError(f"{path} does not load ({error})", "a fast tokenizer", "fetch or save it again") from error
+    # The library is left to `text_trial`, which runs in a child: some files make it end the process.
+    if not isinstance(read_json(path).get("model"), dict):
+        raise SourceError(f"{path} has no model", "a fast tokenizer", "fetch or save it again")
 
 
 def _check_vocabulary(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:

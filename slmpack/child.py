@@ -7,6 +7,9 @@ to a log file. Its own standard output carries one JSON event a line: `progress`
 
     parent --- argv: module:function, the argument as JSON ---> child
     parent <-- stdout: {"progress": ...} ... {"result": ...} --- child --- prints and native noise ---> log file
+
+A stranger's chat template and tokenizer are programs: they may take all memory and never end. What runs them runs in a
+child, in `limited`, which ends the child where they do; the parent then names the file.
 """
 
 import contextlib
@@ -15,13 +18,14 @@ import inspect
 import json
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -40,6 +44,12 @@ Result = TypeVar("Result", bound=Record)
 
 SAMPLE_SECONDS = 0.25
 OWN_PAGES = ("Private_Clean:", "Private_Dirty:", "Private_Hugetlb:", "Shared_Dirty:")
+TEXT_SECONDS = 300.0  # for a stranger's template or tokenizer: a million tokens take some seconds
+TEXT_BYTES = 4 << 30  # beyond what the child had; the largest published vocabularies take half of it at most
+
+
+class TextMemoryError(MemoryError):
+    """What ran within `limited` needed too much memory; the message names the file."""
 
 
 class ChildRun(Record):
@@ -128,6 +138,10 @@ def _run(
     ours = getattr(errors, str(last.get("kind")), None)
     if isinstance(ours, type) and issubclass(ours, SlmpackError):
         raise ours(str(last["error"]))
+    if (within := _broken_limit(returncode, last)) is not None:
+        raise failure(
+            f"{within} (in {doing})", "one that ends soon and takes little memory", f"correct it; the log is {log}"
+        )
     found = _how_it_ended(returncode, last, limit_seconds if watch.timed_out else None)
     raise failure(f"{doing} {found}", "", f"the log is {log}")
 
@@ -147,14 +161,31 @@ def _follow(process: Process) -> dict[str, object]:
     """Pass the child's progress on until it closes its output; return its last event."""
     assert process.stdout is not None
     last: dict[str, object] = {}
+    limits: dict[str, object] = {}
     for line in process.stdout:
         if not line.endswith(b"\n"):  # killed while it wrote
             break
         last = json.loads(line)
+        if "limits" in last:
+            limits = last
         if "progress" in last:
             told = Progress.model_validate(last["progress"])
             progress.report(told.stage, told.done, told.total, told.unit)
-    return last
+    return {**limits, **last}
+
+
+def _broken_limit(returncode: int, last: dict[str, object]) -> str | None:
+    """Say which file broke a limit of `limited`, and which limit; None if none did."""
+    if last.get("kind") == TextMemoryError.__name__:
+        return str(last["error"])
+    if not isinstance(limits := last.get("limits"), dict):
+        return None
+    if returncode == -signal.SIGALRM:
+        return f"{limits['file']} did not end within {limits['seconds']:g} s"
+    # C and Rust abort where Python raises; a runaway recursion of theirs overflows the stack.
+    if returncode in (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS):
+        return f"{limits['file']} needed more than {limits['gigabytes']:.1f} GB of memory, or crashed what reads it"
+    return None
 
 
 def _how_it_ended(returncode: int, last: dict[str, object], limit_seconds: float | None) -> str:
@@ -251,11 +282,70 @@ def _leave_with_parent() -> None:
     threading.Thread(target=wait, name="slmpack-parent-watch", daemon=True).start()
 
 
-def _take_stdout() -> IO[str]:
+class _Events:
+    """Where this process sends its events, if it is a child, and whether it is within `limited`."""
+
+    stream: IO[str] | None = None
+    is_limited = False
+
+
+def _take_stdout() -> None:
     """Keep the standard output for events, and let everything else that is printed go to the log."""
-    events = os.fdopen(os.dup(1), "w", buffering=1)
+    _Events.stream = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    return events
+
+
+def send(**event: object) -> None:
+    """Send an event to the parent; in a process that is no child there is none."""
+    if _Events.stream is not None:
+        _Events.stream.write(json.dumps(event) + "\n")
+
+
+@contextlib.contextmanager
+def limited(file: str, seconds: float = TEXT_SECONDS, size_bytes: int = TEXT_BYTES) -> Iterator[None]:
+    """Bound the time and memory of a child while it runs what a stranger wrote; one that breaks them ends.
+
+    Nothing is bounded in a process that is no child of `run_in_child`, or within another limit.
+
+    Args:
+        file: what is run, for the parent's error: "the chat template in config.json".
+        size_bytes: private memory beyond what the process has now.
+    """
+    if _Events.stream is None or _Events.is_limited:
+        yield
+        return
+    send(limits={"file": file, "seconds": seconds, "gigabytes": size_bytes / 2**30})
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    most = min(size for size in (_data_bytes() + size_bytes, soft, hard) if size != resource.RLIM_INFINITY)
+    _Events.is_limited = True
+    try:
+        resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+        signal.setitimer(signal.ITIMER_REAL, seconds)  # the kernel ends us: no handler runs while C code does
+        yield
+    except MemoryError as error:
+        raise TextMemoryError(f"{file} needed more than {size_bytes / 2**30:.1f} GB of memory") from error
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+        _Events.is_limited = False
+        send(limits=None)
+
+
+def _data_bytes() -> int:
+    """Return what counts for RLIMIT_DATA: private memory that may be written, touched or not."""
+    try:
+        fields = Path("/proc/self/status").read_text().split("VmData:")[1].split(maxsplit=1)
+    except (OSError, IndexError):  # no Linux
+        return int(psutil.Process().memory_info().vms)
+    return int(fields[0]) * 1024
+
+
+def main() -> None:
+    """Run in the child, in an interpreter of its own: call the function named in argv."""
+    # The parent imports this module by its name; run as a program it is another, whose state nobody else sees.
+    from slmpack.child import run_target
+
+    run_target(*sys.argv[1:])
 
 
 def run_target(target: str, argument: str) -> None:
@@ -264,11 +354,8 @@ def run_target(target: str, argument: str) -> None:
     Args:
         argument: the function's record as JSON.
     """
-    events = _take_stdout()
+    _take_stdout()
     _leave_with_parent()
-
-    def send(**event: object) -> None:
-        events.write(json.dumps(event) + "\n")
 
     class SendProgress(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -294,4 +381,4 @@ def run_target(target: str, argument: str) -> None:
 
 
 if __name__ == "__main__":
-    run_target(*sys.argv[1:])
+    main()

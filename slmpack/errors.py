@@ -32,6 +32,11 @@ class SlmpackError(Exception):
         super().__init__(redacted("; ".join(part for part in (found, expected, advice) if part)))
 
 
+def is_failure(error: BaseException) -> bool:
+    """Say whether an exception is a failure of the call: an Exception, or a panic of a Rust library, which is none."""
+    return isinstance(error, Exception) or type(error).__module__ == "pyo3_runtime"
+
+
 class UsageError(SlmpackError):
     """A value that cannot be right, found before any work (exit code 2)."""
 

@@ -10,6 +10,7 @@ makes of the checkpoint, so a configuration that the exporter's older transforme
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slmpack.child import limited
 from slmpack.errors import BuildError
 from slmpack.finite import require_finite_weights
 from slmpack.forks import TORCH, forked_with
@@ -69,8 +70,9 @@ def compare_with_source(request: CheckRequest) -> Compared:
 def _ids_of(request: CheckRequest) -> list[int]:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(request.snapshot, local_files_only=True)
-    ids: list[int] = tokenizer(TEXT)["input_ids"]
+    with limited(f"the tokenizer of {request.snapshot}"):
+        tokenizer = AutoTokenizer.from_pretrained(request.snapshot, local_files_only=True)
+        ids: list[int] = tokenizer(TEXT)["input_ids"]
     return ids[: min(MOST_TOKENS, request.context_length)]
 
 

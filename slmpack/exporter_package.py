@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from slmpack.chat_format import write_chat_format
+from slmpack.child import limited
 from slmpack.end_of_turn import end_ids_of
 from slmpack.errors import BuildError
 from slmpack.exporter_graph import GRAPH, GraphOptions, write_graph
@@ -52,11 +53,12 @@ def write_package(request: PackageRequest) -> Written:
         BuildError: the graph's inputs and outputs are not those of a decoder with a cache of keys and values.
     """
     told = write_graph(request.graph, request.options, request.layers, request.into)
-    tokenizer = read_tokenizer(request.snapshot)
-    write_json(request.into / CONFIG, genai_config(request, tokenizer))
-    tokenizer.save_pretrained(request.into)
-    repairs = repair_tokenizer(request.into, request.snapshot, tokenizer)
-    write_chat_format(request.into, tokenizer)
+    with limited(f"the tokenizer or a chat template of {request.snapshot}"):
+        tokenizer = read_tokenizer(request.snapshot)
+        write_json(request.into / CONFIG, genai_config(request, tokenizer))
+        tokenizer.save_pretrained(request.into)
+        repairs = repair_tokenizer(request.into, request.snapshot, tokenizer)
+        write_chat_format(request.into, tokenizer)
     return Written(repairs=repairs, quantisation=told)
 
 

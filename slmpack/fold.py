@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slmpack.calibrate import read_energy
-from slmpack.child import run_in_child
+from slmpack.child import limited, run_in_child
 from slmpack.errors import BuildError
 from slmpack.fold_check import LARGEST_DIFFERENCE, LARGEST_KL, compare_folded
 from slmpack.fold_map import VERSION, FoldMap, NoFoldError, Pair, Shapes, fold_map
@@ -208,10 +208,12 @@ def _windows(request: FoldRequest, config: Any) -> list[tuple[int, ...]]:
     """Return two windows of the calibration's text, 96 tokens together."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(request.snapshot, local_files_only=True)
-    ids = first_ids(tokenizer, request.calibration / TEXT_FILE, MIN_TOKENS, "calibration")
+    with limited(f"the tokenizer of {request.snapshot}"):
+        tokenizer = AutoTokenizer.from_pretrained(request.snapshot, local_files_only=True)
+        ids = first_ids(tokenizer, request.calibration / TEXT_FILE, MIN_TOKENS, "calibration")
+        prefix = prefix_of(tokenizer)
     size = min(CHECK_TOKENS // 2, config.max_position_embeddings)
-    return list(cut_windows(ids, size, prefix_of(tokenizer)))[:2]
+    return list(cut_windows(ids, size, prefix))[:2]
 
 
 def fold_of(pairs: Iterable[Pair], scales: "Iterable[Tensor]") -> Fold:

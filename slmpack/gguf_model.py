@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from slmpack import progress
+from slmpack.child import limited
 from slmpack.errors import SourceError
 from slmpack.forks import TORCH, forked_with
 from slmpack.gguf_header import GgufHeader, read_header
@@ -178,7 +179,8 @@ def convert_gguf(request: GgufConversion) -> GgufFacts:
     """
     header = read_header(request.path)
     facts = _facts(header)
-    write_tokenizer(request.path, request.into)
+    with limited(f"the tokenizer in {request.path}"):
+        write_tokenizer(request.path, request.into)
     progress.report("fetch", 0, len(header.tensors), "tensors")
     _write_weights(request, header, facts)
     _write_configs(request.into, header)

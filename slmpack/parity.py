@@ -26,7 +26,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from slmpack.child import run_in_child
+from slmpack.child import limited, run_in_child
 from slmpack.end_of_turn import end_ids_of
 from slmpack.errors import CheckError
 from slmpack.forks import MLFLOW, TOKENIZER, forked_with
@@ -94,6 +94,15 @@ def parity_of(request: ParityRequest) -> ParityResult:
     Raises:
         CheckError: the first difference.
     """
+    import transformers  # noqa: F401 - its memory is not the texts'
+
+    import slmpack.chat_model  # noqa: F401
+
+    with limited(f"the tokenizer or a chat template of {request.snapshot}", PARITY_LIMIT_SECONDS):
+        return _compared(request)
+
+
+def _compared(request: ParityRequest) -> ParityResult:
     pair = Pair(request.package, request.snapshot)
     checks = []
     for done, check in enumerate(CHECKS, start=1):
@@ -227,15 +236,21 @@ def _render_source(pair: Pair, chat: TemplateChat) -> Prompt | None:
     try:
         text = pair.source.apply_chat_template(**given, tokenize=False)
         ids = pair.source.apply_chat_template(**given, tokenize=True, return_dict=False)
+    except MemoryError:
+        raise
     except Exception:  # a template may raise whatever it likes: that is its way to refuse
         return None
     return Prompt(text=text, ids=ids)
 
 
 def _render_package(pair: Pair, chat: TemplateChat) -> str | None:
+    from slmpack.chat_model import TemplateLimitError
+
     tools = None if chat.tools is None else list(chat.tools)
     try:
         return pair.template.render(list(chat.messages), tools, add_generation_prompt=chat.add_generation_prompt)
+    except TemplateLimitError as error:
+        raise CheckError(f"chat template, {chat.name}: {error}") from error
     except Exception:  # as above
         return None
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from slmpack.child import run_in_child
+from slmpack.child import limited, run_in_child
 from slmpack.errors import QualityError, UsageError, WorkspaceError
 from slmpack.forks import TORCH, forked_with
 from slmpack.limits import limit_seconds
@@ -133,14 +133,17 @@ def run_source(request: SourceText) -> Reference:
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(request.snapshot, local_files_only=True)
-    ids = first_ids(tokenizer, request.into / TEXT_FILE, MAX_TOKENS, "quality")
+    with limited(f"the tokenizer or the chat template of {request.snapshot}"):
+        tokenizer = AutoTokenizer.from_pretrained(request.snapshot, local_files_only=True)
+        ids = first_ids(tokenizer, request.into / TEXT_FILE, MAX_TOKENS, "quality")
+        prefix = prefix_of(tokenizer)
+        prompts = tuple(_prompt_ids(tokenizer, prompt) for prompt in PROMPTS)
     model = load_source(request.snapshot, request.dtype)
     vocabulary = vocabulary_of(model)
     size = min(WINDOW_TOKENS, WINDOW_BYTES // (LOGITS_ROW_BYTES * vocabulary), request.context_length)
     reference = Reference(
-        windows=tuple(cut_windows(ids, size, prefix_of(tokenizer))),
-        prompts=tuple(_prompt_ids(tokenizer, prompt) for prompt in PROMPTS),
+        windows=tuple(cut_windows(ids, size, prefix)),
+        prompts=prompts,
         vocabulary=len(tokenizer),
     )
     (request.into / REFERENCE_FILE).write_text(reference.model_dump_json())

@@ -193,6 +193,8 @@ def _prompts(template: str, *, trims: bool) -> list[str | None]:
         for asks in (True, False):
             try:
                 prompts.append(compiled.render(messages=chat, add_generation_prompt=asks, **given))
+            except MemoryError:
+                raise
             except Exception:  # a template may raise whatever it likes: that is its way to refuse
                 prompts.append(None)
     return prompts

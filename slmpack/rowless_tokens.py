@@ -90,7 +90,7 @@ def _writers(folder: Path, rules: dict[str, Any], text: str, own: list[str]) -> 
         yield "any text that holds it"
     yield from (f"{role} in {SETTINGS}" for role in _WRITTEN_ROLES if role in own)
     for each in templates_of(folder).values():
-        if text in each.text or any(re.search(rf"\b{role}\b", each.text) for role in own):
+        if text in each.text or any(re.search(rf"\b{re.escape(role)}\b", each.text) for role in own):
             yield f"the chat template {each.name}"
     if json.dumps(text) in json.dumps(rules.get("post_processor")):
         yield f"the post-processor of {TOKENIZER}"

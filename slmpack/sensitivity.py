@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from slmpack.calibrate import read_energy
-from slmpack.child import run_in_child
+from slmpack.child import limited, run_in_child
 from slmpack.errors import BuildError
 from slmpack.finite import require_finite_weights
 from slmpack.fold import read_fold
@@ -216,6 +216,7 @@ def _window(request: SensitivityRequest) -> list[int]:
     """Return the calibration text's first tokens, begun as the tokenizer begins a text."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(request.snapshot, local_files_only=True)
-    ids = first_ids(tokenizer, request.calibration / TEXT_FILE, max(MIN_TOKENS, request.tokens), "calibration")
-    return [*prefix_of(tokenizer), *ids][: request.tokens]
+    with limited(f"the tokenizer of {request.snapshot}"):
+        tokenizer = AutoTokenizer.from_pretrained(request.snapshot, local_files_only=True)
+        ids = first_ids(tokenizer, request.calibration / TEXT_FILE, max(MIN_TOKENS, request.tokens), "calibration")
+        return [*prefix_of(tokenizer), *ids][: request.tokens]

@@ -21,6 +21,7 @@ from slmpack.errors import SourceError
 from slmpack.forks import TORCH, forked_with
 from slmpack.json_file import read_json
 from slmpack.records import Record
+from slmpack.text_trial import try_texts
 from slmpack.weights import Tensor, read_weights
 
 if TYPE_CHECKING:
@@ -49,13 +50,16 @@ class ShapeReport(Record):
 def require_shapes(folder: Path, log: Path) -> None:
     """Refuse a checkpoint whose tensors are not those of its config.json; about 6 s, nearly all of it imports.
 
+    Its tokenizer and chat templates are tried in the same process, since it has what they need; see `text_trial`.
+
     Raises:
-        SourceError: a tensor is missing, has another shape, or lies in a decoder layer that the model does not have.
+        SourceError: the tokenizer or a template fails or breaks its limits; or a tensor is missing, has another shape,
+            or lies in a decoder layer that the model does not have.
     """
     started = time.monotonic()
     report, _ = run_in_child(
-        compare_shapes, ShapeRequest(folder=folder), log=log, limit_seconds=LIMIT_SECONDS, failure=SourceError,
-        doing="the comparison of the weights' shapes with config.json",
+        try_checkpoint, ShapeRequest(folder=folder), log=log, limit_seconds=LIMIT_SECONDS, failure=SourceError,
+        doing="the look at the checkpoint",
     )  # fmt: skip
     for remark in report.remarks:
         logger.info("%s", remark)
@@ -63,8 +67,20 @@ def require_shapes(folder: Path, log: Path) -> None:
 
 
 @forked_with(*TORCH)
+def try_checkpoint(request: ShapeRequest) -> ShapeReport:
+    """Run in a child: run the tokenizer and the chat templates once, and compare the shapes.
+
+    Raises:
+        SourceError: as `require_shapes` says.
+    """
+    import transformers.tokenization_utils_tokenizers  # noqa: F401 - its memory is not the tokenizer's
+
+    try_texts(request.folder)
+    return compare_shapes(request)
+
+
 def compare_shapes(request: ShapeRequest) -> ShapeReport:
-    """Run in a child: load the headers as transformers loads a checkpoint, and judge what it reports.
+    """Load the headers as transformers loads a checkpoint, and judge what it reports.
 
     Raises:
         SourceError: as `require_shapes` says, or transformers makes no language model from config.json.

@@ -13,7 +13,6 @@ add_generation_prompt and the special tokens.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError, nodes
@@ -75,8 +74,12 @@ class BranchMeter:
         text: str | None = None
         # A template may raise what it likes: that is its way to refuse. `render` itself would rewrite the traceback,
         # which takes seconds where a macro calls itself until Python stops it.
-        with suppress(Exception):
+        try:
             text = "".join(self._template.root_render_func(self._template.new_context(variables)))
+        except MemoryError:
+            raise
+        except Exception:
+            text = None
         self._marks_in_all += self._marks
         return Rendering(frozenset(self._places[place] for place in self._passed), text)
 

@@ -12,8 +12,8 @@ from shutil import copyfile
 from tempfile import TemporaryDirectory
 
 from slmpack.checkpoint import older_tokenizer
-from slmpack.child import run_in_child
-from slmpack.errors import SourceError
+from slmpack.child import limited, run_in_child
+from slmpack.errors import SourceError, is_failure
 from slmpack.forks import TORCH, forked_with
 from slmpack.records import Record
 
@@ -63,8 +63,15 @@ def write_tokenizer(request: ConversionRequest) -> ConversionResult:
 
     folder = request.folder
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the library raises whatever its readers raise
+        with limited(f"the tokenizer in {folder}"):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+    except MemoryError:
+        raise
+    except BaseException as error:  # the library raises whatever its readers raise, or panics
+        if not is_failure(error):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise SourceError(
             f"transformers cannot read the tokenizer in {folder} ({reason})", "a tokenizer that it converts",

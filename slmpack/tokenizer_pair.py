@@ -4,7 +4,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from slmpack.errors import CheckError
+from slmpack.errors import CheckError, is_failure
 from slmpack.json_file import read_json
 from slmpack.parity_inputs import ParityInputs
 
@@ -35,9 +35,11 @@ class Pair:
         self.source = read_tokenizer(snapshot)
         self.vocabulary: int = read_json(package / "genai_config.json")["model"]["vocab_size"]
         try:
-            self.tokenizer = TextTokenizer(package)
+            self.tokenizer = TextTokenizer(package, limit_seconds=None)
             self.template = ChatTemplate(package)
-        except Exception as error:  # `tokenizers` raises Exception itself, Jinja its own
+        except BaseException as error:  # `tokenizers` raises Exception itself and panics, Jinja has its own
+            if not is_failure(error):
+                raise
             raise CheckError(
                 f"text files: the wrapper cannot read the package's ({' '.join(str(error).split())[:200]})",
                 "tokenizer.json and chat_format.json, as the build writes them", "build the package again",

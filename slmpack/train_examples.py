@@ -13,13 +13,16 @@ Where a template rewrites earlier turns, as those do that drop an old answer's r
 
 import json
 from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from slmpack.child import limited
 from slmpack.end_of_turn import end_ids_of
 from slmpack.errors import TrainError
 from slmpack.tokenizer_pair import read_tokenizer
 
+CHATS_A_LIMIT = 1000  # within one limit of time and memory; they take a second
 IGNORED = -100  # the label of what is not learnt. Source: torch.nn.CrossEntropyLoss, `ignore_index`.
 Message = dict[str, str]
 
@@ -62,9 +65,14 @@ def read_examples(checkpoint: Path, chats: Path, max_length: int) -> Examples:
     Raises:
         TrainError: the template cannot be read in this way, or no chat is short enough.
     """
-    tokenizer = read_tokenizer(checkpoint)
-    ends = end_ids_of(checkpoint, tokenizer).keys()
-    found = [example for messages in _chats(chats) for example in examples_of(tokenizer, ends, messages)]
+    found: list[Example] = []
+    file, all_chats = f"the tokenizer or the chat template of {checkpoint}", _chats(chats)
+    with limited(file):
+        tokenizer = read_tokenizer(checkpoint)
+        ends = end_ids_of(checkpoint, tokenizer).keys()
+    while some := list(islice(all_chats, CHATS_A_LIMIT)):
+        with limited(file):
+            found += [example for messages in some for example in examples_of(tokenizer, ends, messages)]
     kept = [example for example in found if len(example.ids) <= max_length]
     if not kept:
         shortest = min((len(example.ids) for example in found), default=0)
@@ -137,6 +145,8 @@ def _turn(tokenizer: Any, ends: Collection[int], messages: Sequence[Message]) ->
 def _render(tokenizer: Any, messages: Sequence[Message], *, asks: bool) -> str:
     try:
         text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=asks)
+    except MemoryError:
+        raise
     except Exception as error:  # a template may raise whatever it likes: that is its way to refuse
         roles = ", ".join(message["role"] for message in messages)
         raise TrainError(f"the chat template refuses a chat of {roles or 'no message'} ({str(error)[:200]})",

@@ -98,7 +98,7 @@ def kill_first_builder() -> None:
     wanted = f"{builder.run_builder.__module__}:{builder.run_builder.__qualname__}"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        for child in psutil.Process().children():
+        for child in psutil.Process().children(recursive=True):
             if wanted in child.cmdline():
                 child.kill()
                 return

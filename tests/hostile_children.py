@@ -1,0 +1,40 @@
+"""What the tests of hostile texts run in a process of its own."""
+
+import os
+from pathlib import Path
+
+from slmpack.child import limited
+from slmpack.records import Record
+
+SLOW_TEXT = "i" * 2500 + "! a"  # seconds for an expression that backtracks
+
+
+class Source(Record):
+    folder: Path
+
+
+def hoard(source: Source) -> Source:
+    with limited("the template", seconds=60, size_bytes=200 << 20):
+        bytearray(1 << 30)
+    return source
+
+
+def stand_still(source: Source) -> Source:
+    from tokenizers import Tokenizer
+
+    with limited("the tokenizer", seconds=0.5):
+        tokenizer = Tokenizer.from_file(str(source.folder / "tokenizer.json"))
+        tokenizer.encode(SLOW_TEXT * 20)  # no other thread runs meanwhile
+    return source
+
+
+def abort(source: Source) -> Source:
+    with limited("the tokenizer"):
+        os.abort()
+
+
+def try_folder(source: Source) -> Source:
+    from slmpack.text_trial import try_texts
+
+    try_texts(source.folder, seconds=20.0, size_bytes=1 << 30)
+    return source
