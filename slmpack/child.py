@@ -30,6 +30,7 @@ import psutil
 from slmpack import errors, progress, surroundings
 from slmpack.errors import SlmpackError
 from slmpack.expected import expected_error
+from slmpack.private import open_log
 from slmpack.records import Progress, Record
 from slmpack.redaction import redacted
 
@@ -91,7 +92,7 @@ def run_command(
     The others are those of `run_in_child`, and so are the errors.
     """
     started = time.monotonic()
-    with log.open("wb") as noise:
+    with open_log(log) as noise:
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=noise
         )  # fmt: skip

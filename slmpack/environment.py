@@ -23,6 +23,7 @@ from slmpack.integrity import artifact_location
 from slmpack.interfaces import check_answer, signature_of
 from slmpack.lifetime import is_local
 from slmpack.limits import limit_seconds
+from slmpack.private import empty_log
 from slmpack.progress import report
 from slmpack.records import Check, Interface, LoggedModel, Record, Target
 from slmpack.registry import final_errors
@@ -61,7 +62,7 @@ def check_clean_environment(model: LoggedModel, workspace: Path) -> tuple[Check,
         ConnectionError: the package index cannot be reached.
     """
     log = log_folder(workspace) / f"environment-{model.model_id}.log"
-    log.write_bytes(b"")
+    empty_log(log)
     with _empty_folder(workspace) as folder:
         with final_errors(CheckError, f"to read {model.uri}"):
             source = _fetch(model, folder)
@@ -87,7 +88,7 @@ def check_resolution(model: LoggedModel, workspace: Path) -> Check:
         ConnectionError: the package index cannot be reached.
     """
     log = log_folder(workspace) / f"environment-{model.model_id}.log"
-    log.write_bytes(b"")
+    empty_log(log)
     with _empty_folder(workspace) as folder:
         with final_errors(CheckError, f"to read {model.uri}"):
             _fetch_requirements(model, folder)

@@ -11,6 +11,7 @@ from slmpack.chat_dataset import fetch_data
 from slmpack.chats import Chat, ChatError
 from slmpack.errors import DataError
 from slmpack.mlflow_dataset import FoundData
+from slmpack.private import folder_in
 from slmpack.records import Snapshot
 from slmpack.tokenizer_pair import read_tokenizer
 
@@ -51,8 +52,7 @@ def _named(data: ChatData, found: FoundData) -> ChatData:
 @contextmanager
 def data_here(text: str, workspace: Path) -> Iterator[Path]:
     """Yield the path of the data on this machine; artifacts of MLflow are downloaded, and gone afterwards."""
-    scratch = workspace / "scratch"
-    scratch.mkdir(parents=True, exist_ok=True)
+    scratch = folder_in(workspace, "scratch")
     with TemporaryDirectory(prefix="data-", dir=scratch) as folder:
         yield fetch_data(text, Path(folder))
 

