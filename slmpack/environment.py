@@ -27,6 +27,7 @@ from slmpack.private import empty_log
 from slmpack.progress import report
 from slmpack.records import Check, Interface, LoggedModel, Record, Target
 from slmpack.registry import final_errors
+from slmpack.requirements import LARGEST_REQUIREMENTS, plain_pins
 from slmpack.runtimes import SETS
 from slmpack.store import lock, log_folder
 from slmpack.uv_environment import UvError, inherited, make_environment, resolve_requirements, run_to_log
@@ -134,11 +135,19 @@ def _fetch(model: LoggedModel, folder: Path) -> str:
 
 
 def _fetch_requirements(model: LoggedModel, folder: Path) -> Any:
-    """Read the requirements into `folder`; return the model's artifact repository."""
+    """Write the requirements into `folder`; return the model's artifact repository.
+
+    Raises:
+        CheckError: one of them is more than a name and a version.
+    """
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     repository: Any = get_artifact_repository(artifact_location(model))
-    repository.download_artifacts(REQUIREMENTS, str(folder))
+    given = Path(repository.download_artifacts(REQUIREMENTS, str(folder)))
+    with given.open("rb") as file:
+        pins = plain_pins(file.read(LARGEST_REQUIREMENTS + 1))
+    given.unlink()  # read-only where it was copied with its mode
+    (folder / REQUIREMENTS).write_text("".join(f"{pin}\n" for pin in pins))  # what was looked at is what uv gets
     return repository
 
 

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from mlflow_server import running_mlflow_server
 
 from slmpack import consumer, progress
-from slmpack.environment import check_clean_environment
+from slmpack.environment import check_clean_environment, check_resolution
 from slmpack.errors import CheckError
 from slmpack.log import log_model
 from slmpack.records import Interface, LoggedModel, Package
@@ -83,7 +83,7 @@ def test_a_model_on_a_server_answers_with_nothing_installed_but_its_requirements
 @pytest.mark.slow
 def test_a_missing_requirement_is_refused_with_the_name_of_its_module(logged: LoggedModel, place: Path) -> None:
     with (
-        edited(logged, "requirements.txt", lambda text: text.replace("onnxruntime-genai==", "idna>=3 # ")),
+        edited(logged, "requirements.txt", lambda text: text.replace("onnxruntime-genai==", "idna==3.10 # ")),
         pytest.raises(CheckError, match=r"loading the model failed.*No module named 'onnxruntime_genai'"),
     ):
         check_clean_environment(logged, place)
@@ -109,6 +109,20 @@ def test_a_release_that_does_not_exist_is_refused_by_name(logged: LoggedModel, p
     ):
         check_clean_environment(logged, place)
     assert not left_behind(place)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", ["-r other.txt", "evil @ http://127.0.0.1:9/evil.whl", "idna>=3"])
+def test_a_requirement_that_is_no_pin_is_refused_before_anything_is_installed(
+    logged: LoggedModel, place: Path, line: str
+) -> None:
+    for check in (check_clean_environment, check_resolution):
+        with (
+            edited(logged, "requirements.txt", lambda text: f"{text}\n{line}\n"),
+            pytest.raises(CheckError, match=f"the requirement {line!r}; a package and its version"),
+        ):
+            check(logged, place)
+        assert (place / "logs" / f"environment-{logged.model_id}.log").read_bytes() == b""  # no installer was started
 
 
 class _CtrlC(logging.Handler):
