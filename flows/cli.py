@@ -70,14 +70,16 @@ def _run(parsed: argparse.Namespace) -> int:
 
 def _begin(line: str) -> None:
     """Say what is being done, before what takes seconds to import."""
-    sys.stderr.write(f"{line} ...\n")
+    from slmpack.plain_text import tag_text
+
+    sys.stderr.write(f"{tag_text(line)} ...\n")
     sys.stderr.flush()
 
 
 def _complain(message: object, code: int) -> int:
-    from slmpack.redaction import redacted
+    from slmpack.plain_text import tag_text
 
-    sys.stderr.write(redacted(f"slmpack: {' '.join(str(message).split())}\n"))
+    sys.stderr.write(f"{tag_text(f'slmpack: {message}')}\n")
     return code
 
 
@@ -90,13 +92,15 @@ def _kept_at(error: Exception) -> str:
     import traceback
 
     from slmpack.errors import WorkspaceError
+    from slmpack.plain_text import harmless
     from slmpack.redaction import redacted
     from slmpack.request import default_workspace
     from slmpack.store import log_folder
 
     try:
         log = log_folder(default_workspace()) / "last-error.log"
-        log.write_text(redacted("".join(traceback.format_exception(error))))
+        log.unlink(missing_ok=True)  # it may be a link
+        log.write_text(harmless(redacted("".join(traceback.format_exception(error)))))
     except (OSError, WorkspaceError):
         return ""
     return f"; the whole error is in {log}"
@@ -174,6 +178,7 @@ def _verify_options(parser: argparse.ArgumentParser) -> None:
         "model_uri", metavar="MODEL_URI", help="models:/NAME@ALIAS, models:/NAME/VERSION or models:/m-ID"
     )
     _add_proof_options(parser)
+    _add_trust_option(parser)
     parser.set_defaults(run=_verify)
 
 
@@ -187,12 +192,14 @@ def _rollback_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--workspace", type=Path, metavar="DIR", help=WORKSPACE_HELP)
+    _add_trust_option(parser)
     parser.set_defaults(run=_rollback)
 
 
 def _chat_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model_uri", metavar="MODEL_URI", help="such as models:/smollm2-135m-instruct@cpu-int4")
     parser.add_argument("prompt", metavar="PROMPT")
+    _add_trust_option(parser)
     parser.set_defaults(run=_chat)
 
 
@@ -220,6 +227,10 @@ def _add_proof_options(parser: argparse.ArgumentParser) -> None:
         help="chats whose answers the package has to keep: a file, a folder, runs:/...",
     )
     parser.add_argument("--waive-quality", metavar="REASON", help="publish below the quality policy, for this reason")
+
+
+def _add_trust_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--trust-code", action="store_true", help="run the model also if its code is not slmpack's own")
 
 
 def _package(parsed: argparse.Namespace) -> int:
@@ -348,7 +359,8 @@ def _verify(parsed: argparse.Namespace) -> int:
         from flows.verify_model import verify_model
 
         rest = (QualityPolicy(), parsed.waive_quality, parsed.quality_text, parsed.workspace)
-        return verify_model(parsed.model_uri, *rest, quality_chats=parsed.quality_chats)
+        chats, trust = parsed.quality_chats, parsed.trust_code
+        return verify_model(parsed.model_uri, *rest, quality_chats=chats, trust_code=trust)
 
     return _tell(_displayed(lambda: [_outcome_of(target, verify, require_hardware)]), parsed)
 
@@ -364,17 +376,19 @@ def _rollback(parsed: argparse.Namespace) -> int:
     def roll_back() -> "Outcome":
         from flows.rollback_model import rollback_model
 
-        return rollback_model(parsed.name, parsed.target, parsed.interface, parsed.workspace)
+        return rollback_model(parsed.name, parsed.target, parsed.interface, parsed.workspace, parsed.trust_code)
 
     return _tell(_displayed(lambda: [_outcome_of(parsed.target, roll_back, require_hardware)]), parsed)
 
 
 def _chat(parsed: argparse.Namespace) -> int:
     from slmpack.chat import stream_answer
+    from slmpack.plain_text import harmless
 
     _begin(f"loading {parsed.model_uri}")
-    for piece in stream_answer(parsed.model_uri, parsed.prompt):
-        sys.stdout.write(piece)
+    shown = harmless if sys.stdout.isatty() else str  # a pipe gets what the model said, byte for byte
+    for piece in stream_answer(parsed.model_uri, parsed.prompt, trust_code=parsed.trust_code):
+        sys.stdout.write(shown(piece))
         sys.stdout.flush()
     sys.stdout.write("\n")
     return OK

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from slmpack import progress, records
+from slmpack.plain_text import harmless
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -34,7 +35,7 @@ class Display:
 
     def say(self, line: str) -> None:
         """Print one line for a person."""
-        self._console.print(line, markup=False, soft_wrap=True)
+        self._console.print(harmless(line), markup=False, soft_wrap=True)
 
 
 class _Messages(logging.Handler):
@@ -45,7 +46,7 @@ class _Messages(logging.Handler):
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._console.print(record.getMessage(), markup=False, soft_wrap=True)
+        self._console.print(harmless(record.getMessage()), markup=False, soft_wrap=True)
 
 
 class _Bars(logging.Handler):

@@ -30,9 +30,9 @@ import psutil
 from slmpack import errors, progress, surroundings
 from slmpack.errors import SlmpackError
 from slmpack.expected import expected_error
+from slmpack.plain_text import tag_text
 from slmpack.private import open_log
 from slmpack.records import Progress, Record
-from slmpack.redaction import redacted
 
 Argument = TypeVar("Argument", bound=Record)
 Result = TypeVar("Result", bound=Record)
@@ -238,9 +238,7 @@ def main() -> None:
         send(result=result.model_dump(mode="json"))
     except BaseException as error:
         told = expected_error(error) or error
-        send(
-            error=redacted(" ".join(str(told).split())), kind=type(told).__name__
-        )  # first: a full disk takes no traceback
+        send(error=tag_text(str(told)), kind=type(told).__name__)  # first: a full disk takes no traceback
         traceback.print_exc()
         sys.exit(1)
     finally:

@@ -39,6 +39,7 @@ from slmpack.find import (
     with_asked,
 )
 from slmpack.integrity import read_back
+from slmpack.plain_text import tag_text
 from slmpack.proof import Proofs, log_page, page_facts, page_uri
 from slmpack.records import LoggedModel, PublishedVersion, Quality, Speed
 from slmpack.registry import check_name, final_errors, without_password
@@ -175,7 +176,7 @@ def mark_refused(
     with final_errors(PublishError, f"to mark {model.uri} as refused"):
         client = MlflowClient()
         log_figures(model, figures_of(speed, quality))
-        text = " ".join(reason.split())[:1000]
+        text = tag_text(reason)[:1000]
         client.set_logged_model_tags(model.model_id, {REFUSED: text})
         client.set_tag(model.run_id, REFUSED, text)
         client.set_terminated(model.run_id, status)
@@ -209,7 +210,7 @@ def _tags_of(model: LoggedModel, proofs: Proofs, figures: dict[str, float], trac
         facts |= {"device": device.name, "driver": device.driver, "compute_capability": device.compute_capability}
     facts |= {f"version.{name}": found for name, found in (package.versions | runtime_versions(package.target)).items()}
     facts |= {name: f"{value:.6g}" for name, value in figures.items()}
-    return {f"slmpack.{key}": str(value) for key, value in (trace | facts).items()}
+    return {f"slmpack.{key}": tag_text(str(value)) for key, value in (trace | facts).items()}
 
 
 def _tags_of_request(asked: str, force: bool) -> dict[str, str]:

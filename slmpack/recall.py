@@ -27,6 +27,7 @@ from slmpack.registry import final_errors, is_absent, one_line
 from slmpack.requirements import requirements_for
 from slmpack.staging import PACKAGE_FOLDER
 from slmpack.store import MANIFEST, Manifest, store_folder
+from slmpack.trust import require_trusted_artifacts
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel as MlflowModel
@@ -110,17 +111,26 @@ def find_logged(uri: str) -> Recorded:
     )
 
 
-def recall_model(uri: str, workspace: Path) -> LoggedModel:
+def recall_model(uri: str, workspace: Path, *, trust_code: bool = False) -> LoggedModel:
     """Return the record of the logged model that `uri` names, its package and its source's snapshot on this machine.
+
+    Args:
+        uri: the logged model.
+        workspace: where what has to be fetched goes.
+        trust_code: take a model whose code is not slmpack's.
 
     Raises:
         UsageError: `uri` can never name a logged model.
         SourceError: MLflow has no such model, or the source it was made from is gone.
         CheckError: slmpack did not log it, a file is not the one that was logged, or the source is not on this
             machine or not what it was.
+        TrustError: its code is not slmpack's.
         WorkspaceError: there is no room for what has to be fetched.
     """
     found = find_logged(uri)
+    if not trust_code:
+        with final_errors(CheckError, f"to read {uri}"):
+            require_trusted_artifacts(uri, found.location)
     _compare_versions(found.told)
     is_checkpoint = found.told.package.target is Target.TRANSFORMERS
     snapshot = None if is_checkpoint else snapshot_path(uri, found.told, workspace)

@@ -17,6 +17,7 @@ from slmpack.errors import PublishError
 from slmpack.experiment import EXPERIMENT, experiment_id
 from slmpack.log import PREFECT_RUN
 from slmpack.mlflow_source import QUALITY_CHATS
+from slmpack.plain_text import tag_text
 from slmpack.publish import REFUSED
 from slmpack.records import LoggedModel, ModelSource, Record
 from slmpack.registry import final_errors
@@ -69,7 +70,7 @@ def open_run(retraining: Retraining, data_source: str | None, trace: dict[str, s
             "data": retraining.data.name, "data_digest": retraining.data.digest,
             **{f"training.{key}": str(value) for key, value in retraining.settings.model_dump().items()},
         }  # fmt: skip
-        client.log_batch(run_id, params=[Param(key, str(value)) for key, value in facts.items()])
+        client.log_batch(run_id, params=[Param(key, tag_text(str(value))) for key, value in facts.items()])
         log_chat_dataset(run_id, retraining.data, retraining.data.name, data_source)
     return run_id
 
@@ -206,7 +207,7 @@ def refuse_run(run_id: str, reason: str) -> None:
     from mlflow import MlflowClient
 
     with final_errors(PublishError, "to mark the run as refused"):
-        MlflowClient().set_tag(run_id, REFUSED, " ".join(reason.split())[:1000])
+        MlflowClient().set_tag(run_id, REFUSED, tag_text(reason)[:1000])
         MlflowClient().set_terminated(run_id, "FAILED")
 
 
@@ -268,13 +269,14 @@ def register_tuned(
 
 
 def _tags_of(model: LoggedModel, retraining: Retraining, run_id: str, figures: TunedFigures) -> dict[str, str]:
-    return {
+    facts = {
         RETRAINED: retraining.key, "slmpack.parent": retraining.parent, "slmpack.base": retraining.base.shown,
         "slmpack.base_revision": retraining.base.revision, "slmpack.data": retraining.data.name,
         "slmpack.data_digest": retraining.data.digest, "slmpack.mlflow_run": run_id,
         "slmpack.licence": model.package.snapshot.licence or "unknown",
         **{f"slmpack.{key}": f"{value:.6g}" for key, value in figures.metrics().items()},
     }  # fmt: skip
+    return {key: tag_text(value) for key, value in facts.items()}
 
 
 def _description(retraining: Retraining, figures: TunedFigures) -> str:
@@ -283,7 +285,5 @@ def _description(retraining: Retraining, figures: TunedFigures) -> str:
         f"| {name} | {found.base:.4g} | {found.in_use:.4g} | {found.tuned:.4g} |"
         for name, found in (("held-out answers", figures.held_out), ("general text", figures.general))
     )
-    return (
-        f"Tuned from {retraining.parent} on {data.training} chats of {data.name} ({data.held_out} held out).\n\n"
-        f"| perplexity | base | in use before | tuned |\n|---|---|---|---|\n{rows}"
-    )
+    origin = f"Tuned from {retraining.parent} on {data.training} chats of {data.name} ({data.held_out} held out)."
+    return f"{tag_text(origin)}\n\n| perplexity | base | in use before | tuned |\n|---|---|---|---|\n{rows}"

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from slmpack import telemetry
+from slmpack.plain_text import make_logs_harmless
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PLACES = ("XDG_CACHE_HOME", "PREFECT_HOME")
@@ -19,6 +20,7 @@ NO_PROXY = ("NO_PROXY", "no_proxy")  # Python prefers the second, curl and uv th
 def prepare() -> None:
     """Set what every process of ours and every child of it needs."""
     telemetry.switch_off()
+    make_logs_harmless()
     spare_loopback()
     name_user()
 

@@ -30,6 +30,7 @@ from slmpack.registry import artifact_names, final_errors, one_line
 from slmpack.requirements import PACKAGES, PIN
 from slmpack.store import log_folder
 from slmpack.surroundings import home_folder
+from slmpack.trust import CODE_LOADER, PICKLE_SUFFIXES
 
 if TYPE_CHECKING:
     from mlflow.models import Model
@@ -37,9 +38,7 @@ if TYPE_CHECKING:
 PREDICT_LIMIT_SECONDS = 1800.0
 ANSWER_TOKENS = 16
 LOADERS = {Target.TRANSFORMERS: "mlflow.transformers"}
-CODE_LOADER = "mlflow.pyfunc.loaders.code_model"
 PICKLE_KEYS = ("python_model", "cloudpickle_version", "pickled_model")
-PICKLE_SUFFIXES = (".pkl", ".pickle", ".joblib", ".dill", ".bin", ".pt", ".pth", ".ckpt")
 TEXT_FILES = ("MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt")
 ADVICE = "log the model again"
 
