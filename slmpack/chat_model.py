@@ -45,6 +45,9 @@ from typing import Any, TypeAlias
 # The runtime's wheels send telemetry from every process that imports them unless this is set before the import; their
 # own call to switch it off changes nothing. Seen with onnxruntime 1.31.1 and onnxruntime-genai 0.18.0.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+# MLflow writes an installation's id when it is imported, which was before this. What it would send later, of this
+# process or of its children, is switched off, unless the user has said otherwise. Seen with MLflow 3.17.2.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import numpy as np
 import numpy.typing as npt

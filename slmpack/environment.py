@@ -45,11 +45,16 @@ FORBIDDEN = {
 
 
 class Answer(Record):
-    """What the model answered in the clean environment; times in seconds."""
+    """What the model answered in the clean environment; times in seconds.
+
+    Attributes:
+        not_closed: why the network was closed to Python's sockets only; None: it was closed to everything.
+    """
 
     answer: Any
     load_seconds: float
     answer_seconds: float
+    not_closed: str | None
 
 
 def check_clean_environment(model: LoggedModel, workspace: Path) -> tuple[Check, ...]:
@@ -78,7 +83,17 @@ def check_clean_environment(model: LoggedModel, workspace: Path) -> tuple[Check,
         cost = _cost(folder / "environment", made - started, answered - made)
     logger.info("clean environment of %s: %s", model.model_id, cost)
     found = _check(answer.answer, model)
-    return Check(name="clean environment", found=cost), Check(name="answer in a clean environment", found=found)
+    return (
+        Check(name="clean environment", found=cost),
+        Check(name="answer in a clean environment", found=found),
+        Check(name="network of the clean environment", found=_network(answer)),
+    )
+
+
+def _network(answer: Answer) -> str:
+    if answer.not_closed is None:
+        return "closed by the kernel; no attempt to reach another machine, by any library"
+    return f"closed to Python's sockets only, where there was no attempt: {answer.not_closed}"
 
 
 def check_resolution(model: LoggedModel, workspace: Path) -> Check:
@@ -170,34 +185,53 @@ def _unmade(refused: UvError, log: Path) -> Exception:
 
 
 def _ask(model: LoggedModel, source: str, python: Path, folder: Path, log: Path) -> Answer:
-    """Run the consumer in the environment and return what it found."""
+    """Run the consumer in the environment and return what it found: first it downloads, then it has no network."""
     (folder / "tmp").mkdir()
-    request, result = folder / "request.json", folder / "result.json"
     limit = "max_new_tokens" if model.package.target is Target.TRANSFORMERS else "max_tokens"
-    asked = {
-        "source": source,
-        "forbidden": FORBIDDEN[model.package.target],
-        "model_config": {limit: ANSWER_TOKENS},
-        "result": str(result),
-    }
-    request.write_text(json.dumps(asked))
+    asked = {"forbidden": FORBIDDEN[model.package.target], "model_config": {limit: ANSWER_TOKENS}}
+
+    def run(step: str, request: dict[str, object]) -> dict[str, Any]:
+        return _run_consumer(python, step, asked | request, model.package.size_bytes, log)
+
+    if source == model.uri:
+        (folder / "model").mkdir()
+        source = run("fetch", {"source": source, "into": str(folder / "model")})["folder"]
+    return Answer.model_validate(run("ask", {"source": source}))
+
+
+def _run_consumer(python: Path, step: str, asked: dict[str, object], size_bytes: int, log: Path) -> dict[str, Any]:
+    """Run one step of the consumer and return what it found.
+
+    Args:
+        python: the environment's interpreter; the consumer works in the folder that the environment is in.
+        step: `fetch` or `ask`.
+        asked: what the step is about.
+        size_bytes: of the package, which decides how long the step may take.
+        log: what is printed is appended to it.
+
+    Raises:
+        CheckError: it failed at something, was killed, or took too long.
+    """
+    folder = python.parents[2]
+    request, result = folder / "request.json", folder / "result.json"
+    result.unlink(missing_ok=True)  # of the step before
+    request.write_text(json.dumps(asked | {"result": str(result)}))
     # -B: a store on this machine is read in place, and bytecode in it would later be run unlooked at
-    command = [str(python), "-I", "-P", "-B", consumer.__file__, str(request)]
-    code = run_to_log(
-        command, _consumer_environment(folder), folder, log,
-        limit_seconds(ASK_LIMIT_SECONDS, model.package.size_bytes),
-    )  # fmt: skip
-    if code:
-        how = "was killed by signal 9" if code == -signal.SIGKILL else f"ended with code {code}"
-        raise CheckError(f"clean environment: the process that asks the model {how}", "an answer", f"the log is {log}")
-    told = json.loads(result.read_text())
+    command = [str(python), "-I", "-P", "-B", consumer.__file__, step, str(request)]
+    code = run_to_log(command, _consumer_environment(folder), folder, log, limit_seconds(ASK_LIMIT_SECONDS, size_bytes))
+    if code or not result.exists():
+        how_ended = "was killed by signal 9" if code == -signal.SIGKILL else f"ended with code {code}"
+        raise CheckError(
+            f"clean environment: the process that asks the model {how_ended}", "an answer", f"the log is {log}"
+        )
+    told: dict[str, Any] = json.loads(result.read_text())
     if "step" in told:
         raise CheckError(
             f"clean environment: {told['step']} failed with {told['kind']}: {told['message'][:300]}",
             f"a model that needs nothing but its {REQUIREMENTS}",
             f"the log is {log}",
         )
-    return Answer.model_validate(told)
+    return told
 
 
 def _consumer_environment(folder: Path) -> dict[str, str]:
