@@ -3,6 +3,7 @@
 import os
 import py_compile
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import yaml  # type: ignore[import-untyped]
-from command_line import error_lines, slmpack
+from command_line import SLMPACK, environment, error_lines, slmpack
 from mlflow import MlflowClient
 
 from slmpack.build import build_package
@@ -32,7 +33,7 @@ from mlflow.pyfunc.model import PythonModel
 
 
 class Model(PythonModel):
-    def predict(self, context, model_input: list[str], params=None):
+    def predict(self, context, model_input, params=None):
         {at_question}
 
     def predict_stream(self, context, model_input, params=None):
@@ -225,3 +226,21 @@ def test_verify_and_rollback_look_before_they_load(
     MlflowClient().create_model_version("forged", model.uri, model_id=model.model_id)
     with pytest.raises(TrustError, match="models:/forged/1 has code of its own"):
         read_version("forged", 1)
+
+
+@pytest.mark.slow
+def test_an_answer_is_harmless_on_a_terminal_and_whole_in_a_pipe(tmp_path: Path) -> None:
+    answer = "\\x1b]0;owned\\x07 caf\\xe9\\n"
+    uri = save_stranger(tmp_path, "", f"yield '{answer}'")
+    command = [SLMPACK, "chat", uri, "Hi", "--trust-code"]
+    piped = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, check=True)
+    assert piped.stdout.decode() == "\x1b]0;owned\x07 café\n\n"
+    ours, terminal = os.openpty()
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stdout=terminal, stderr=subprocess.DEVNULL
+    ) as process:
+        os.close(terminal)
+        process.wait()
+        shown = os.read(ours, 4096).decode()
+        os.close(ours)
+    assert shown.replace("\r\n", "\n") == "\\x1b]0;owned\\x07 café\n\n"
