@@ -128,9 +128,6 @@ def recall_model(uri: str, workspace: Path, *, trust_code: bool = False) -> Logg
         WorkspaceError: there is no room for what has to be fetched.
     """
     found = find_logged(uri)
-    if not trust_code:
-        with final_errors(CheckError, f"to read {uri}"):
-            require_trusted_artifacts(uri, found.location)
     _compare_versions(found.told)
     is_checkpoint = found.told.package.target is Target.TRANSFORMERS
     snapshot = None if is_checkpoint else snapshot_path(uri, found.told, workspace)
@@ -139,6 +136,8 @@ def recall_model(uri: str, workspace: Path, *, trust_code: bool = False) -> Logg
     model = model_of(found.told, found.model_id, found.run_id, package=package, snapshot=snapshot or package)
     for check in read_back(model):
         logger.info("%s: %s", check.name, check.found)
+    if not trust_code:  # after it: a wrapper that was damaged is told as that
+        require_trusted_artifacts(uri, found.location)
     return model
 
 

@@ -1,5 +1,6 @@
 """Trust: a model whose code is not ours runs only where somebody said so."""
 
+import json
 import os
 import py_compile
 import shutil
@@ -17,10 +18,11 @@ from mlflow import MlflowClient
 from slmpack.build import build_package
 from slmpack.chat import stream_answer
 from slmpack.errors import SourceError, TrustError
-from slmpack.log import log_model
+from slmpack.log import MANIFEST_TAG, log_model
 from slmpack.recall import recall_model
-from slmpack.records import Interface, LoggedModel, Package, Snapshot, Target
+from slmpack.records import Interface, LoggedModel, Package, Snapshot, Target, digest_of
 from slmpack.rollback import read_version
+from slmpack.store import sha256_of
 from slmpack.trust import known_wrappers, require_trusted_folder
 
 Change = Callable[[Path], object]
@@ -214,17 +216,34 @@ def test_a_strangers_exit_is_no_success(tmp_path: Path, leave: str) -> None:
     assert marker.exists()
 
 
-def test_verify_and_rollback_look_before_they_load(
-    tiny_package: Package, store: Path, workspace: Path, tmp_path: Path
-) -> None:
+def forge(model: LoggedModel, place: Path) -> None:
+    """Give a logged model other code, and all that it says of itself the digests of that."""
+
+    def rewrite(name: str, text: str) -> None:
+        (place / name).unlink()  # read-only, and another name of a file of the workspace
+        (place / name).write_text(text)
+
+    rewrite("chat_model.py", (place / "chat_model.py").read_text() + "\nimport this\n")
+    told = json.loads((place / "slmpack.json").read_text())
+    wrapper = sha256_of(place / "chat_model.py")
+    told["digest"] = digest_of([model.package.digest, model.interface, model.requirements, wrapper])
+    rewrite("slmpack.json", json.dumps(told))
+    listed = json.loads((place / "manifest.json").read_text())
+    for file in listed["files"]:
+        path = place / file["name"]
+        file |= {"sha256": sha256_of(path), "size_bytes": path.stat().st_size}
+    rewrite("manifest.json", json.dumps(listed))
+    MlflowClient().set_logged_model_tags(model.model_id, {MANIFEST_TAG: sha256_of(place / "manifest.json")})
+
+
+def test_verify_and_rollback_look_before_they_load(tiny_package: Package, store: Path, workspace: Path) -> None:
     model = log_model(tiny_package, Interface.CHAT, "forged", workspace, {})
-    place = artifacts_of(model)
-    (place / "evil.py").write_text("")
-    with pytest.raises(TrustError, match="code of its own"):
-        recall_model(model.uri, tmp_path)
+    forge(model, artifacts_of(model))
+    with pytest.raises(TrustError, match=r"a chat_model\.py that is of no release"):
+        recall_model(model.uri, workspace)
     MlflowClient().create_registered_model("forged")
     MlflowClient().create_model_version("forged", model.uri, model_id=model.model_id)
-    with pytest.raises(TrustError, match="models:/forged/1 has code of its own"):
+    with pytest.raises(TrustError, match="models:/forged/1 has a chat_model"):
         read_version("forged", 1)
 
 
