@@ -12,8 +12,9 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-re
 DEMO_NAME := smollm2-135m-instruct
 MLFLOW_PORT ?= 5000
 PREFECT_PORT ?= 4200
-# A browser for the dashboard's form, a database for several machines. Tests that miss theirs are skipped.
-SYSTEM := chromium postgresql
+# A browser for the dashboard's form, a database for several machines, a tracer for what commands write and ask the
+# network. Tests that miss theirs are skipped.
+SYSTEM := chromium postgresql strace
 
 .PHONY: setup demo stack deploy system test quick lint clean
 

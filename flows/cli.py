@@ -75,13 +75,15 @@ def _kept_at(error: Exception) -> str:
     import traceback
 
     from slmpack.errors import WorkspaceError
+    from slmpack.plain_text import harmless
     from slmpack.redaction import redacted
     from slmpack.request import default_workspace
     from slmpack.store import log_folder
 
     try:
         log = log_folder(default_workspace()) / "last-error.log"
-        log.write_text(redacted("".join(traceback.format_exception(error))))
+        log.unlink(missing_ok=True)  # it may be a link
+        log.write_text(harmless(redacted("".join(traceback.format_exception(error)))))
     except (OSError, WorkspaceError):
         return ""
     return f"; the whole error is in {log}"

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 
 from flows.cli_lines import OK, begin
-from flows.cli_parser import CommandParser
+from flows.cli_parser import CommandParser, add_trust_option
 
 STDIN = "-"
 MOST_TOKENS, HIGHEST_TEMPERATURE = 2**18, 2.0  # of one call, as the wrapper has them
@@ -25,6 +25,7 @@ def chat_options(parser: CommandParser) -> None:
         "--temperature", type=_number(float, 0.0, HIGHEST_TEMPERATURE), metavar="X",
         help="0 always takes the likeliest token (default)",
     )  # fmt: skip
+    add_trust_option(parser)
     parser.set_defaults(run=_chat)
 
 
@@ -46,6 +47,7 @@ def _number(kind: type[int] | type[float], low: float, high: float) -> Callable[
 
 def _chat(parsed: argparse.Namespace) -> int:
     from slmpack.chat import Asked, check_model, stream_answer
+    from slmpack.plain_text import harmless
 
     check_model(parsed.model_uri)
     prompt = _stdin_text() if parsed.prompt == STDIN else parsed.prompt
@@ -55,9 +57,10 @@ def _chat(parsed: argparse.Namespace) -> int:
         max_tokens=parsed.max_tokens,
         temperature=parsed.temperature,
     )
+    shown = harmless if sys.stdout.isatty() else str  # a pipe gets what the model said, byte for byte
     begin(f"loading {parsed.model_uri}")
-    for piece in stream_answer(parsed.model_uri, asked):
-        sys.stdout.write(piece)
+    for piece in stream_answer(parsed.model_uri, asked, trust_code=parsed.trust_code):
+        sys.stdout.write(shown(piece))
         sys.stdout.flush()
     sys.stdout.write("\n")
     return OK

@@ -7,13 +7,15 @@ OK, FAILED, USAGE = 0, 1, 2
 
 def begin(line: str) -> None:
     """Say what is being done, before what takes seconds to import."""
-    sys.stderr.write(f"{line} ...\n")
+    from slmpack.plain_text import tag_text
+
+    sys.stderr.write(f"{tag_text(line)} ...\n")
     sys.stderr.flush()
 
 
 def complain(message: object, code: int) -> int:
     """Write an error in one line and return the exit code."""
-    from slmpack.redaction import redacted
+    from slmpack.plain_text import tag_text
 
-    sys.stderr.write(redacted(f"slmpack: {' '.join(str(message).split())}\n"))
+    sys.stderr.write(f"{tag_text(f'slmpack: {message}')}\n")
     return code

@@ -16,6 +16,7 @@ from flows.cli_parser import (
     add_interface_option,
     add_proof_options,
     add_target_option,
+    add_trust_option,
     add_workspace_option,
     choice,
 )
@@ -55,6 +56,7 @@ def verify_options(parser: CommandParser) -> None:
         "model_uri", metavar="MODEL_URI", help="models:/NAME@ALIAS, models:/NAME/VERSION or models:/m-ID"
     )
     add_proof_options(parser)
+    add_trust_option(parser)
     parser.set_defaults(run=_verify)
 
 
@@ -65,6 +67,7 @@ def rollback_options(parser: CommandParser) -> None:
     add_interface_option(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     add_workspace_option(parser)
+    add_trust_option(parser)
     parser.set_defaults(run=_rollback)
 
 
@@ -199,7 +202,8 @@ def _verify(parsed: argparse.Namespace) -> int:
         from flows.verify_model import verify_model
 
         rest = (QualityPolicy(), parsed.waive_quality, parsed.quality_text, parsed.workspace)
-        return verify_model(parsed.model_uri, *rest, quality_chats=parsed.quality_chats)
+        chats, trust = parsed.quality_chats, parsed.trust_code
+        return verify_model(parsed.model_uri, *rest, quality_chats=chats, trust_code=trust)
 
     def outcomes(display: "Display") -> "list[Outcome]":
         return [_outcome_of(target, lambda: verify(display), require_hardware)]
@@ -221,7 +225,7 @@ def _rollback(parsed: argparse.Namespace) -> int:
         display.doing("starting Prefect")
         from flows.rollback_model import rollback_model
 
-        return rollback_model(parsed.name, parsed.target, parsed.interface, parsed.workspace)
+        return rollback_model(parsed.name, parsed.target, parsed.interface, parsed.workspace, parsed.trust_code)
 
     def outcomes(display: "Display") -> "list[Outcome]":
         return [_outcome_of(parsed.target, lambda: roll_back(display), require_hardware)]

@@ -92,3 +92,8 @@ def add_proof_options(parser: argparse.ArgumentParser) -> None:
         help="chats whose answers the package has to keep: a file, a folder, runs:/...",
     )
     parser.add_argument("--waive-quality", metavar="REASON", help="publish below the quality policy, for this reason")
+
+
+def add_trust_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that lets a stranger's code run."""
+    parser.add_argument("--trust-code", action="store_true", help="run the model also if its code is not slmpack's own")

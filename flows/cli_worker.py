@@ -1,7 +1,7 @@
 """The process that works: `python -P -m flows.cli_worker LINE ARGUMENTS...`, started by `flows.supervise`.
 
-It says on the line when it begins, and ends with all that it started when the line is closed, so that nothing outlives
-a command that was killed.
+It says on the line when it begins and what it ends with. When the line is closed, it ends with all that it started, so
+that nothing outlives a command that was killed.
 """
 
 import atexit
@@ -13,7 +13,7 @@ import threading
 from types import FrameType
 from typing import NoReturn
 
-from flows.supervise import INTERRUPTED
+from flows.supervise import BEGINS, INTERRUPTED
 
 
 def main() -> NoReturn:
@@ -24,9 +24,13 @@ def main() -> NoReturn:
     from flows.cli import run
 
     signal.signal(signal.SIGINT, _interrupt)  # not Python's own, which asyncio would replace
-    line.send(b"!")
-    code = run(sys.argv[2:])
+    line.send(BEGINS)
+    try:
+        code = run(sys.argv[2:])
+    except SystemExit as ended:  # as argparse does
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     sys.stdout.flush()
+    line.send(bytes([code]))
     if code == INTERRUPTED:
         os._exit(code)  # what ends with the interpreter (Prefect's events, its server) may take long
     if "prefect" not in sys.modules:  # whose threads and server are ended by the interpreter alone

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from flows.pace import Pace, duration_shown
 from slmpack import progress, records
+from slmpack.plain_text import harmless
 
 if TYPE_CHECKING:
     from slmpack.outcome import StageEvent
@@ -84,7 +85,7 @@ class _Plain:
         self._counts: dict[str, tuple[Pace, float, int]] = {}
 
     def say(self, line: str) -> None:
-        self._console.print(line, markup=False, soft_wrap=True)
+        self._console.print(harmless(line), markup=False, soft_wrap=True)
 
     def doing(self, what: str) -> None:
         self.say(f"{what} ...")
@@ -127,14 +128,14 @@ class _Live:
 
     def say(self, line: str) -> None:
         self._end_line()
-        self._console.print(line, markup=False, soft_wrap=True)
+        self._console.print(harmless(line), markup=False, soft_wrap=True)
 
     def doing(self, what: str) -> None:
         self._begin_line(what)
 
     def message(self, record: logging.LogRecord) -> None:
         event: StageEvent | None = getattr(record, "stage", None)
-        line = record.getMessage()
+        line = harmless(record.getMessage())
         if event is not None:
             self._stage(event)
         elif record.levelno >= logging.WARNING:

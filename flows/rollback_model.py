@@ -14,7 +14,7 @@ from prefect import flow
 
 from slmpack.errors import SlmpackError
 from slmpack.outcome import Stages, failed_outcome
-from slmpack.parameters import InterfaceChoice, PublishedName, TargetChoice, Workspace
+from slmpack.parameters import InterfaceChoice, PublishedName, TargetChoice, TrustCode, Workspace
 from slmpack.records import Interface, Outcome, Target
 from slmpack.request import workspace_of
 from slmpack.rollback import UNUSABLE, check_rollback, failed_candidates, rolled_back_outcome
@@ -35,11 +35,12 @@ def rollback_model(
     target: TargetChoice,
     interface: InterfaceChoice = Interface.CHAT,
     workspace: Workspace = None,
+    trust_code: TrustCode = False,
 ) -> Outcome:
     """Return the alias of a target to the version that had it before, if that one still is whole and answers."""
     try:
         check_rollback(name, target)
-        outcome = roll_back(name, target, interface, workspace)
+        outcome = roll_back(name, target, interface, workspace, trust_code)
     except SlmpackError as error:
         keep_outcome(failed_outcome(target, error))
         raise
@@ -47,7 +48,7 @@ def rollback_model(
     return completed(outcome)  # type: ignore[no-any-return]
 
 
-def roll_back(name: str, target: Target, interface: Interface, workspace: Workspace) -> Outcome:
+def roll_back(name: str, target: Target, interface: Interface, workspace: Workspace, trust_code: TrustCode) -> Outcome:
     """Try those that had the alias before, the last one first, and give it to the first that holds."""
     stages = Stages()
     with stages("find"):
@@ -60,7 +61,7 @@ def roll_back(name: str, target: Target, interface: Interface, workspace: Worksp
     for version in way.candidates:
         try:
             with stages("read back"):
-                model = read_version(name, version)
+                model = read_version(name, version, trust_code)
             with stages("smoke"):
                 smoke = smoke_test(model, workspace_of(workspace))
         except UNUSABLE as error:

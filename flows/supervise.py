@@ -24,6 +24,7 @@ GRACE_SECONDS = 3.5
 POLL_SECONDS = 1.0  # a process that the worker forked may hold its end of the line
 SECONDS_OF_ONE_SIGNAL = 0.3  # `timeout` and make pass on to us what the group has had already
 ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+BEGINS = b"!"
 INTERRUPTED = 130  # also how a worker says that it was interrupted and has cleaned up
 LINE = "slmpack: interrupted; nothing was registered; run the same command to go on\n"
 
@@ -35,8 +36,10 @@ def supervise(arguments: list[str]) -> int:
     command = [sys.executable, "-P", "-m", "flows.cli_worker", str(theirs.fileno()), *arguments]
     with subprocess.Popen(command, start_new_session=True, pass_fds=[theirs.fileno()]) as worker:
         theirs.close()
+        supervision = _Supervision(worker, ours, signals)
         try:
-            number = _Supervision(worker, ours, signals).follow()
+            number = supervision.follow()
+            said = supervision.hear_rest()
         finally:  # its id is not given to another process before we have waited for it
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(worker.pid, signal.SIGKILL)
@@ -47,7 +50,11 @@ def supervise(arguments: list[str]) -> int:
         sys.stderr.write(f"slmpack: the command was killed by signal {-code}, as a machine does with what takes too "
                          "much memory; expected it to reach its end; run the same command to go on\n")  # fmt: skip
         return 128 - code
-    return code
+    if said is None:
+        sys.stderr.write(f"slmpack: the command was left in its middle with code {code}, as the code of a loaded model "
+                         "can do; expected it to reach its end; load only models that you trust\n")  # fmt: skip
+        return code or 1
+    return said  # whatever code that ran in there has the process end with
 
 
 def _interrupted(number: int) -> int:
@@ -64,6 +71,7 @@ class _Supervision:
     def __init__(self, worker: "subprocess.Popen[bytes]", line: socket.socket, signals: int) -> None:
         self._worker, self._line, self._signals = worker, line, signals
         self._works = False  # the worker has begun something that is to be cleaned up
+        self._said: int | None = None  # the exit code that the worker ends with, as it says itself
         self._number: int | None = None
         self._since = 0.0
 
@@ -81,11 +89,20 @@ class _Supervision:
         return self._number
 
     def _hear(self) -> None:
-        """Take what the worker says: a byte when it begins its work, nothing when it ends."""
-        if self._line.recv(1):
+        """Take what the worker says: BEGINS when it begins its work, its exit code when it is done, then nothing."""
+        if said := self._line.recv(1):
             self._works = True
+            self._said = None if said == BEGINS else said[0]
         else:
             os.waitid(os.P_PID, self._worker.pid, os.WEXITED | os.WNOWAIT)
+
+    def hear_rest(self) -> int | None:
+        """Return the exit code that the worker said before it ended; None if it did not come that far."""
+        self._line.setblocking(False)
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            while said := self._line.recv(1):
+                self._said = None if said == BEGINS else said[0]
+        return self._said
 
     def _is_last(self, number: int) -> bool:
         """Act on a signal; say whether there is nothing left to wait for."""

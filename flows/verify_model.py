@@ -14,7 +14,7 @@ from prefect import flow
 from slmpack.errors import QualityError
 from slmpack.hardware import require_hardware
 from slmpack.outcome import REFUSALS, Stages, failed_outcome, published_outcome
-from slmpack.parameters import CheckpointUri, ModelUri, Policy, QualityChats, QualityText, Waiver, Workspace
+from slmpack.parameters import CheckpointUri, ModelUri, Policy, QualityChats, QualityText, TrustCode, Waiver, Workspace
 from slmpack.proof import Proofs
 from slmpack.provenance import source_of
 from slmpack.records import Check, LoggedModel, Outcome, Quality, QualityPolicy, Recipe, SmokeReport
@@ -43,6 +43,7 @@ def verify_model(
     workspace: Workspace = None,
     checkpoint: CheckpointUri = None,
     quality_chats: QualityChats = None,
+    trust_code: TrustCode = False,
 ) -> Outcome:
     """Run every proof of a logged model again on this machine, and publish it unless that was done before."""
     stages = Stages()
@@ -61,7 +62,7 @@ def verify_model(
         with stages("fetch"):
             receive_snapshot(checkpoint, request.workspace)  # where recalling finds it
     with stages("recall"):
-        model = recall_model(model_uri, request.workspace)
+        model = recall_model(model_uri, request.workspace, trust_code)
     try:
         outcome = publish(model, prove(model, request, stages), request, stages)
     except REFUSALS as refusal:

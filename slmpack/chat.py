@@ -1,16 +1,19 @@
 """Chat: load a model by its URI, as any consumer would, and stream its answer."""
 
 import re
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from slmpack.absence import absence_of
-from slmpack.errors import SourceError, UsageError
+from slmpack.errors import SlmpackError, SourceError, UsageError
+from slmpack.expected import expected_error
 from slmpack.records import Record
 from slmpack.registry import require_registry
+from slmpack.staging import WRAPPER
 from slmpack.surroundings import typed_path
+from slmpack.trust import require_trusted_folder, source_only
 
 _FORMS = "a model is models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID or a folder"
 _REGISTRY_FORM = re.compile(r"models:/(?:m-[0-9a-f]{32}|[^/@]+[/@][\w-]+)")
@@ -51,34 +54,72 @@ def check_model(uri: str) -> None:
         raise UsageError(f"{uri!r} names no model", _FORMS, advice)
 
 
-def stream_answer(uri: str, asked: Asked) -> Iterator[str]:
+def stream_answer(uri: str, asked: Asked, *, trust_code: bool = False) -> Iterator[str]:
     """Yield the pieces of the answer to one question as they come.
 
+    Args:
+        uri: the model; its files are looked at before any code in it runs, and those very files are loaded.
+        asked: the question.
+        trust_code: run the model's code whosever it is.
+
     Raises:
-        SourceError: there is no such model, it refuses the question, or its template has no place for `system`.
+        SourceError: there is no such model, it refuses the question, its code ends the process, or its template has no
+            place for `system`.
+        TrustError: its code is not slmpack's, and is not trusted.
         PublishError: MLflow cannot be reached.
     """
     if uri.startswith(("models:", "runs:")):
         require_registry(writes=False)  # MLflow's own calls try for minutes
     import mlflow
-    from mlflow.exceptions import MlflowException
 
-    sys.dont_write_bytecode = True  # beside a wrapper that is loaded in place
+    with _told(lambda found: _not_loaded(uri, found)):
+        folder = mlflow.artifacts.download_artifacts(uri)  # in place where the store is on this machine
+        with nullcontext() if trust_code else _looked_at(uri, Path(folder)):
+            model = mlflow.pyfunc.load_model(folder)
+    pieces = _pieces(model, asked)
+    while (piece := _next(pieces, uri)) is not None:
+        yield piece
+
+
+def _next(pieces: Iterator[str], uri: str) -> str | None:
+    with _told(lambda found: SourceError(f"{uri} does not answer: {found}", "a model that slmpack published")):
+        return next(pieces, None)
+
+
+@contextmanager
+def _told(error_of: Callable[[str], SourceError]) -> Iterator[None]:
+    """Raise whatever a model's code raises as an error of ours: also what would end the process as if all were well."""
     try:
-        model = mlflow.pyfunc.load_model(uri)
-    except (MlflowException, OSError, RuntimeError) as error:
-        raise _not_loaded(uri, error) from error
-    try:
-        yield from _pieces(model, asked)
-    except (MlflowException, ValueError, RuntimeError) as error:
-        raise SourceError(f"{uri} does not answer: {error}", "a model that slmpack published") from error
+        yield
+    except (SlmpackError, KeyboardInterrupt):
+        raise
+    except SystemExit as error:
+        raise error_of(f"its code ends the process (exit code {error.code!r})") from error
+    except BaseException as error:
+        if ours := expected_error(error):
+            raise ours from error
+        raise error_of(str(error) or type(error).__name__) from error
 
 
-def _not_loaded(uri: str, error: Exception) -> SourceError:
+def _looked_at(uri: str, folder: Path) -> AbstractContextManager[None]:
+    """Return what to load a model in, once its code is known to be ours.
+
+    Raises:
+        TrustError: it is not.
+    """
+    require_trusted_folder(uri, folder)
+    if not (folder / WRAPPER.name).exists():
+        return nullcontext()
+    import slmpack.chat_model  # noqa: F401 - all that it imports, or `source_only` would have Python compile that
+
+    return source_only()
+
+
+def _not_loaded(uri: str, found: str) -> SourceError:
     absence = absence_of(uri)
     if absence is not None:
         return SourceError(f"{uri} cannot be loaded: {absence.found}", absence.known, absence.advice)
-    return SourceError(f"{uri} cannot be loaded: {error}", "a published model such as models:/NAME@cpu-int4",
+    return SourceError(f"{uri} cannot be loaded: {found}", "a published model such as models:/NAME@cpu-int4",
                        "look in the MLflow UI for its name")  # fmt: skip
 
 

@@ -54,6 +54,9 @@ from typing import Any, TypeAlias
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 # One text at a time needs no threads, and `tokenizers` warns of forks in a process that has used them.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# MLflow writes an installation's id when it is imported, which was before this. What it would send later, of this
+# process or of its children, is switched off, unless the user has said otherwise. Seen with MLflow 3.17.2.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import numpy as np
 import numpy.typing as npt

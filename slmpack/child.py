@@ -36,8 +36,9 @@ from slmpack.cores import VARIABLE, threads_of_a_child
 from slmpack.errors import SlmpackError
 from slmpack.expected import expected_error
 from slmpack.forks import Process, fork, imports_of
+from slmpack.plain_text import tag_text
+from slmpack.private import open_log
 from slmpack.records import Progress, Record
-from slmpack.redaction import redacted
 
 Argument = TypeVar("Argument", bound=Record)
 Result = TypeVar("Result", bound=Record)
@@ -122,7 +123,7 @@ def _run(
 ) -> tuple[object, ChildRun]:
     """Start a child and follow it to its end; the arguments, the result and the errors are those of `run_command`."""
     started = time.monotonic()
-    with log.open("wb") as noise:
+    with open_log(log) as noise:
         process = start(noise)
         watch = _Watch(process, limit_seconds)
         _running[threading.get_ident()] = process
@@ -371,9 +372,7 @@ def run_target(target: str, argument: str) -> None:
         send(result=result.model_dump(mode="json"))
     except BaseException as error:
         told = expected_error(error) or error
-        send(
-            error=redacted(" ".join(str(told).split())), kind=type(told).__name__
-        )  # first: a full disk takes no traceback
+        send(error=tag_text(str(told)), kind=type(told).__name__)  # first: a full disk takes no traceback
         traceback.print_exc()
         sys.exit(1)
     finally:

@@ -24,9 +24,11 @@ from slmpack.integrity import artifact_location
 from slmpack.interfaces import check_answer, signature_of
 from slmpack.lifetime import is_local
 from slmpack.limits import limit_seconds
+from slmpack.private import empty_log
 from slmpack.progress import report
 from slmpack.records import Check, Interface, LoggedModel, Record, Target
 from slmpack.registry import final_errors
+from slmpack.requirements import LARGEST_REQUIREMENTS, plain_pins
 from slmpack.runtimes import SETS
 from slmpack.store import lock, log_folder
 from slmpack.uv_environment import UvError, inherited, make_environment, resolve_requirements, run_to_log
@@ -44,11 +46,16 @@ FORBIDDEN = {
 
 
 class Answer(Record):
-    """What the model answered in the clean environment; times in seconds."""
+    """What the model answered in the clean environment; times in seconds.
+
+    Attributes:
+        not_closed: why the network was closed to Python's sockets only; None: it was closed to everything.
+    """
 
     answer: Any
     load_seconds: float
     answer_seconds: float
+    not_closed: str | None
 
 
 def check_clean_environment(model: LoggedModel, workspace: Path) -> tuple[Check, ...]:
@@ -62,7 +69,7 @@ def check_clean_environment(model: LoggedModel, workspace: Path) -> tuple[Check,
         ConnectionError: the package index cannot be reached.
     """
     log = log_folder(workspace) / f"environment-{model.model_id}.log"
-    log.write_bytes(b"")
+    empty_log(log)
     with _empty_folder(workspace) as folder:
         with final_errors(CheckError, f"to read {model.uri}"):
             source = _fetch(model, folder)
@@ -77,7 +84,17 @@ def check_clean_environment(model: LoggedModel, workspace: Path) -> tuple[Check,
         cost = _cost(folder / "environment", made - started, answered - made)
     logger.info("clean environment of %s: %s", model.model_id, cost)
     found = _check(answer.answer, model)
-    return Check(name="clean environment", found=cost), Check(name="answer in a clean environment", found=found)
+    return (
+        Check(name="clean environment", found=cost),
+        Check(name="answer in a clean environment", found=found),
+        Check(name="network of the clean environment", found=_network(answer)),
+    )
+
+
+def _network(answer: Answer) -> str:
+    if answer.not_closed is None:
+        return "closed by the kernel; no attempt to reach another machine, by any library"
+    return f"closed to Python's sockets only, where there was no attempt: {answer.not_closed}"
 
 
 def check_resolution(model: LoggedModel, workspace: Path) -> Check:
@@ -88,7 +105,7 @@ def check_resolution(model: LoggedModel, workspace: Path) -> Check:
         ConnectionError: the package index cannot be reached.
     """
     log = log_folder(workspace) / f"environment-{model.model_id}.log"
-    log.write_bytes(b"")
+    empty_log(log)
     with _empty_folder(workspace) as folder:
         with final_errors(CheckError, f"to read {model.uri}"):
             _fetch_requirements(model, folder)
@@ -134,11 +151,19 @@ def _fetch(model: LoggedModel, folder: Path) -> str:
 
 
 def _fetch_requirements(model: LoggedModel, folder: Path) -> Any:
-    """Read the requirements into `folder`; return the model's artifact repository."""
+    """Write the requirements into `folder`; return the model's artifact repository.
+
+    Raises:
+        CheckError: one of them is more than a name and a version.
+    """
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     repository: Any = get_artifact_repository(artifact_location(model))
-    repository.download_artifacts(REQUIREMENTS, str(folder))
+    given = Path(repository.download_artifacts(REQUIREMENTS, str(folder)))
+    with given.open("rb") as file:
+        pins = plain_pins(file.read(LARGEST_REQUIREMENTS + 1))
+    given.unlink()  # read-only where it was copied with its mode
+    (folder / REQUIREMENTS).write_text("".join(f"{pin}\n" for pin in pins))  # what was looked at is what uv gets
     return repository
 
 
@@ -161,34 +186,53 @@ def _unmade(refused: UvError, log: Path) -> Exception:
 
 
 def _ask(model: LoggedModel, source: str, python: Path, folder: Path, log: Path) -> Answer:
-    """Run the consumer in the environment and return what it found."""
+    """Run the consumer in the environment and return what it found: first it downloads, then it has no network."""
     (folder / "tmp").mkdir()
-    request, result = folder / "request.json", folder / "result.json"
     limit = "max_new_tokens" if model.package.target is Target.TRANSFORMERS else "max_tokens"
-    asked = {
-        "source": source,
-        "forbidden": FORBIDDEN[model.package.target],
-        "model_config": {limit: ANSWER_TOKENS},
-        "result": str(result),
-    }
-    request.write_text(json.dumps(asked))
+    asked = {"forbidden": FORBIDDEN[model.package.target], "model_config": {limit: ANSWER_TOKENS}}
+
+    def run(step: str, request: dict[str, object]) -> dict[str, Any]:
+        return _run_consumer(python, step, asked | request, model.package.size_bytes, log)
+
+    if source == model.uri:
+        (folder / "model").mkdir()
+        source = run("fetch", {"source": source, "into": str(folder / "model")})["folder"]
+    return Answer.model_validate(run("ask", {"source": source}))
+
+
+def _run_consumer(python: Path, step: str, asked: dict[str, object], size_bytes: int, log: Path) -> dict[str, Any]:
+    """Run one step of the consumer and return what it found.
+
+    Args:
+        python: the environment's interpreter; the consumer works in the folder that the environment is in.
+        step: `fetch` or `ask`.
+        asked: what the step is about.
+        size_bytes: of the package, which decides how long the step may take.
+        log: what is printed is appended to it.
+
+    Raises:
+        CheckError: it failed at something, was killed, or took too long.
+    """
+    folder = python.parents[2]
+    request, result = folder / "request.json", folder / "result.json"
+    result.unlink(missing_ok=True)  # of the step before
+    request.write_text(json.dumps(asked | {"result": str(result)}))
     # -B: a store on this machine is read in place, and bytecode in it would later be run unlooked at
-    command = [str(python), "-I", "-P", "-B", consumer.__file__, str(request)]
-    code = run_to_log(
-        command, _consumer_environment(folder), folder, log,
-        limit_seconds(ASK_LIMIT_SECONDS, model.package.size_bytes),
-    )  # fmt: skip
-    if code:
-        how = "was killed by signal 9" if code == -signal.SIGKILL else f"ended with code {code}"
-        raise CheckError(f"clean environment: the process that asks the model {how}", "an answer", f"the log is {log}")
-    told = json.loads(result.read_text())
+    command = [str(python), "-I", "-P", "-B", consumer.__file__, step, str(request)]
+    code = run_to_log(command, _consumer_environment(folder), folder, log, limit_seconds(ASK_LIMIT_SECONDS, size_bytes))
+    if code or not result.exists():
+        how_ended = "was killed by signal 9" if code == -signal.SIGKILL else f"ended with code {code}"
+        raise CheckError(
+            f"clean environment: the process that asks the model {how_ended}", "an answer", f"the log is {log}"
+        )
+    told: dict[str, Any] = json.loads(result.read_text())
     if "step" in told:
         raise CheckError(
             f"clean environment: {told['step']} failed with {told['kind']}: {told['message'][:300]}",
             f"a model that needs nothing but its {REQUIREMENTS}",
             f"the log is {log}",
         )
-    return Answer.model_validate(told)
+    return told
 
 
 def _consumer_environment(folder: Path) -> dict[str, str]:

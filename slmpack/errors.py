@@ -13,6 +13,7 @@
     +-- LogError            MLflow would not take the model
     +-- CheckError          the logged model is not what its interface promises
     |   +-- DamageError     a file of it has other content than when it was logged
+    +-- TrustError          loading the model would run code that is not slmpack's
     +-- QualityError        the package lost too much of its source
     +-- SmokeError          the model loads but does not answer as it should
     +-- PublishError        the registry would not take the version
@@ -21,15 +22,15 @@ Any other exception may be the network's and may be retried. The message of ours
 found; what was expected; what to do.
 """
 
+from slmpack.plain_text import tag_text
 from slmpack.records import Quality
-from slmpack.redaction import redacted
 
 
 class SlmpackError(Exception):
     """An expected failure; `str()` of it is the line that the user reads."""
 
     def __init__(self, found: str, expected: str = "", advice: str = "") -> None:
-        super().__init__(redacted("; ".join(part for part in (found, expected, advice) if part)))
+        super().__init__(tag_text("; ".join(part for part in (found, expected, advice) if part)))
 
 
 def is_failure(error: BaseException) -> bool:
@@ -83,6 +84,10 @@ class CheckError(SlmpackError):
 
 class DamageError(CheckError):
     """A file of the logged model has other content than when it was logged."""
+
+
+class TrustError(SlmpackError):
+    """Loading the model would run code that is not slmpack's, and nobody said that it may."""
 
 
 class QualityError(SlmpackError):

@@ -16,6 +16,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from slmpack.errors import BuildError
+from slmpack.private import empty_log
 from slmpack.progress import report
 from slmpack.records import digest_of
 from slmpack.store import lock, log_folder, require_space
@@ -86,7 +87,7 @@ def _make(place: Path, requirements: str, workspace: Path) -> None:
 def _install(folder: Path, requirements: str, log: Path) -> Path:
     """Make the environment in `folder`, from where it may be moved."""
     (folder / REQUIREMENTS).write_text(requirements, encoding="utf-8")
-    log.write_bytes(b"")
+    empty_log(log)
     try:
         make_environment(folder / "environment", folder / REQUIREMENTS, log, BuildError, DOING)
     except UvError as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slmpack.lifetime import is_local
+from slmpack.plain_text import tag_text
 from slmpack.registry import artifact_sizes, is_absent
 from slmpack.staging import PACKAGE_FOLDER
 from slmpack.store import MANIFEST, Manifest
@@ -129,7 +130,7 @@ def is_usable(logged: "MlflowModel") -> bool:
 
 
 def _dated(reason: str) -> str:
-    return f"{datetime.now(UTC).isoformat(timespec='seconds')}: {reason}"
+    return f"{datetime.now(UTC).isoformat(timespec='seconds')}: {tag_text(reason)}"
 
 
 def served(repository: Any, in_place: bool) -> Callable[[str], AbstractContextManager[Path]]:

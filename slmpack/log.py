@@ -18,6 +18,7 @@ from slmpack.errors import LogError, SlmpackError, UsageError
 from slmpack.experiment import EXPERIMENT, experiment_id
 from slmpack.health import is_usable
 from slmpack.names import NAME_TAG, logged_name, name_of_logged
+from slmpack.plain_text import tag_text
 from slmpack.records import Interface, LoggedModel, Package, Target, digest_of
 from slmpack.registry import check_name, final_errors, require_registry
 from slmpack.requirements import requirements_for, runtime_versions
@@ -127,7 +128,8 @@ def _facts_of(package: Package, interface: Interface, digest: str) -> dict[str, 
     }
     if source.base is not None:
         facts |= {"base": source.base.shown, "base_revision": source.base.revision}
-    return facts | {f"version.{key}": value for key, value in sorted(versions.items())}
+    facts |= {f"version.{key}": value for key, value in sorted(versions.items())}
+    return {key: tag_text(value) for key, value in facts.items()}
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from slmpack.integrity import artifact_location
 from slmpack.lifetime import is_local
 from slmpack.limits import limit_seconds
 from slmpack.memory import FLOAT32_BYTES, available_bytes
+from slmpack.private import folder_in
 from slmpack.records import (
     CHAT_RATIO,
     RATIO,
@@ -173,8 +174,7 @@ def _logged_folder(model: LoggedModel, workspace: Path) -> Iterator[Path]:
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     inside = "model" if model.package.target is Target.TRANSFORMERS else "artifacts/package"
-    scratch = workspace / "scratch"
-    scratch.mkdir(parents=True, exist_ok=True)
+    scratch = folder_in(workspace, "scratch")
     with TemporaryDirectory(prefix="measure-", dir=scratch) as fetched:
         with final_errors(QualityError, f"to read {model.uri}"):
             location = artifact_location(model)

@@ -10,6 +10,7 @@ from slmpack.errors import CheckError, QualityError, RecipeError, SmokeError
 from slmpack.expected import translated
 from slmpack.find import PublishedLookup
 from slmpack.frontier import Rung
+from slmpack.plain_text import tag_text
 from slmpack.proof import Proofs
 from slmpack.records import (
     Outcome,
@@ -23,7 +24,6 @@ from slmpack.records import (
     Target,
     UnprovedModel,
 )
-from slmpack.redaction import redacted
 from slmpack.summary import figures_line, headline_of
 
 logger = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ def told_of(outcome: Outcome) -> str:
 def failed_outcome(target: Target, error: BaseException) -> Outcome:
     """Describe a target of which nothing was published; a refusal by the policy has the last measured figures."""
     status: Status = "refused" if isinstance(error, REFUSALS) else "failed"
-    reason = redacted(" ".join(str(error).split())) or type(error).__name__
+    reason = tag_text(str(error)) or type(error).__name__
     last = last_refused(error.rungs) if isinstance(error, LadderError) else None
     if last is None:
         return Outcome(status=status, target=target, reason=reason)

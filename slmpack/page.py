@@ -31,6 +31,7 @@ from slmpack.page_changes import (
     template_difference,
 )
 from slmpack.page_facts import Earlier, PageFacts
+from slmpack.plain_text import harmless, one_line
 from slmpack.records import Interface, Record
 
 SHOWN_CHARACTERS = 1000  # of one text; more is cut, and the page says so
@@ -69,7 +70,10 @@ def _environment() -> Environment:
 
 def _cut(value: Any) -> Any:
     """Keep one text from filling the page."""
-    if not isinstance(value, str) or isinstance(value, Markup) or len(value) <= SHOWN_CHARACTERS:
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    value = harmless(value)
+    if len(value) <= SHOWN_CHARACTERS:
         return value
     return f"{value[:SHOWN_CHARACTERS]} \N{HORIZONTAL ELLIPSIS} ({len(value):,} characters in all)"
 
@@ -94,7 +98,7 @@ def page_summary(facts: PageFacts) -> str:
 
 def _plain(text: str) -> str:
     """Escape what is markup in Markdown or HTML, on one line that is not endless."""
-    text = " ".join(text.split())
+    text = one_line(text)
     text = text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "\N{HORIZONTAL ELLIPSIS}"
     return re.sub(r"([\\`*_{}\[\]()#|!~])", r"\\\1", html.escape(text, quote=False))
 

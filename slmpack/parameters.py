@@ -109,6 +109,13 @@ Workspace = Annotated[
     Path | None,
     asked(title="Workspace", description="The folder for work files on the worker; the user's cache if empty."),
 ]
+TrustCode = Annotated[
+    bool,
+    asked(
+        title="Trust the model's code",
+        description="Also run a model whose code is not slmpack's own: loading it runs that code on the worker.",
+    ),
+]
 CheckpointUri = Annotated[
     str | None,
     asked(

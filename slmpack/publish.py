@@ -37,6 +37,7 @@ from slmpack.find import (
     with_asked,
 )
 from slmpack.integrity import read_back
+from slmpack.plain_text import tag_text
 from slmpack.proof import Proofs, log_page, page_facts, page_uri
 from slmpack.records import LoggedModel, PublishedVersion, Quality, Speed
 from slmpack.registry import check_name, final_errors
@@ -174,7 +175,7 @@ def mark_refused(
     with final_errors(PublishError, f"to mark {model.uri} as refused"):
         client = MlflowClient()
         log_figures(model, figures_of(speed, quality))
-        text = " ".join(reason.split())[:1000]
+        text = tag_text(reason)[:1000]
         client.set_logged_model_tags(model.model_id, {REFUSED: text})
         client.set_tag(model.run_id, REFUSED, text)
         client.set_terminated(model.run_id, status)

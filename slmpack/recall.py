@@ -28,6 +28,7 @@ from slmpack.registry import final_errors, is_absent, one_line
 from slmpack.requirements import requirements_for
 from slmpack.staging import PACKAGE_FOLDER
 from slmpack.store import MANIFEST, Manifest, store_folder
+from slmpack.trust import require_trusted_artifacts
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel as MlflowModel
@@ -111,14 +112,20 @@ def find_logged(uri: str) -> Recorded:
     )
 
 
-def recall_model(uri: str, workspace: Path) -> LoggedModel:
+def recall_model(uri: str, workspace: Path, *, trust_code: bool = False) -> LoggedModel:
     """Return the record of the logged model that `uri` names, its package and its source's snapshot on this machine.
+
+    Args:
+        uri: the logged model.
+        workspace: where what has to be fetched goes.
+        trust_code: take a model whose code is not slmpack's.
 
     Raises:
         UsageError: `uri` can never name a logged model.
         SourceError: MLflow has no such model, or the source it was made from is gone.
         CheckError: slmpack did not log it, a file is not the one that was logged, or the source is not on this
             machine or not what it was.
+        TrustError: its code is not slmpack's.
         WorkspaceError: there is no room for what has to be fetched.
     """
     found = find_logged(uri)
@@ -130,6 +137,8 @@ def recall_model(uri: str, workspace: Path) -> LoggedModel:
     model = model_of(found.told, found.model_id, found.run_id, package=package, snapshot=snapshot or package)
     for check in read_back(model):
         logger.info("%s: %s", check.name, check.found)
+    if not trust_code:  # after it: a wrapper that was damaged is told as that
+        require_trusted_artifacts(uri, found.location)
     return model
 
 

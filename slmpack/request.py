@@ -8,6 +8,7 @@ from slmpack.chat_dataset import is_artifact
 from slmpack.errors import UsageError
 from slmpack.measure import checked_waiver, read_text
 from slmpack.names import is_generic
+from slmpack.private import require_private
 from slmpack.records import Interface, ModelSource, QualityPolicy, Recipe, Record, Target, digest_of
 from slmpack.registry import check_name
 from slmpack.surroundings import cache_folder, require_writable, typed_path
@@ -70,10 +71,11 @@ def workspace_of(asked: Path | None) -> Path:
     """Return the absolute path of the workspace that was asked for, the default one with None.
 
     Raises:
-        WorkspaceError: it cannot be written or made.
+        WorkspaceError: it cannot be written or made, or others may write it.
     """
     folder = typed_path(asked or default_workspace())
     require_writable(folder)
+    require_private(folder, is_default=asked is None)
     return folder
 
 

@@ -3,6 +3,9 @@
 A model that is loaded elsewhere meets the versions that answered here, and nothing that only the build needed.
 """
 
+import re
+
+from slmpack.errors import CheckError
 from slmpack.records import Target
 from slmpack.runtimes import SETS, release_of
 
@@ -26,6 +29,31 @@ _TRANSFORMERS = ("mlflow-skinny", "transformers", "tokenizers", "safetensors", "
 
 # What the wrapper reads text and renders chats by; MLflow's smaller half brings neither.
 _WRAPPER = ("tokenizers", "jinja2")
+
+
+_LOG_AGAIN = "log the model again with such requirements"
+LARGEST_REQUIREMENTS = 1 << 16  # bytes
+PIN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?==[0-9][A-Za-z0-9.!+_-]*")
+_COMMENT = re.compile(r"(^|[ \t])#.*")
+
+
+def plain_pins(content: bytes) -> tuple[str, ...]:
+    """Return the requirements of a logged model, each `name==version`, from the content of its requirements.txt.
+
+    An installer takes more than that from such a file: options, other files, addresses, paths, another index. What
+    names one of those decides what is downloaded and from where, so it is refused before an installer reads it.
+
+    Raises:
+        CheckError: a line is anything else, or the file is too long.
+    """
+    if len(content) > LARGEST_REQUIREMENTS:
+        raise CheckError("requirements.txt is too long", f"at most {LARGEST_REQUIREMENTS:,} bytes", _LOG_AGAIN)
+    lines = (_COMMENT.sub("", line).strip(" \t\r") for line in content.decode(errors="replace").split("\n"))
+    pins = tuple(line for line in lines if line)
+    for pin in pins:
+        if not PIN.fullmatch(pin):
+            raise CheckError(f"the requirement {pin[:200]!r}", "a package and its version, as in name==1.0", _LOG_AGAIN)
+    return pins
 
 
 def _packages(target: Target) -> tuple[str, ...]:

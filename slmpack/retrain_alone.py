@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from slmpack.errors import WorkspaceError
+from slmpack.private import folder_in, open_lock
 from slmpack.records import digest_of
 from slmpack.registry import final_errors
 
@@ -28,10 +29,8 @@ def retrain_alone(name: str, workspace: Path) -> Iterator[None]:
     import mlflow
 
     key = digest_of([mlflow.get_registry_uri(), name])[:24]
-    file = workspace / "locks" / f"retrain-{key}.lock"
     with final_errors(WorkspaceError, "to use the workspace"):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = open_lock(folder_in(workspace, "locks") / f"retrain-{key}.lock")
     try:
         _take(handle, name)
         yield

@@ -14,6 +14,7 @@ from slmpack.chats import Chat, ChatError
 from slmpack.child import limited, run_in_child
 from slmpack.errors import DataError
 from slmpack.mlflow_dataset import FoundData
+from slmpack.private import folder_in
 from slmpack.records import Record, Snapshot
 from slmpack.store import log_folder
 from slmpack.train_examples import CHATS_A_LIMIT
@@ -70,8 +71,7 @@ def _named(data: ChatData, found: FoundData) -> ChatData:
 @contextmanager
 def data_here(text: str, workspace: Path) -> Iterator[Path]:
     """Yield the path of the data on this machine; artifacts of MLflow are downloaded, and gone afterwards."""
-    scratch = workspace / "scratch"
-    scratch.mkdir(parents=True, exist_ok=True)
+    scratch = folder_in(workspace, "scratch")
     with TemporaryDirectory(prefix="data-", dir=scratch) as folder:
         yield fetch_data(text, Path(folder))
 

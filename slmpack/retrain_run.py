@@ -18,6 +18,7 @@ from slmpack.experiment import EXPERIMENT, experiment_id
 from slmpack.figures import perplexity_shown
 from slmpack.log import PREFECT_RUN
 from slmpack.mlflow_source import QUALITY_CHATS
+from slmpack.plain_text import tag_text
 from slmpack.publish import REFUSED
 from slmpack.records import LoggedModel, ModelSource, Record
 from slmpack.registry import final_errors
@@ -71,7 +72,7 @@ def open_run(retraining: Retraining, data_source: str | None, trace: dict[str, s
             "data": retraining.data.name, "data_digest": retraining.data.digest,
             **{f"training.{key}": str(value) for key, value in retraining.settings.model_dump().items()},
         }  # fmt: skip
-        client.log_batch(run_id, params=[Param(key, str(value)) for key, value in facts.items()])
+        client.log_batch(run_id, params=[Param(key, tag_text(str(value))) for key, value in facts.items()])
         log_chat_dataset(run_id, retraining.data, retraining.data.name, data_source)
     return run_id
 
@@ -208,7 +209,7 @@ def refuse_run(run_id: str, reason: str) -> None:
     from mlflow import MlflowClient
 
     with final_errors(PublishError, "to mark the run as refused"):
-        MlflowClient().set_tag(run_id, REFUSED, " ".join(reason.split())[:1000])
+        MlflowClient().set_tag(run_id, REFUSED, tag_text(reason)[:1000])
         MlflowClient().set_terminated(run_id, "FAILED")
 
 
@@ -284,7 +285,5 @@ def _description(retraining: Retraining, figures: TunedFigures) -> str:
         f"| {name} | {' | '.join(map(perplexity_shown, (found.base, found.in_use, found.tuned)))} |"
         for name, found in (("held-out answers", figures.held_out), ("general text", figures.general))
     )
-    return (
-        f"Tuned from {retraining.parent} on {data.training} chats of {data.name} ({data.held_out} held out).\n\n"
-        f"| perplexity | base | in use before | tuned |\n|---|---|---|---|\n{rows}"
-    )
+    origin = f"Tuned from {retraining.parent} on {data.training} chats of {data.name} ({data.held_out} held out)."
+    return f"{tag_text(origin)}\n\n| perplexity | base | in use before | tuned |\n|---|---|---|---|\n{rows}"

@@ -38,6 +38,7 @@ from slmpack.provenance import model_of
 from slmpack.recall import find_logged
 from slmpack.records import Interface, LoggedModel, Outcome, Record, SmokeReport, Target
 from slmpack.registry import check_name, final_errors
+from slmpack.trust import require_trusted_artifacts
 from slmpack.version_tags import FACTS, with_more
 
 if TYPE_CHECKING:
@@ -136,18 +137,21 @@ def _unfinished(holder: "ModelVersion") -> "list[ModelVersion]":
     return [version for version in told if ROLLED_BACK not in version.tags]
 
 
-def read_version(name: str, version: int) -> LoggedModel:
+def read_version(name: str, version: int, *, trust_code: bool = False) -> LoggedModel:
     """Return the record of a version of which every file is as it was built; its source need not be there.
 
     Raises:
         SourceError: MLflow has no such version.
         CheckError: slmpack did not log it, or a file is not the one that was logged.
+        TrustError: its code is not slmpack's.
     """
     found = find_logged(f"models:/{name}/{version}")
     nowhere = Path()  # the files are looked at through the registry, and nothing is compared with the source
     model = model_of(found.told, found.model_id, found.run_id, package=nowhere, snapshot=nowhere)
     for check in read_back(model):
         logger.info("version %d: %s: %s", version, check.name, check.found)
+    if not trust_code:
+        require_trusted_artifacts(found.uri, found.location)
     return model
 
 

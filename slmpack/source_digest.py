@@ -6,7 +6,6 @@ A run for several targets, and every later run, asks for the digest again; see `
 snapshot that is made of the folder is digested by itself, so what changed in between is found there.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +14,7 @@ from pydantic import ValidationError
 
 from slmpack.checkpoint import relevant_files
 from slmpack.errors import WorkspaceError
+from slmpack.private import folder_in, replace_text
 from slmpack.progress import report
 from slmpack.records import FileDigest, Record, digest_of, digest_of_files
 from slmpack.registry import final_errors
@@ -86,7 +86,5 @@ def _read(place: Path | None) -> dict[str, Known]:
 
 def _write(place: Path, known: KnownFiles) -> None:
     with final_errors(WorkspaceError, "to remember what was hashed"):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        part = place.with_suffix(f".{os.getpid()}")  # another run may be doing the same
-        part.write_text(known.model_dump_json(indent=1))
-        part.replace(place)
+        folder_in(place.parents[1], place.parent.name)
+        replace_text(place, known.model_dump_json(indent=1))

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from slmpack.interfaces import input_example_of, metadata_of, signature_of, wrapper_signature_of
+from slmpack.private import folder_in
 from slmpack.provenance import PROVENANCE, provenance_of
 from slmpack.records import FileDigest, Interface, Package, SourceKind, Target
 from slmpack.requirements import requirements_for
@@ -38,8 +39,7 @@ STRANGERS = ("uv.lock", "pyproject.toml", ".python-version")
 @contextmanager
 def staged_model(package: Package, interface: Interface, name: str, digest: str, workspace: Path) -> Iterator[Path]:
     """Yield the folder of the model, complete but for its ids; it is gone afterwards."""
-    scratch = workspace / "scratch" / f"log-{uuid.uuid4().hex}"
-    scratch.mkdir(parents=True)
+    scratch = folder_in(workspace, "scratch", f"log-{uuid.uuid4().hex}")
     try:
         folder = scratch / "model"
         facts = {"digest": digest, "target": package.target, "recipe": package.recipe, "interface": interface}

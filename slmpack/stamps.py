@@ -19,6 +19,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from slmpack.private import replace_text
 from slmpack.records import Record
 
 SETTLED_NS = 3 * 10**9  # FAT has steps of 2 s, most other file systems of 1 to 10 ms
@@ -78,6 +79,4 @@ def untouched_since(file: Path, stamps: Mapping[str, Stamp], manifest: str) -> f
 def keep_stamps(file: Path, stamps: Mapping[str, Stamp], manifest: str) -> None:
     """Leave the stamps of files that were found to have the sha256 that the manifest says."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")  # the caller holds the lock of the folder
-    part.write_text(Stamps(manifest=manifest, files=dict(stamps)).model_dump_json(indent=1))
-    part.replace(file)
+    replace_text(file, Stamps(manifest=manifest, files=dict(stamps)).model_dump_json(indent=1))

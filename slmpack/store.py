@@ -28,6 +28,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from slmpack.errors import WorkspaceError
+from slmpack.private import folder_in, open_lock
 from slmpack.progress import report
 from slmpack.records import FileDigest, Record
 from slmpack.stamps import keep_stamps, stamps_of, untouched_since
@@ -52,9 +53,7 @@ class Manifest(Record):
 
 def log_folder(workspace: Path) -> Path:
     """Return the folder for the logs of child processes, made if need be."""
-    folder = workspace / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return folder_in(workspace, "logs")
 
 
 def sha256_of(path: Path) -> str:
@@ -133,15 +132,16 @@ def _stamps_file(workspace: Path, kind: str, key: str) -> Path:
 @contextmanager
 def lock(workspace: Path, key: str) -> Iterator[None]:
     """Hold the lock of `key`, waiting for whoever has it; the kernel frees it when the holder dies."""
-    folder = workspace / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{key}.lock").open("w") as file:
+    handle = open_lock(folder_in(workspace, "locks") / f"{key}.lock")
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             logger.info("waiting for another process that works on %s", key)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(handle)
 
 
 def store_folder(workspace: Path, kind: str, key: str, make: Callable[[Path], dict[str, str | int | None]]) -> Path:

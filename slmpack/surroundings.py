@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from slmpack import telemetry
+from slmpack.plain_text import make_logs_harmless
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PLACES = ("XDG_CACHE_HOME", "PREFECT_HOME")
@@ -19,6 +20,7 @@ NO_PROXY = ("NO_PROXY", "no_proxy")  # Python prefers the second, curl and uv th
 def prepare() -> None:
     """Set what every process of ours and every child of it needs."""
     telemetry.switch_off()
+    make_logs_harmless()
     spare_loopback()
     name_user()
 
@@ -50,21 +52,31 @@ def prepare_home(workspace: Path | None) -> None:
     Raises:
         WorkspaceError: there is no home folder, and no other place is named; or that place cannot be written.
     """
+    name_font_cache(workspace)
     if (obstacle := _home_obstacle()) is None:
         return
     place = workspace or next((Path(os.environ[name]) / "slmpack" for name in PLACES if os.environ.get(name)), None)
     if place is None and not home_folder().is_absolute():
         raise _homeless(obstacle)
     if place is not None:
-        _move_home(typed_path(place) / "home")
+        _move_home(typed_path(place))
 
 
-def _move_home(home: Path) -> None:
-    require_writable(home)
+def name_font_cache(workspace: Path | None) -> None:
+    """Have Matplotlib, which draws the pages' curves, keep its list of fonts among the work files."""
+    if _home_obstacle() is None:
+        place = cache_folder() / "slmpack" if workspace is None else typed_path(workspace)
+        os.environ.setdefault("MPLCONFIGDIR", str(place / "matplotlib"))
+
+
+def _move_home(place: Path) -> None:
+    from slmpack.private import folder_in  # pydantic, which the process that starts others does without
+
+    require_writable(place / "home")
+    home = folder_in(place, "home")
     for name, folder in (("PREFECT_HOME", ".prefect"), ("XDG_CACHE_HOME", ".cache"), ("MPLCONFIGDIR", ".matplotlib")):
         os.environ.setdefault(name, str(home / folder))
     if not home_folder().is_dir() or home_folder() == Path("/"):  # another may have the user's settings
-        home.mkdir(parents=True, exist_ok=True)
         os.environ["HOME"] = str(home)
 
 

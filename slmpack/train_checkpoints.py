@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from slmpack.errors import WorkspaceError
+from slmpack.private import folder_in
 
 KEPT = 2  # so that one is whole while another is written
 WHOLE = "whole"
@@ -30,8 +31,7 @@ NO_ROOM = ("No space left on device", "PytorchStreamWriter failed", "unexpected 
 
 def training_folder(workspace: Path, key: str) -> Path:
     """Return the folder of a training, made if need be, for its owner alone."""
-    folder = workspace / "training" / key
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = folder_in(workspace, "training", key)
     folder.chmod(0o700)
     return folder
 

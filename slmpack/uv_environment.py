@@ -13,6 +13,7 @@ from pathlib import Path
 from slmpack.child import kill_tree
 from slmpack.errors import CheckError, SlmpackError
 from slmpack.package_index import read_pip_config, settings_for_uv
+from slmpack.private import append_log
 from slmpack.telemetry import SWITCHES
 
 MAKE_LIMIT_SECONDS = 1800.0
@@ -115,7 +116,7 @@ def run_to_log(
     Raises:
         SlmpackError: `failure`: it took too long.
     """
-    with log.open("ab") as noise:
+    with append_log(log) as noise:
         process = subprocess.Popen(
             command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=noise, stderr=subprocess.STDOUT
         )

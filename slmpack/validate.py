@@ -28,10 +28,11 @@ from slmpack.progress import report
 from slmpack.provenance import PROVENANCE
 from slmpack.records import Check, Interface, LoggedModel, Provider, Record, Target, ValidationReport
 from slmpack.registry import artifact_names, final_errors, one_line
-from slmpack.requirements import PACKAGES
+from slmpack.requirements import PACKAGES, PIN
 from slmpack.side_by_side import side_by_side
 from slmpack.store import log_folder
 from slmpack.surroundings import home_folder
+from slmpack.trust import CODE_LOADER, PICKLE_SUFFIXES
 
 if TYPE_CHECKING:
     from mlflow.models import Model
@@ -39,11 +40,8 @@ if TYPE_CHECKING:
 PREDICT_LIMIT_SECONDS = 1800.0
 ANSWER_TOKENS = 16
 LOADERS = {Target.TRANSFORMERS: "mlflow.transformers"}
-CODE_LOADER = "mlflow.pyfunc.loaders.code_model"
 PICKLE_KEYS = ("python_model", "cloudpickle_version", "pickled_model")
-PICKLE_SUFFIXES = (".pkl", ".pickle", ".joblib", ".dill", ".bin", ".pt", ".pth", ".ckpt")
 TEXT_FILES = ("MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt")
-PIN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!-]*)")
 ADVICE = "log the model again"
 
 

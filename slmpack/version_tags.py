@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 
 from slmpack.figures import tag_of
+from slmpack.plain_text import tag_text
 
 PREFIX = "slmpack."
 FACTS = "slmpack.facts"
@@ -31,7 +32,7 @@ def version_tags(facts: Mapping[str, object]) -> dict[str, str]:
     """Return the tags that tell `facts`, by the names without prefix; floats with six digits."""
     apart = {name: value for name, value in facts.items() if name in APART or value != USUAL.get(name, value)}
     packed = {name: value for name, value in facts.items() if name not in apart}
-    return {f"{PREFIX}{name}": str(value) for name, value in apart.items()} | {FACTS: _packed(packed)}
+    return {f"{PREFIX}{name}": tag_text(str(value)) for name, value in apart.items()} | {FACTS: _packed(packed)}
 
 
 def facts_in(tags: Mapping[str, str]) -> dict[str, str]:
@@ -50,7 +51,7 @@ def _packed(facts: Mapping[str, object]) -> str:
 
 
 def _short(value: object) -> float | str:
-    return float(tag_of(value)) if isinstance(value, float) else str(value)[:TEXT_CHARACTERS]
+    return float(tag_of(value)) if isinstance(value, float) else tag_text(str(value))[:TEXT_CHARACTERS]
 
 
 def _unpacked(tags: Mapping[str, str]) -> dict[str, str]:

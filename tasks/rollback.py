@@ -19,9 +19,9 @@ def find_way_back(name: str, target: Target, interface: Interface) -> WayBack:
 
 @task(task_run_name="read back {name} version {version}", **REMOTE)
 @progress_artifact("read-back")
-def read_version(name: str, version: int) -> LoggedModel:
+def read_version(name: str, version: int, trust_code: bool) -> LoggedModel:
     """Compare every file of the version with what was built; retried, since the artifact store is remote."""
-    return rollback.read_version(name, version)
+    return rollback.read_version(name, version, trust_code=trust_code)
 
 
 @task(task_run_name="give {way.name}@{way.alias} back to version {version}", **REMOTE)

@@ -19,6 +19,7 @@ from prefect_stack import PrefectServer, running_prefect_server
 
 from flows.deploy import LOST_RUNS, STUCK_RUNS
 from slmpack.records import Target
+from slmpack.telemetry import SWITCHES
 
 pytestmark = pytest.mark.slow
 
@@ -145,6 +146,13 @@ def test_nothing_of_the_machine_that_deployed_is_stored(deployments: dict[str, D
         assert str(PROJECT) not in stored and str(Path.home()) not in stored
         assert not deployment.pull_steps
         assert str(deployment.entrypoint).startswith("flows.")
+
+
+def test_a_run_has_every_switch_against_telemetry_in_its_environment(
+    deployments: dict[str, DeploymentResponse],
+) -> None:
+    for deployment in deployments.values():
+        assert SWITCHES.items() <= deployment.job_variables["env"].items()
 
 
 def test_nightly_runs_are_off_and_their_time_zone_is_told(deployments: dict[str, DeploymentResponse]) -> None:

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from mlflow_server import running_mlflow_server
 
 from slmpack import consumer, progress
-from slmpack.environment import check_clean_environment
+from slmpack.environment import check_clean_environment, check_resolution
 from slmpack.errors import CheckError
 from slmpack.log import log_model
 from slmpack.records import Interface, LoggedModel, Package
@@ -71,19 +71,20 @@ def test_a_model_on_a_server_answers_with_nothing_installed_but_its_requirements
         mlflow.set_tracking_uri(address)
         try:
             model = log_model(tiny_package, Interface.PROMPT, "tiny", place, {})
-            cost, answer = check_clean_environment(model, place)
+            cost, answer, network = check_clean_environment(model, place)
         finally:
             mlflow.set_tracking_uri(before)
     packages = int(cost.found.split()[0])
     assert len(model.requirements) < packages < 80
     assert answer.found.strip()
+    assert network.found.startswith("closed by the kernel" if has_namespaces() else "closed to Python's sockets only")
     assert not left_behind(place)
 
 
 @pytest.mark.slow
 def test_a_missing_requirement_is_refused_with_the_name_of_its_module(logged: LoggedModel, place: Path) -> None:
     with (
-        edited(logged, "requirements.txt", lambda text: text.replace("onnxruntime-genai==", "idna>=3 # ")),
+        edited(logged, "requirements.txt", lambda text: text.replace("onnxruntime-genai==", "idna==3.10 # ")),
         pytest.raises(CheckError, match=r"loading the model failed.*No module named 'onnxruntime_genai'"),
     ):
         check_clean_environment(logged, place)
@@ -109,6 +110,20 @@ def test_a_release_that_does_not_exist_is_refused_by_name(logged: LoggedModel, p
     ):
         check_clean_environment(logged, place)
     assert not left_behind(place)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", ["-r other.txt", "evil @ http://127.0.0.1:9/evil.whl", "idna>=3"])
+def test_a_requirement_that_is_no_pin_is_refused_before_anything_is_installed(
+    logged: LoggedModel, place: Path, line: str
+) -> None:
+    for check in (check_clean_environment, check_resolution):
+        with (
+            edited(logged, "requirements.txt", lambda text: f"{text}\n{line}\n"),
+            pytest.raises(CheckError, match=f"the requirement {line!r}; a package and its version"),
+        ):
+            check(logged, place)
+        assert (place / "logs" / f"environment-{logged.model_id}.log").read_bytes() == b""  # no installer was started
 
 
 class _CtrlC(logging.Handler):
@@ -174,7 +189,10 @@ def test_the_consumer_ends_with_its_parent(tmp_path: Path) -> None:
     request = tmp_path / "request.json"
     os.mkfifo(request)  # so that it waits for a request that never comes
     ended = subprocess.run(
-        [sys.executable, "-I", consumer.__file__, str(request)], stdin=subprocess.DEVNULL, timeout=60, check=False
+        [sys.executable, "-I", consumer.__file__, "ask", str(request)],
+        stdin=subprocess.DEVNULL,
+        timeout=60,
+        check=False,
     )
     assert ended.returncode == 1
 
@@ -187,34 +205,87 @@ from mlflow.pyfunc.model import PythonModel
 
 class Model(PythonModel):
     def predict(self, context, model_input, params=None):
-        socket.create_connection(("127.0.0.1", 9))
+        QUESTION
 
 
 set_model(Model())
 """
 
 
+def save_model(folder: Path, code: str, question: str) -> dict[str, Any]:
+    """Save a model that runs `question` when it is asked, ask it, and return what the consumer found."""
+    (folder / "code.py").write_text(code.replace("QUESTION", question))
+    saved: dict[str, Any] = {"python_model": str(folder / "code.py"), "pip_requirements": ["mlflow-skinny"]}
+    mlflow.pyfunc.save_model(str(folder / "model"), input_example={"prompt": "hi"}, **saved)
+    request: dict[str, object] = {
+        "source": str(folder / "model"),
+        "forbidden": [],
+        "model_config": None,
+        "result": str(folder / "result"),
+    }
+    return ask_consumer(request, folder)
+
+
+def has_namespaces() -> bool:
+    code = f"import sys; sys.path.insert(0, {str(Path(consumer.__file__).parent)!r}); import consumer as c"
+    done = subprocess.run([sys.executable, "-c", f"{code}; print(c.close_network())"], capture_output=True, check=True)
+    return done.stdout.strip() == b"None"
+
+
+needs_namespaces = pytest.mark.skipif(not has_namespaces(), reason="the kernel allows no network namespace here")
+
+
 @pytest.mark.slow
 def test_a_model_that_asks_the_network_for_more_is_refused(tmp_path: Path) -> None:
-    code, model, result = tmp_path / "code.py", tmp_path / "model", tmp_path / "result.json"
-    code.write_text(ASKS_THE_NETWORK)
-    saved: dict[str, Any] = {"python_model": str(code), "pip_requirements": ["mlflow-skinny"]}
-    mlflow.pyfunc.save_model(str(model), input_example={"prompt": "hi"}, **saved)
-    request: dict[str, object] = {"source": str(model), "forbidden": [], "model_config": None, "result": str(result)}
-    told = ask_consumer(request, tmp_path)
+    told = save_model(tmp_path, ASKS_THE_NETWORK, 'socket.create_connection(("127.0.0.1", 9))')
     assert told["kind"] == "NetworkError"
     assert "socket.getaddrinfo" in told["message"]
 
 
+# What a library in C does; Python's audit events know nothing of it.
+IN_C = """
+import ctypes, socket, struct
+libc = ctypes.CDLL(None)
+def connect(family, kind, port, address):
+    handle = libc.socket(family, kind, 0)
+    middle = b"" if family == socket.AF_INET else bytes(4)
+    name = struct.pack("=H", family) + struct.pack("!H", port) + middle + socket.inet_pton(family, address) + bytes(8)
+    return libc.connect(handle, name, len(name))
+"""
+
+
+@pytest.mark.slow
+@needs_namespaces
+@pytest.mark.parametrize("attempt", [
+    "connect(socket.AF_INET, socket.SOCK_STREAM, 443, '203.0.113.9')",
+    "connect(socket.AF_INET, socket.SOCK_DGRAM, 53, '203.0.113.9')",
+    "connect(socket.AF_INET6, socket.SOCK_STREAM, 443, '2001:db8::9')",
+    "libc.getaddrinfo(b'telemetry.example.org', b'443', None, ctypes.byref(ctypes.c_void_p()))",
+])  # fmt: skip
+def test_what_a_library_in_c_asks_the_network_is_counted(tmp_path: Path, attempt: str) -> None:
+    told = save_model(tmp_path, IN_C + ASKS_THE_NETWORK, f"{attempt}; return ['x']")
+    assert told.get("kind") == "NetworkError", told
+    assert "attempts to reach another machine" in told["message"]
+
+
+@pytest.mark.slow
+def test_a_model_that_asks_nothing_answers_and_the_network_is_told(tmp_path: Path) -> None:
+    told = save_model(tmp_path, ASKS_THE_NETWORK, "return ['x']")
+    assert (told["answer"], "step" in told) == (["x"], False)
+    assert (told["not_closed"] is None) == has_namespaces()
+
+
 def test_a_module_that_must_not_be_there_is_refused(tmp_path: Path) -> None:
-    told = consumer.main({"forbidden": ["no_such_module", "slmpack"]})
-    assert (told["step"], told["message"]) == ("looking around", "slmpack can be imported here")
+    told = consumer.fetch({"forbidden": ["no_such_module", "slmpack"]})
+    assert (told["step"], told["message"]) == ("downloading the model", "slmpack can be imported here")
 
 
-def ask_consumer(request: dict[str, object], folder: Path) -> dict[str, str]:
+def ask_consumer(request: dict[str, object], folder: Path) -> dict[str, Any]:
     """Run the consumer in this environment: what it does there does not depend on the packages."""
     path = folder / "request.json"
     path.write_text(json.dumps(request))
-    run_to_log([sys.executable, "-I", consumer.__file__, str(path)], dict(os.environ), folder, folder / "log", 120)
-    told: dict[str, str] = json.loads(Path(str(request["result"])).read_text())
+    run_to_log(
+        [sys.executable, "-I", consumer.__file__, "ask", str(path)], dict(os.environ), folder, folder / "log", 120
+    )
+    told: dict[str, Any] = json.loads(Path(str(request["result"])).read_text())
     return told

@@ -21,6 +21,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.stack import HOST, end_marked
 from slmpack.child import kill_tree
+from slmpack.telemetry import SWITCHES
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +32,8 @@ END_SECONDS = 15
 @pytest.fixture
 def home(tmp_path: Path) -> dict[str, str]:
     """An environment with a home and a Prefect of its own; what runs in it is known by it."""
-    return environment(HOME=str(tmp_path), PREFECT_HOME=str(tmp_path / ".prefect"))
+    given = environment(HOME=str(tmp_path), PREFECT_HOME=str(tmp_path / ".prefect"))
+    return {name: value for name, value in given.items() if name not in SWITCHES}  # a person has set none of them
 
 
 @contextmanager
@@ -60,6 +62,20 @@ def running_in(home: dict[str, str]) -> list[psutil.Process]:
     return found
 
 
+def command_of(process: psutil.Process) -> list[str]:
+    with suppress(psutil.Error):
+        return list(process.cmdline())
+    return []
+
+
+def is_silent(process: psutil.Process) -> bool:
+    """Tell whether a process was started with all that keeps it from sending anything home; one that ended was."""
+    try:
+        return bool(SWITCHES.items() <= process.environ().items())
+    except psutil.Error:
+        return True
+
+
 def until(found: Callable[[], Any], folder: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while not found():
@@ -84,6 +100,10 @@ def test_one_command_starts_everything_and_an_interrupt_ends_it_in_the_middle_of
         assert {"package-cpu-int4", "package-all", "verify-cpu"} <= {each.name for each in client.read_deployments()}
         run: Any = run_deployment("package-model/package-cpu-int4", parameters={"source": str(tiny_phi3)}, timeout=0)
         until(lambda: client.read_flow_run(run.id).state_type == StateType.RUNNING, tmp_path)
+        first = psutil.Process(
+            process.pid
+        ).cmdline()  # Honcho's own are forks of it, and start each with an environment
+        assert [told for each in running_in(home) if (told := command_of(each)) != first and not is_silent(each)] == []
 
         process.send_signal(signal.SIGINT)
         assert process.wait(END_SECONDS) == 0

@@ -1,0 +1,95 @@
+"""Silence: nothing but the package index is asked, and nothing is written but where it was said.
+
+The commands have nothing of ours in their environment, and a home folder that is empty.
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import SLMPACK
+from traced import Trace, bare_environment, needs_strace, run_traced
+
+pytestmark = [pytest.mark.slow, needs_strace]
+
+LOAD = """
+import mlflow
+model = mlflow.pyfunc.load_model("models:/tiny-phi3@cpu-int4")
+model.predict({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4})
+"""
+AFTERWARDS = 'mlflow.MlflowClient().create_registered_model("another")  # which MLflow reports, by default'
+
+
+class Person:
+    """Somebody with an empty home folder, who runs commands in a folder with an MLflow store."""
+
+    def __init__(self, folder: Path) -> None:
+        self.home, self.work, self.temporary = folder / "home", folder / "work", folder / "tmp"
+        for each in (self.home, self.work, self.temporary):
+            each.mkdir()
+
+    def run(self, *command: str, **extra: str) -> Trace:
+        environment = bare_environment(HOME=str(self.home), TMPDIR=str(self.temporary), **extra)
+        done, trace = run_traced([*command], self.work, environment)
+        assert done.returncode == 0, done.stderr
+        return trace
+
+    def outside(self, trace: Trace, *places: Path) -> list[str]:
+        return trace.written_outside(self.work, self.temporary, *places)
+
+
+@pytest.fixture(scope="module")
+def uv_cache() -> Path:
+    return Path.home() / ".cache" / "uv"
+
+
+@pytest.fixture(scope="module")
+def person(tmp_path_factory: pytest.TempPathFactory) -> Person:
+    return Person(tmp_path_factory.mktemp("person"))
+
+
+@pytest.fixture(scope="module")
+def main_job(person: Person, tiny_phi3: Path, workspace: Path, uv_cache: Path) -> Trace:
+    """The main job with a tiny model; the others ask what it published."""
+    command = (SLMPACK, "package", str(tiny_phi3), "--workspace", str(workspace), "--force")
+    return person.run(*command, PREFECT_HOME=str(person.work / "prefect"), UV_CACHE_DIR=str(uv_cache))
+
+
+def test_the_main_job_asks_the_package_index_and_nobody_else(main_job: Trace) -> None:
+    assert {program for program, _ in main_job.attempts} <= {"uv"}
+
+
+def test_the_main_job_writes_where_it_was_told_to(
+    main_job: Trace, person: Person, workspace: Path, uv_cache: Path
+) -> None:
+    assert any(path.endswith("mlflow.db") for path in main_job.written)  # or nothing was traced
+    assert person.outside(main_job, workspace, uv_cache) == []
+
+
+@pytest.mark.usefixtures("main_job")
+def test_chat_asks_nobody_and_writes_nothing_elsewhere(person: Person) -> None:
+    trace = person.run(SLMPACK, "chat", "models:/tiny-phi3@cpu-int4", "Hi")
+    assert trace.attempts == ()
+    assert person.outside(trace) == []
+
+
+@pytest.mark.usefixtures("main_job")
+def test_who_loads_a_version_asks_nobody_and_only_mlflow_itself_writes_when_it_is_imported(person: Person) -> None:
+    trace = person.run(sys.executable, "-c", LOAD)
+    assert trace.attempts == ()
+    assert person.outside(trace, person.home / ".config") == []
+    assert {Path(path).name for path in person.outside(trace)} <= {
+        ".config",
+        "mlflow",
+        "telemetry.tmp",
+        "telemetry.json",
+    }
+    silent = person.run(
+        sys.executable, "-c", LOAD, MLFLOW_DISABLE_TELEMETRY="true", XDG_CONFIG_HOME=str(person.home / "x")
+    )
+    assert person.outside(silent) == []
+
+
+@pytest.mark.usefixtures("main_job")
+def test_once_a_version_is_loaded_mlflow_reports_nothing_more(person: Person) -> None:
+    assert person.run(sys.executable, "-c", f"{LOAD}\n{AFTERWARDS}\nimport time; time.sleep(2)").attempts == ()
