@@ -22,13 +22,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 from slmpack.adapter_merge import MergeRequest, merge_adapter
+from slmpack.at_rest import derive_folder
 from slmpack.checkpoint import relevant_files
 from slmpack.child import ChildRun, run_in_child
-from slmpack.errors import TrainError, WorkspaceError
+from slmpack.errors import TrainError
 from slmpack.limits import limit_seconds
 from slmpack.records import Record, Snapshot, digest_of
 from slmpack.reference import dtype_of
-from slmpack.store import log_folder, require_space, sha256_of, store_folder
+from slmpack.store import log_folder, require_space, sha256_of
 from slmpack.train_checkpoints import last_whole, needed_bytes, no_room, step_of, training_folder
 from slmpack.train_losses import LOSSES, Told, TrainingPoint, following, read_points, write_points
 from slmpack.train_memory import sizes_of, trained_parameters
@@ -119,8 +120,6 @@ def train_adapter(
     logs = log_folder(workspace)
 
     def make(into: Path) -> dict[str, str | int | None]:
-        if not snapshot.path.is_dir():
-            raise WorkspaceError("the base's snapshot is gone from the workspace", "its folder", "fetch it again")
         folder = training_folder(workspace, key)
         with _telling_no_room(folder):
             if not (folder / TUNED / TRAINING).is_file():
@@ -130,7 +129,7 @@ def train_adapter(
             _fill(snapshot, folder / TUNED, into, logs / f"train-merge-{key[:12]}.log")
         return {"base": snapshot.digest, "data": data}
 
-    path = store_folder(workspace, "tunings", key, make)
+    path = derive_folder(snapshot, workspace, "tunings", key, make)
     shutil.rmtree(workspace / "training" / key, ignore_errors=True)
     training = read_training(path)
     return Tuned(

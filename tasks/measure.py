@@ -17,6 +17,7 @@ def measure_quality(model: LoggedModel, request: Request, recipe: Recipe | None)
         request.workspace,
         text=request.quality_text,
         chats=request.quality_chats,
+        checked=request.checked,
         waiver=request.waiver_for(recipe),
         advice=request.advice_for(recipe),
     )
