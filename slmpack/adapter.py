@@ -89,11 +89,6 @@ def is_adapter_file(name: str) -> bool:
     return is_small(name) and name != CONFIG
 
 
-def adapter_files(folder: Path) -> dict[str, Path]:
-    """Return the files of an adapter that matter, their path in the folder to their path on disk."""
-    return {name: path for name, path in files_below(folder).items() if is_adapter_file(name)}
-
-
 def require_weights(names: Iterable[str], where: str) -> None:
     """Refuse an adapter without safetensors.
 
@@ -171,7 +166,8 @@ def write_small_files(base: Path, adapter: Path, into: Path) -> None:
     The tokenizer is the adapter's if it has one, and so are the chat templates; else they are the base's. Licences of
     both are kept; model cards are left out, since neither is about the merged model.
     """
-    ours, theirs = adapter_files(adapter), relevant_files(base)
+    ours = {name: path for name, path in files_below(adapter).items() if is_adapter_file(name)}
+    theirs = relevant_files(base)
     tokenizer = adapter if VOCABULARIES & ours.keys() else base
     templates = adapter if templates_of(adapter) else base
     chosen = ours if tokenizer is adapter else theirs

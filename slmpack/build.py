@@ -10,6 +10,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from slmpack.at_rest import derive_folder
 from slmpack.builder import BuildRequest, Built, require_stock_memory, run_builder
 from slmpack.checkpoint import TOKENIZER
 from slmpack.child import limited, run_in_child
@@ -31,7 +32,7 @@ from slmpack.limits import limit_seconds
 from slmpack.packaged import open_package
 from slmpack.preparation import Prepared, is_kept, preparation_digest, prepare
 from slmpack.records import Package, Provider, Recipe, Record, Snapshot, Target, digest_of
-from slmpack.store import Manifest, log_folder, require_space, store_folder
+from slmpack.store import Manifest, log_folder, require_space
 from slmpack.streaming import unchecked_builder
 from slmpack.targets import BYTES_PER_PARAMETER, BuilderOptions, builder_versions, options_for
 
@@ -160,7 +161,7 @@ def _build(
             ),
         }
 
-    return store_folder(workspace, "packages", digest, make)
+    return derive_folder(snapshot, workspace, "packages", digest, make)
 
 
 def _build_exported(snapshot: Snapshot, target: Target, recipe: Recipe | None, digest: str, workspace: Path) -> Path:
@@ -175,7 +176,7 @@ def _build_exported(snapshot: Snapshot, target: Target, recipe: Recipe | None, d
         told = (str(facts["quantisation"]), *_told_kept(snapshot, Prepared(), ()))
         return {"target": target, "recipe": recipe, **facts, "quantisation": "\n".join(told)}
 
-    return store_folder(workspace, "packages", digest, make)
+    return derive_folder(snapshot, workspace, "packages", digest, make)
 
 
 def _drive(package: Path, snapshot: Snapshot, target: Target, log: Path) -> None:

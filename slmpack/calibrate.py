@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slmpack.at_rest import derive_folder
 from slmpack.child import limited, run_in_child
 from slmpack.errors import BuildError, QualityError
 from slmpack.finite import require_finite_weights
@@ -30,7 +31,7 @@ from slmpack.progress import report
 from slmpack.records import Record, Snapshot, digest_of
 from slmpack.reference import TEXT_FILE, cut_windows, dtype_of, first_ids, prefix_of
 from slmpack.source_model import load_source, logits_of, tensor_names, vocabulary_of
-from slmpack.store import log_folder, store_folder
+from slmpack.store import log_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,7 +115,7 @@ def calibrate(snapshot: Snapshot, text: str | None, workspace: Path) -> Path:
             "peak_private_bytes": run.peak_private_bytes,
         }  # fmt: skip
 
-    return store_folder(workspace, "calibrations", key, make)
+    return derive_folder(snapshot, workspace, "calibrations", key, make)
 
 
 def read_energy(folder: Path) -> "dict[str, Tensor]":

@@ -10,6 +10,7 @@ import codecs
 from collections.abc import Iterator
 from pathlib import Path
 
+from slmpack.bounded_file import IrregularFileError, open_regular
 from slmpack.errors import DataError
 
 SUFFIXES = (".jsonl", ".json")
@@ -55,13 +56,12 @@ def _files_in(folder: Path) -> Iterator[Path]:
 
 
 def _require_text(path: Path) -> None:
-    if not path.is_file():
-        raise DataError(f"{path} is no file", _EXPECTED, "name a file or a folder")
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(HEAD_BYTES)
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror})", _EXPECTED, "allow it to be read") from error
+        advice = "name a file or a folder" if isinstance(error, IrregularFileError) else "allow it to be read"
+        raise DataError(f"{path} cannot be read ({error.strerror})", _EXPECTED, advice) from error
     kind = next((kind for magic, kind in _KINDS.items() if head.startswith(magic)), None)
     if kind is None and b"\0" in head:
         kind = "binary"
@@ -75,7 +75,7 @@ def _require_text(path: Path) -> None:
 
 def lines_of(path: Path) -> Iterator[tuple[int, bytes | None]]:
     """Yield number, from 1, and content of every line that is not blank; None for one over `MAX_LINE_BYTES`."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         number = 0
         while line := file.readline(MAX_LINE_BYTES + 1):
             number += 1

@@ -109,6 +109,7 @@ LONGEST_CHARACTER = 4  # bytes in UTF-8
 MOST_HELD_TOKENS = 32  # of bytes that become no character: a broken model's answer still streams
 CONTEXT_TOKENS = 16  # of a prompt that text goes on from: enough that they hold a word
 READ_BYTES = 4 << 20
+MAX_JSON_BYTES = 16 << 20  # of a small file of the package
 LARGEST_SEED = 2**31 - 1  # the runtime takes a C int
 GREEDY_BELOW = 1e-5  # logits divided by less overflow float32
 SMALLEST_TOP_P = 1e-6  # above 0 in float32, and already the single best token
@@ -325,7 +326,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         IntegrityError: names the first key that is not known, or whose value is of another kind.
     """
-    config = json.loads((folder / GENAI_CONFIG).read_bytes())
+    config = _read_json(folder, GENAI_CONFIG)
     _require_known_keys(config, CONFIG_KEYS, "")
     name = config["model"]["decoder"].get("filename")
     if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*\.onnx", name):  # beside it, nowhere else
@@ -357,9 +358,30 @@ def _unknown(place: str, value: object) -> IntegrityError:
     )
 
 
+def _read_json(folder: Path, name: str) -> Any:
+    """Read a small file of the package, which may be a stranger's: one of a plain size, nested no deeper than Python.
+
+    Raises:
+        IntegrityError: it is no regular file, is too large, or is nested too deep.
+        OSError: it cannot be read.
+        ValueError: it is no JSON.
+    """
+    path = folder / name
+    if path.exists() and not path.is_file():  # opening a named pipe waits for a writer
+        raise _damaged(folder, name, "is no regular file")
+    with path.open("rb") as file:
+        content = file.read(MAX_JSON_BYTES + 1)
+    if len(content) > MAX_JSON_BYTES:
+        raise _damaged(folder, name, f"has more than {MAX_JSON_BYTES:,} bytes")
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise _damaged(folder, name, "is nested too deep") from None
+
+
 def _read_manifest(folder: Path) -> dict[str, tuple[str, int]]:
     try:
-        files = json.loads((folder / MANIFEST).read_bytes())["files"]
+        files = _read_json(folder, MANIFEST)["files"]
         return {file["name"]: (file["sha256"], file["size_bytes"]) for file in files}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(folder, MANIFEST, f"cannot be read ({type(error).__name__})") from error
@@ -480,7 +502,7 @@ class ChatTemplate:
     """
 
     def __init__(self, folder: Path, limit_seconds: float = RENDER_SECONDS) -> None:
-        settings = json.loads((folder / CHAT_FORMAT).read_bytes())
+        settings = _read_json(folder, CHAT_FORMAT)
         self._special_tokens: dict[str, str] = settings["special_tokens"]
         self._environment = template_environment()
         self._limit_seconds = limit_seconds
@@ -1098,7 +1120,7 @@ class TextTokenizer:
     """
 
     def __init__(self, folder: Path, limit_seconds: float | None = TOKENIZE_SECONDS) -> None:
-        settings = json.loads((folder / CHAT_FORMAT).read_bytes())
+        settings = _read_json(folder, CHAT_FORMAT)
         with _tokenizer_errors("load"):
             self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         self._tokenizer.no_truncation()

@@ -13,10 +13,11 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from slmpack.at_rest import derive_folder
 from slmpack.chat_data import read_good_chats
 from slmpack.chat_loss import parts_of, tokens_at_once
 from slmpack.child import run_in_child
-from slmpack.errors import QualityError
+from slmpack.errors import DataError, QualityError
 from slmpack.forks import TORCH, forked_with
 from slmpack.limits import limit_seconds
 from slmpack.progress import report
@@ -31,7 +32,7 @@ from slmpack.reference import (
     write_header,
 )
 from slmpack.source_model import load_source, logits_of, vocabulary_of
-from slmpack.store import log_folder, require_space, store_folder
+from slmpack.store import log_folder, require_space
 from slmpack.tokenizer_pair import read_tokenizer
 from slmpack.train_examples import IGNORED, Example, read_examples
 
@@ -74,16 +75,23 @@ class ChatReference(Record):
         return sum(map(len, self.marked))
 
 
-def chat_reference(snapshot: Snapshot, chats: Path, workspace: Path) -> Path:
+def chat_reference(snapshot: Snapshot, chats: Path, workspace: Path, expected: str | None = None) -> Path:
     """Return the folder of the source's log-probabilities on the answers in a file or folder of chats.
 
+    Args:
+        expected: the digest over the chats' own digests, sorted, that they must have; None: any.
+
     Raises:
-        DataError: a line is no chat.
+        DataError: a line is no chat, or the chats are others than `expected`.
+        SourceError: a file of the source changed while it ran.
         TrainError: no chat is short enough, or they cannot be read with the source's template.
         QualityError: the source cannot be run, or its logits are not finite.
         WorkspaceError: the workspace is full.
     """
-    lines = [chat.line() for chat in read_good_chats(chats)]
+    read = list(read_good_chats(chats))
+    if expected is not None and digest_of(sorted(chat.digest for chat in read)) != expected:
+        raise DataError(f"the chats in {chats.name} changed after they were checked", "files at rest", "start again")
+    lines = [chat.line() for chat in read]
     dtype = dtype_of(snapshot)
     key = digest_of([LAYOUT, snapshot.digest, lines, dtype, MAX_TOKENS, MAX_ANSWER_TOKENS, MAX_CHAT_TOKENS])
 
@@ -99,7 +107,7 @@ def chat_reference(snapshot: Snapshot, chats: Path, workspace: Path) -> Path:
                     len(reference.windows), reference.positions, run.seconds, reference.left_out)  # fmt: skip
         return {"snapshot": snapshot.digest, "positions": reference.positions}
 
-    return store_folder(workspace, "chat-references", key, make)
+    return derive_folder(snapshot, workspace, "chat-references", key, make)
 
 
 @forked_with(*TORCH)

@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from slmpack.bounded_file import read_bounded
 from slmpack.errors import SourceError
 from slmpack.json_file import read_json
 from slmpack.records import Record
@@ -54,8 +55,9 @@ def _in_files(folder: Path) -> dict[str, ChatTemplate]:
 
 def _text(path: Path) -> str:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return file.read()
+        return read_bounded(path).decode()
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read ({error.strerror})", "a Jinja template", "correct it") from error
     except UnicodeDecodeError as error:
         raise _not_text(path) from error
 

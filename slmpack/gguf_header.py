@@ -15,12 +15,19 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from slmpack.bounded_file import open_regular
 from slmpack.errors import SourceError
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 ALIGNMENT = 32
 MOST_DIMENSIONS = 4
+# Of a header, whose values become Python's objects. The largest known have 1.3 million values, those of the tokenizer
+# of Gemma 3, and some thousand tensors.
+MOST_VALUES = 1 << 22
+MOST_TENSORS = 1 << 17
+MOST_TEXT_BYTES = 1 << 27  # of all names and texts together
+MOST_DEPTH = 4  # of arrays in arrays; 1 is what files have
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -69,7 +76,7 @@ def read_header(path: Path) -> GgufHeader:
         SourceError: it is missing, another format, big-endian, of an unknown version, cut short or damaged.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             _require_gguf(path, file.read(24))
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 return _Reader(path, content).header()
@@ -103,9 +110,13 @@ class _Reader:
         self._path = path
         self._content = content
         self._position = 8  # after magic and version
+        self._values = self._text_bytes = 0  # read so far
 
     def header(self) -> GgufHeader:
         tensors, entries = self._scalar("Q"), self._scalar("Q")
+        if tensors > MOST_TENSORS:
+            raise self._damaged(f"has {tensors:,} tensors, more than {MOST_TENSORS:,}")
+        self._count(entries)
         metadata: dict[str, Any] = {}
         for _ in range(entries):
             key = self._string()
@@ -118,6 +129,12 @@ class _Reader:
             raise self._damaged(f"has general.alignment {alignment!r}")
         start = -(-self._position // alignment) * alignment
         return GgufHeader(self._path, metadata, tuple(self._place(*entry, start) for entry in table))
+
+    def _count(self, values: int) -> None:
+        """Refuse metadata of more values than any model has, before they are read."""
+        self._values += values
+        if self._values > MOST_VALUES:
+            raise self._damaged(f"has more than {MOST_VALUES:,} values of metadata")
 
     def _damaged(self, found: str) -> SourceError:
         return SourceError(f"{self._path.name} {found}", "a well-formed GGUF file", "download it again")
@@ -135,26 +152,35 @@ class _Reader:
         return value
 
     def _string(self) -> str:
-        raw = self._take(self._scalar("Q"))
+        size = self._scalar("Q")
+        if size > len(self._content) - self._position:
+            raise _cut_short(self._path)
+        self._text_bytes += size
+        if self._text_bytes > MOST_TEXT_BYTES:
+            raise self._damaged(f"has more than {MOST_TEXT_BYTES:,} bytes of names and texts")
+        raw = self._take(size)
         try:
             return raw.decode()
         except UnicodeDecodeError:
             raise self._damaged(f"has a string that is not UTF-8: {raw[:20]!r}") from None
 
-    def _value(self, kind: int) -> Any:
+    def _value(self, kind: int, depth: int = 0) -> Any:
         if kind in _SCALARS:
             return self._scalar(_SCALARS[kind])
         if kind == _STRING:
             return self._string()
         if kind == _ARRAY:
-            return self._array(self._scalar("I"), self._scalar("Q"))
+            return self._array(self._scalar("I"), self._scalar("Q"), depth + 1)
         raise self._damaged(f"has a metadata value of unknown type {kind}")
 
-    def _array(self, kind: int, length: int) -> list[Any]:
+    def _array(self, kind: int, length: int, depth: int) -> list[Any]:
+        if depth > MOST_DEPTH:
+            raise self._damaged(f"has arrays nested more than {MOST_DEPTH} deep")
+        self._count(length)
         if form := _SCALARS.get(kind):
             raw = self._take(length * struct.calcsize("<" + form))
             return list(struct.unpack(f"<{length}{form}", raw))
-        return [self._value(kind) for _ in range(length)]
+        return [self._value(kind, depth) for _ in range(length)]
 
     def _table_entry(self) -> tuple[str, tuple[int, ...], int, int]:
         name, dimensions = self._string(), self._scalar("I")

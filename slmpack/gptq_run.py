@@ -28,6 +28,7 @@ from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
+from slmpack.at_rest import derive_folder
 from slmpack.calibrate import BUILT_IN_TEXT, WINDOW_TOKENS, Reading, windows_of
 from slmpack.child import run_in_child
 from slmpack.errors import BuildError
@@ -42,7 +43,7 @@ from slmpack.limits import limit_seconds
 from slmpack.records import Record, Snapshot, digest_of
 from slmpack.reference import TEXT_FILE, dtype_of
 from slmpack.source_model import load_source, vocabulary_of
-from slmpack.store import log_folder, require_space, store_folder
+from slmpack.store import log_folder, require_space
 from slmpack.weights import read_weights
 
 logger = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ def quantise_by_gptq(
             "seconds": round(run.seconds), "peak_private_bytes": run.peak_private_bytes,
         }  # fmt: skip
 
-    return store_folder(workspace, "gptq", key, make)
+    return derive_folder(snapshot, workspace, "gptq", key, make)
 
 
 def _tell_time(snapshot: Snapshot, log: Path) -> None:

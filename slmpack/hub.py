@@ -21,6 +21,7 @@ from slmpack.checkpoint import CONFIG, relevant_names
 from slmpack.errors import SourceError, UsageError
 from slmpack.progress import report
 from slmpack.records import ModelSource, Record
+from slmpack.source_files import require_small_sizes
 from slmpack.store import require_space
 from slmpack.weights import INDEX, WEIGHTS, missing_shard, no_weights, read_index
 
@@ -105,11 +106,20 @@ def small_file(repository: str, commit: str, name: str) -> Path:
     """Return the place of one small file of a repository in the Hub client's cache, fetched unless it is there.
 
     Raises:
-        SourceError: it may not be read, or is not cached and the client is offline.
+        SourceError: it may not be read, is too large, or is not cached and the client is offline.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import (
+        get_hf_file_metadata,
+        hf_hub_download,
+        hf_hub_url,
+        is_offline_mode,
+        try_to_load_from_cache,
+    )
 
     with _translated(repository, commit):
+        if not isinstance(try_to_load_from_cache(repository, name, revision=commit), str) and not is_offline_mode():
+            size = get_hf_file_metadata(hf_hub_url(repository, name, revision=commit)).size
+            require_small_sizes({name: size or 0}, repository)
         return Path(hf_hub_download(repository, name, revision=commit))
 
 
@@ -171,14 +181,25 @@ def _needed_sizes(source: ModelSource) -> dict[str, int] | None:
     sizes = {item.path: item.size for item in tree if isinstance(item, RepoFile)}
     if source.base is not None:
         require_weights(sizes, source.location)
-        return {name: size for name, size in sizes.items() if is_adapter_file(name)}
+        return _bounded({name: size for name, size in sizes.items() if is_adapter_file(name)}, source)
     if WEIGHTS not in sizes and INDEX not in sizes:
         raise no_weights(source.location, list(sizes))
+    _bounded({name: size for name, size in sizes.items() if name == INDEX}, source)
     index = f"{INDEX} of {source.location}"
     needed = relevant_names(sizes, lambda: read_index(small_file(source.location, source.revision, INDEX), index))
     for name in sorted(needed - sizes.keys()):
         raise missing_shard(index, name)
-    return {name: sizes[name] for name in needed}
+    return _bounded({name: sizes[name] for name in needed}, source)
+
+
+def _bounded(sizes: dict[str, int], source: ModelSource) -> dict[str, int]:
+    """Return the files, none of which is larger than what it is called can be.
+
+    Raises:
+        SourceError: one is.
+    """
+    require_small_sizes(sizes, source.location)
+    return sizes
 
 
 def _require_room(source: ModelSource, sizes: dict[str, int]) -> int:

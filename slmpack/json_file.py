@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from slmpack.bounded_file import limit_of, parse_json, read_bounded
 from slmpack.errors import SourceError
 
 
@@ -11,15 +12,15 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read one object.
 
     Raises:
-        SourceError: the file is missing, or is not a JSON object.
+        SourceError: the file is missing, not regular or too large, or is not a JSON object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(read_bounded(path), limit_of(path.name))
     except OSError as error:
         raise SourceError(
             f"{path} cannot be read ({error.strerror})", f"a checkpoint with {path.name}", "name another source"
         ) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise SourceError(f"{path} is not JSON ({error})", "a JSON object", "fetch or save the model again") from error
     if not isinstance(value, dict):
         raise SourceError(f"{path} holds a {type(value).__name__}", "a JSON object", "fetch or save the model again")

@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from slmpack.bounded_file import open_regular
 from slmpack.chat_dataset import fetch_data
 from slmpack.chat_reference import chat_reference
 from slmpack.child import run_in_child
@@ -36,8 +37,10 @@ from slmpack.records import (
     Quality,
     QualityPolicy,
     QualityReport,
+    Record,
     Snapshot,
     Target,
+    digest_of,
 )
 from slmpack.reference import PROMPTS, REFERENCE_FILE, Reference, dtype_of, source_reference
 from slmpack.registry import final_errors
@@ -57,6 +60,17 @@ FREE_BESIDE_BYTES = 2_000_000_000  # for the libraries of both, and others on th
 ADVICE = "use a dearer --recipe or --waive-quality REASON"
 
 
+class CheckedTexts(Record):
+    """Digests of what the quality is to be measured on, as it was when the run began.
+
+    Attributes:
+        chats: over the chats' own digests, sorted; None: there are none, or MLflow keeps them as they are.
+    """
+
+    text: str
+    chats: str | None = None
+
+
 def measure_quality(
     model: LoggedModel,
     policy: QualityPolicy,
@@ -66,6 +80,7 @@ def measure_quality(
     chats: str | None = None,
     waiver: str | None = None,
     advice: str = ADVICE,
+    checked: CheckedTexts | None = None,
 ) -> QualityReport:
     """Compare the logged model's package with its source; target `transformers` must be its very bytes.
 
@@ -74,23 +89,27 @@ def measure_quality(
         chats: whose answers are to be kept as well: a path, or an artifact in MLflow.
         waiver: why to publish even below the policy.
         advice: what to do about a refusal, for the error.
+        checked: what was read of `text` and `chats` when the run began; None: anything will do.
 
     Raises:
         QualityError: the package lost more than `policy` allows and there is no waiver (then with its `quality`), its
             logits are not finite, its bytes are others than those that were built, or its run failed.
-        UsageError: a waiver without a reason, or a text that is too short or not UTF-8.
-        DataError: the chats are gone, or a line of them is none.
+        UsageError: a waiver without a reason, or a text that is too short, not UTF-8, or other than `checked`.
+        DataError: the chats are gone or other than `checked`, or a line of them is none.
+        SourceError: a file of the source changed while it ran.
         TrainError: the chats cannot be read with the source's template.
     """
     waiver = None if waiver is None else checked_waiver(waiver)
     content = read_text(text)
+    if checked is not None and digest_of(content) != checked.text:
+        raise UsageError("the text to measure on changed after it was checked", "a file at rest", "start again")
     with _logged_folder(model, workspace) as folder:
         same = _check_bytes(model, folder)
         if model.package.target is Target.TRANSFORMERS:
             return QualityReport(model=model, quality=None, policy=policy, checks=(same,))
         reference = source_reference(model.package.snapshot, content, workspace)
         provider = provider_here(model.package.target)
-        asked = None if chats is None else _chat_reference(model.package.snapshot, chats, workspace)
+        asked = None if chats is None else _chat_reference(model.package.snapshot, chats, workspace, checked)
         run = PackageRun(package=folder, reference=reference, chats=asked, provider=provider)
         quality = _measure(model, run, workspace)
     read = "the built-in text" if text is None else "a text of the user's"
@@ -105,14 +124,19 @@ def measure_quality(
 
 
 def read_source_beside(
-    snapshot: Snapshot, workspace: Path, *, text: Path | None = None, chats: str | None = None
+    snapshot: Snapshot,
+    workspace: Path,
+    *,
+    text: Path | None = None,
+    chats: str | None = None,
+    checked: CheckedTexts | None = None,
 ) -> Job[None] | None:
     """Let the source read what `measure_quality` holds its package against, while that is built.
 
     An error of it is not told here: `measure_quality` runs the source again, and says it.
 
     Args:
-        text, chats: those of `measure_quality`.
+        text, chats, checked: those of `measure_quality`.
 
     Returns:
         The job; None where there is not memory enough for both: the source follows when its package is measured.
@@ -124,7 +148,7 @@ def read_source_beside(
         with threads_of_children(max(1, share_of_cores() // 2)):
             source_reference(snapshot, read_text(text), workspace)
             if chats is not None:
-                _chat_reference(snapshot, chats, workspace)
+                _chat_reference(snapshot, chats, workspace, checked)
 
     return Job(read)
 
@@ -153,7 +177,7 @@ def read_text(path: Path | None, option: str = "--quality-text") -> str:
     """
     path, advice = path or CORPUS, f"name another file with {option}"
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(READ_BYTES)
             text = codecs.getincrementaldecoder("utf-8-sig")().decode(head, final=not file.read(1))
     except OSError as error:
@@ -198,10 +222,10 @@ def _check_bytes(model: LoggedModel, folder: Path) -> Check:
     return Check(name="weights", found=f"sha256 of {len(expected)} files")
 
 
-def _chat_reference(snapshot: Snapshot, chats: str, workspace: Path) -> Path:
+def _chat_reference(snapshot: Snapshot, chats: str, workspace: Path, checked: CheckedTexts | None) -> Path:
     scratch = workspace / "scratch"
     with TemporaryDirectory(prefix="chats-", dir=scratch) as folder:
-        return chat_reference(snapshot, fetch_data(chats, Path(folder)), workspace)
+        return chat_reference(snapshot, fetch_data(chats, Path(folder)), workspace, checked.chats if checked else None)
 
 
 def _measure(model: LoggedModel, asked: PackageRun, workspace: Path) -> Quality:

@@ -21,7 +21,6 @@ Source: MLflow 3.17.2, mlflow/data/artifact_dataset_sources.py; `search_runs` wi
 the runs that it finds.
 """
 
-import json
 import logging
 import re
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from slmpack.bounded_file import parse_json
 from slmpack.errors import DataError, UsageError
 from slmpack.records import Record
 from slmpack.registry import final_errors
@@ -147,7 +147,7 @@ def _place_of(client: "MlflowClient", run: "Run", dataset: "Dataset") -> str:
 def _uri_of(dataset: "Dataset") -> str | None:
     """Return the URI of a source that is a file or an artifact; MLflow has no type for its own artifacts."""
     try:
-        source = json.loads(dataset.source)
+        source = parse_json(dataset.source.encode())
     except ValueError:
         return None
     uri = source.get("uri") if isinstance(source, dict) and dataset.source_type == "local" else None

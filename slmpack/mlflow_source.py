@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from slmpack.absence import Absence, absence_of
-from slmpack.checkpoint import relevant_files
+from slmpack.bounded_file import MIB, read_bounded
+from slmpack.bounded_yaml import parse_yaml
 from slmpack.errors import SourceError, UsageError
-from slmpack.licence import is_placeholder
+from slmpack.licence import is_placeholder, licence_text, stated_licence
 from slmpack.names import name_of_logged
 from slmpack.records import ModelSource, Record, SourceKind
+from slmpack.source_files import checkpoint_files, require_own
 
 _FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID or runs:/RUN_ID/NAME"
 _FORM = re.compile(r"models:/m-[0-9a-f]{32}|models:/(?P<name>[^/@]+)(/\d+|@(?P<alias>[\w-]+))|runs:/[^/]+/.+")
@@ -43,18 +45,18 @@ def pin(uri: str) -> PinnedModel:
     client = mlflow.MlflowClient()
     with _translated(uri):
         location, name = _unmoving(client, uri)
+        _require_bounded(uri, _metadata_file(client, location))
         info = mlflow.models.get_model_info(location)
         _check_flavour(uri, info.flavors)
         revision = info.model_id or f"{info.run_id}/{info.artifact_path}"
         if info.model_id and (logged := _logged_model(client, info.model_id)):
             location, name = f"models:/{logged.model_id}", name or name_of_logged(logged)
     metadata = info.metadata or {}
-    licence = metadata.get("license") or metadata.get("licence")
     return PinnedModel(
         location=location,
         revision=revision,
         name=name or location.split("/")[-1],
-        licence=str(licence) if licence else None,
+        licence=stated_licence(metadata.get("license") or metadata.get("licence")),
     )
 
 
@@ -88,6 +90,30 @@ def _logged_model(client: Any, model_id: str) -> Any:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None
         raise
+
+
+def _metadata_file(client: Any, location: str) -> Path:
+    """Return the place of a logged model's MLmodel file here, downloaded where the artifact store is elsewhere."""
+    import mlflow
+
+    place = location
+    if location.startswith("models:/m-"):  # MLflow takes no path after such a URI
+        place = client.get_logged_model(location.removeprefix("models:/")).artifact_location
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{place}/MLmodel"))
+
+
+def _require_bounded(uri: str, path: Path) -> None:
+    """Refuse an MLmodel file before MLflow reads it into memory, if that could fill it.
+
+    Raises:
+        SourceError: it is no regular file, is too large, or is no YAML of a plain size.
+    """
+    try:
+        parse_yaml(read_bounded(path, MIB).decode())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SourceError(f"the MLmodel file of {uri} cannot be used ({reason})", "one that MLflow wrote",
+                          "log the model again") from error  # fmt: skip
 
 
 def _check_flavour(uri: str, flavours: dict[str, Any]) -> None:
@@ -124,10 +150,13 @@ def download(source: ModelSource, into: Path) -> dict[str, Path]:
         if not (model / _WEIGHTS).is_dir():  # MLmodel came alone: it is a temporary copy
             model = Path(mlflow.artifacts.download_artifacts(artifact_uri=source.location, dst_path=str(into)))
     # The model's own files come first: MLflow saves the tokenizer anew.
-    files = relevant_files(model / "components" / "tokenizer") | relevant_files(model / _WEIGHTS)
+    tokenizer = model / "components" / "tokenizer"
+    files = checkpoint_files(tokenizer, inside=model) | checkpoint_files(model / _WEIGHTS, inside=model)
     licence = model / "LICENSE.txt"
-    if licence.is_file() and not is_placeholder(licence.read_text(encoding="utf-8", errors="replace")):
-        files.setdefault(licence.name, licence)
+    if licence.is_file():
+        require_own(licence, model)
+        if not is_placeholder(licence_text(licence)):
+            files.setdefault(licence.name, licence)
     return files
 
 

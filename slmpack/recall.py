@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slmpack.absence import Absence, absence_of
+from slmpack.bounded_file import read_bounded
 from slmpack.errors import CheckError, SourceError, UsageError
 from slmpack.find import MODEL_ID, PUBLISHED, alias_of, holder_of, versions_with
 from slmpack.health import damage_of
@@ -97,10 +98,10 @@ def find_logged(uri: str) -> Recorded:
                              "package its source again: slmpack package SOURCE")  # fmt: skip
         if PROVENANCE not in names or MANIFEST_TAG not in logged.tags:
             raise _stranger(uri, f"no {PROVENANCE} beside its MLmodel")
-        text = Path(repository.download_artifacts(PROVENANCE)).read_bytes()
+        file = Path(repository.download_artifacts(PROVENANCE))
     try:
-        told = Provenance.model_validate_json(text)
-    except ValueError as error:
+        told = Provenance.model_validate_json(read_bounded(file))
+    except (OSError, ValueError) as error:
         raise CheckError(f"{PROVENANCE} of {uri} cannot be read", "one that this release of slmpack writes",
                          "verify with the release that logged it, or package its source again") from error  # fmt: skip
     return Recorded(

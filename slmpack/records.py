@@ -8,9 +8,9 @@ import json
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
 class Record(BaseModel):
@@ -104,10 +104,18 @@ class Progress(Record):
     unit: str
 
 
+def _inside(name: str) -> str:
+    """Return a path in a folder; records travel, and one that leaves its folder would be read or written elsewhere."""
+    parts = name.split("/")
+    if not name or "\0" in name or not {"", ".", ".."}.isdisjoint(parts):
+        raise ValueError(f"{name!r} is no path in a folder")
+    return name
+
+
 class FileDigest(Record):
     """One file of a folder: its path in it (with forward slashes), its sha256 and its size."""
 
-    name: str
+    name: Annotated[str, AfterValidator(_inside)]
     sha256: str
     size_bytes: int
 

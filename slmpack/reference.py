@@ -18,14 +18,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from slmpack.at_rest import derive_folder
 from slmpack.child import limited, run_in_child
-from slmpack.errors import QualityError, UsageError, WorkspaceError
+from slmpack.errors import QualityError, UsageError
 from slmpack.forks import TORCH, forked_with
 from slmpack.limits import limit_seconds
 from slmpack.progress import report
 from slmpack.records import Record, Snapshot, digest_of
 from slmpack.source_model import load_source, logits_of, vocabulary_of
-from slmpack.store import log_folder, require_space, store_folder
+from slmpack.store import log_folder, require_space
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,8 +98,6 @@ def source_reference(snapshot: Snapshot, text: str, workspace: Path) -> Path:
     key = digest_of([LAYOUT, snapshot.digest, text, dtype, MAX_TOKENS, WINDOW_TOKENS, PROMPTS])
 
     def make(into: Path) -> dict[str, str | int | None]:
-        if not snapshot.path.is_dir():
-            raise WorkspaceError("the source's snapshot is gone from the workspace", "its folder", "fetch it again")
         logger.info(
             "running the source of %s on the text: %.1f billion weights, up to %d tokens",
             snapshot.source.name, snapshot.parameters / 1e9, MAX_TOKENS,
@@ -119,7 +118,7 @@ def source_reference(snapshot: Snapshot, text: str, workspace: Path) -> Path:
             "peak_private_bytes": run.peak_private_bytes,
         }  # fmt: skip
 
-    return store_folder(workspace, "references", key, make)
+    return derive_folder(snapshot, workspace, "references", key, make)
 
 
 @forked_with(*TORCH)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slmpack.at_rest import derive_folder
 from slmpack.child import run_in_child
 from slmpack.errors import QualityError
 from slmpack.forks import TORCH, forked_with
@@ -18,7 +19,7 @@ from slmpack.limits import limit_seconds
 from slmpack.progress import report
 from slmpack.records import Record, Snapshot, digest_of
 from slmpack.source_model import load_source
-from slmpack.store import log_folder, store_folder
+from slmpack.store import log_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -133,7 +134,7 @@ def source_answers(
         logger.info("that took %.0f s and %.1f GB", run.seconds, run.peak_private_bytes / 1e9)
         return {"snapshot": snapshot.digest, "dtype": dtype, "peak_private_bytes": run.peak_private_bytes}
 
-    folder = store_folder(workspace, "references", key, make)
+    folder = derive_folder(snapshot, workspace, "references", key, make)
     return SourceAnswers.model_validate_json((folder / ANSWERS_FILE).read_text()).answers
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from slmpack.chat_data import read_good_chats
 from slmpack.chat_dataset import is_artifact
 from slmpack.errors import UsageError
-from slmpack.measure import checked_waiver, read_text
+from slmpack.measure import CheckedTexts, checked_waiver, read_text
 from slmpack.names import is_generic
 from slmpack.private import require_private
 from slmpack.records import Interface, ModelSource, QualityPolicy, Recipe, Record, Target, digest_of
@@ -28,6 +28,7 @@ class Request(Record):
         quality_text: what to measure the quality on; None for the built-in text.
         quality_chats: whose answers a package has to keep as well, a path or an artifact in MLflow; None for none.
         calibration_text: what the source reads before its weights are quantised; None for what is built in.
+        checked: what was read of the text and the chats, so that they are found to be others later.
         waiver: why to publish below the policy; None if that is not allowed.
         asked: the recipe with the policy and the texts, as a version's tag remembers it.
         wanted: see `wanted`; None until the source is resolved.
@@ -42,6 +43,7 @@ class Request(Record):
     quality_text: Path | None
     quality_chats: str | None
     calibration_text: str | None
+    checked: CheckedTexts
     waiver: str | None
     asked: str
     wanted: str | None = None
@@ -120,6 +122,7 @@ def check_request(
         quality_text=quality_text and typed_path(quality_text),
         quality_chats=chats and chats.text,
         calibration_text=calibration,
+        checked=_checked(text, chats),
         waiver=None if waive_quality is None else checked_waiver(waive_quality),
         asked=_asked(recipe, policy, text, calibration, chats),
     )
@@ -150,6 +153,7 @@ def on_chats(request: Request, text: str) -> Request:
     return request.model_copy(update={
         "ladder": ladder_for(request.target, request.recipe, on_chats=True), "quality_chats": chats.text,
         "asked": _asked(request.recipe, request.policy, read, request.calibration_text, chats),
+        "checked": _checked(read, chats),
     })  # fmt: skip
 
 
@@ -160,6 +164,11 @@ def _asked(
     counted = policy.model_dump(exclude=set() if chats else {"max_chat_perplexity_ratio"})
     told = [counted, text, *filter(None, [calibration]), *([] if chats is None else [{"chats": chats.digest}])]
     return f"{recipe} {digest_of(told)[:12]}"
+
+
+def _checked(text: str, chats: "CheckedChats | None") -> CheckedTexts:
+    digest = None if chats is None or is_artifact(chats.text) else chats.digest
+    return CheckedTexts(text=digest_of(text), chats=digest)
 
 
 class CheckedChats(Record):

@@ -4,7 +4,7 @@ hf://owner/name[@revision]     one metadata request      -> the commit
 pypi://name==version/a.gguf    nothing is asked          -> the release
 models:/..., runs:/...         the MLmodel file          -> the logged model's id
 a folder                       its headers, then hashed  -> sha256 over its relevant files; once while untouched
-a .gguf file                   hashed                    -> its sha256
+a .gguf file                   hashed                    -> its sha256; once while untouched
 
 An adapter, in a folder or on the Hub, is pinned so by its own files, and with it the base that it names: a folder, or
 whatever its branch on the Hub is today.
@@ -24,7 +24,6 @@ from slmpack import hub, mlflow_source
 from slmpack.adapter import (
     ADAPTER_CONFIG,
     AdapterFacts,
-    adapter_files,
     holds_base,
     inspect_adapter,
     inspect_folder,
@@ -32,14 +31,15 @@ from slmpack.adapter import (
     names_of,
     require_weights,
 )
+from slmpack.bounded_file import irregular_kind
 from slmpack.checkpoint import CONFIG, inspect_checkpoint, inspect_model
 from slmpack.errors import SlmpackError, SourceError, UsageError
 from slmpack.json_file import read_json
 from slmpack.licence import licence_of
 from slmpack.names import model_name, name_of_path
 from slmpack.records import ModelSource, SourceKind
-from slmpack.source_digest import digest_folder
-from slmpack.store import sha256_of
+from slmpack.source_digest import digest_file, digest_folder
+from slmpack.source_files import adapter_files, checkpoint_files
 from slmpack.suggest import closest
 from slmpack.surroundings import typed_path
 from slmpack.weights import no_weights
@@ -143,6 +143,7 @@ def base_source(folder: Path, adapter: str, workspace: Path | None) -> ModelSour
         SourceError: it is not a whole model in floats.
     """
     with _of_base(adapter):
+        checkpoint_files(folder)
         _require_whole(names_of(folder), str(folder))
         _require_floats(folder / CONFIG, str(folder))
         inspect_model(folder)
@@ -213,7 +214,10 @@ def _resolve_path(text: str, workspace: Path | None) -> ModelSource:
     if path.is_dir():
         return _resolve_folder(text, path.resolve(), workspace)
     if path.is_file():
-        return _resolve_gguf(text, path.resolve())
+        return _resolve_gguf(text, path.resolve(), workspace)
+    if path.exists():
+        raise SourceError(f"{path} is {irregular_kind(path.stat().st_mode)}", f"a source is {_KINDS}",
+                          "name a regular file or a folder")  # fmt: skip
     raise SourceError(f"there is no file or folder {path}", f"a source is {_KINDS}", _advice_for(text, path))
 
 
@@ -231,12 +235,14 @@ def _advice_for(text: str, path: Path) -> str:
 def _resolve_folder(text: str, folder: Path, workspace: Path | None) -> ModelSource:
     names = names_of(folder)
     if is_adapter(names):
+        adapter_files(folder)
         facts = inspect_folder(folder)
         if holds_base(names):
             return adapter_source(text, folder, _beside(base_source(folder, text, workspace)), workspace)
         place = _place_of(facts.base, folder)
         base = _hub_base(facts, text) if place is None else base_source(place, text, workspace)
         return adapter_source(text, folder, base, workspace)
+    checkpoint_files(folder)
     inspect_checkpoint(folder)  # a second, before gigabytes are hashed
     return _folder_source(text, folder, digest_folder(folder, workspace))
 
@@ -247,6 +253,7 @@ def adapter_source(text: str, folder: Path, base: ModelSource, workspace: Path |
     Raises:
         SourceError: it cannot be merged.
     """
+    adapter_files(folder)
     inspect_folder(folder)
     source = _folder_source(text, folder, digest_folder(folder, workspace, files_of=adapter_files))
     return source.model_copy(update={"base": base})
@@ -269,7 +276,7 @@ def _place_of(base: str, folder: Path) -> Path | None:
     return next((place.resolve() for place in (folder / path, Path.cwd() / path) if place.is_dir()), None)
 
 
-def _resolve_gguf(text: str, path: Path) -> ModelSource:
+def _resolve_gguf(text: str, path: Path, workspace: Path | None) -> ModelSource:
     with path.open("rb") as file:
         magic = file.read(4)
     if magic != b"GGUF":  # Source: ggml's docs/gguf.md
@@ -279,6 +286,6 @@ def _resolve_gguf(text: str, path: Path) -> ModelSource:
         text=text,
         kind=SourceKind.GGUF,
         location=str(path),
-        revision=sha256_of(path),
+        revision=digest_file(path, workspace),
         name=name_of_path(typed.parent.resolve() / typed.name),  # the Hub's cache calls its files after their hash
     )

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from slmpack.at_rest import derive_folder
 from slmpack.calibrate import read_energy
 from slmpack.child import limited, run_in_child
 from slmpack.errors import BuildError
@@ -27,7 +28,7 @@ from slmpack.sensitivity_estimate import estimate_losses
 from slmpack.sensitivity_groups import Group, groups_of, layer_of, weights_in
 from slmpack.sensitivity_run import Int4, UnfitError, measure_losses
 from slmpack.source_model import load_source
-from slmpack.store import log_folder, store_folder
+from slmpack.store import log_folder
 from slmpack.weights import Tensor as Header
 from slmpack.weights import read_weights
 
@@ -123,7 +124,7 @@ def measure_sensitivity(snapshot: Snapshot, calibration: Path, fold: Path, works
             "tokens": work.tokens if found.measured else 0, "peak_private_bytes": run.peak_private_bytes,
         }  # fmt: skip
 
-    return store_folder(workspace, "sensitivities", key, make)
+    return derive_folder(snapshot, workspace, "sensitivities", key, make)
 
 
 def read_sensitivity(folder: Path) -> Sensitivity:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from slmpack.checkpoint import relevant_files
 from slmpack.errors import WorkspaceError
 from slmpack.private import folder_in, replace_text
 from slmpack.progress import report
 from slmpack.records import FileDigest, Record, digest_of, digest_of_files
 from slmpack.registry import final_errors
+from slmpack.source_files import checkpoint_files
 from slmpack.stamps import SETTLED_NS, Stamp, settled_stamps
 from slmpack.store import sha256_of
 
@@ -39,7 +39,7 @@ def digest_folder(
     folder: Path,
     workspace: Path | None,
     settled_ns: int = SETTLED_NS,
-    files_of: Callable[[Path], dict[str, Path]] = relevant_files,
+    files_of: Callable[[Path], dict[str, Path]] = checkpoint_files,
 ) -> str:
     """Return the digest over the files that a snapshot of `folder` would hold.
 
@@ -53,8 +53,24 @@ def digest_folder(
         WorkspaceError: there is no room to remember it.
     """
     files = files_of(folder)
+    digests = _digests(files, folder, workspace, settled_ns)
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    return digest_of_files(FileDigest(name=name, sha256=digests[name], size_bytes=sizes[name]) for name in files)
+
+
+def digest_file(path: Path, workspace: Path | None, settled_ns: int = SETTLED_NS) -> str:
+    """Return the sha256 of one file that is the user's own, such as a GGUF file, as `digest_folder` reads it.
+
+    Raises:
+        WorkspaceError: there is no room to remember it.
+    """
+    return _digests({path.name: path}, path, workspace, settled_ns)[path.name]
+
+
+def _digests(files: Mapping[str, Path], of: Path, workspace: Path | None, settled_ns: int) -> dict[str, str]:
+    """Return the sha256 of every file, by its name; what is known of those of the path `of` is not read again."""
     stamps = settled_stamps(files, settled_ns)  # before hashing, so that a change meanwhile shows
-    place = None if workspace is None else workspace / "stamps" / f"source-{digest_of(str(folder))}.json"
+    place = None if workspace is None else workspace / "stamps" / f"source-{digest_of(str(of))}.json"
     known = _read(place)
     digests = {
         name: known[name].sha256 for name, stamp in stamps.items() if name in known and known[name].stamp == stamp
@@ -63,8 +79,7 @@ def digest_folder(
     if place is not None:
         kept = {name: Known(stamp=stamp, sha256=digests[name]) for name, stamp in stamps.items()}
         _write(place, KnownFiles(files=known | kept))  # an adapter and its base may be in one folder
-    sizes = {name: path.stat().st_size for name, path in files.items()}
-    return digest_of_files(FileDigest(name=name, sha256=digests[name], size_bytes=sizes[name]) for name in files)
+    return digests
 
 
 def _hash(files: Mapping[str, Path]) -> dict[str, str]:

@@ -54,15 +54,17 @@ def stamps_of(folder: Path, settled_ns: int = SETTLED_NS) -> dict[str, Stamp]:
 def settled_stamps(files: Mapping[str, Path], settled_ns: int = SETTLED_NS) -> dict[str, Stamp]:
     """Return the stamps of `files`, by their names, as `stamps_of` does."""
     latest = time.time_ns() - settled_ns
-    said = {name: path.stat() for name, path in files.items()}
-    return {
-        name: Stamp(
-            device=found.st_dev, inode=found.st_ino, size_bytes=found.st_size,
-            modified_ns=found.st_mtime_ns, changed_ns=found.st_ctime_ns,
-        )
-        for name, found in said.items()
-        if found.st_ctime_ns < latest
-    }  # fmt: skip
+    stamps = {name: stamp_of(path) for name, path in files.items()}
+    return {name: stamp for name, stamp in stamps.items() if stamp.changed_ns < latest}
+
+
+def stamp_of(path: Path) -> Stamp:
+    """Return what the file system says of a file now; a link is what it points to."""
+    found = path.stat()
+    return Stamp(
+        device=found.st_dev, inode=found.st_ino, size_bytes=found.st_size,
+        modified_ns=found.st_mtime_ns, changed_ns=found.st_ctime_ns,
+    )  # fmt: skip
 
 
 def untouched_since(file: Path, stamps: Mapping[str, Stamp], manifest: str) -> frozenset[str]:

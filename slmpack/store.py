@@ -27,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from slmpack.bounded_file import open_regular, read_bounded
 from slmpack.errors import WorkspaceError
 from slmpack.private import folder_in, open_lock
 from slmpack.progress import report
@@ -48,7 +49,7 @@ class Manifest(Record):
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
         """Read the manifest of a stored folder."""
-        return cls.model_validate_json((folder / MANIFEST).read_text())
+        return cls.model_validate_json(read_bounded(folder / MANIFEST))
 
 
 def log_folder(workspace: Path) -> Path:
@@ -59,7 +60,7 @@ def log_folder(workspace: Path) -> Path:
 def sha256_of(path: Path) -> str:
     """Return the sha256 of a file in hexadecimal, reading 1 MiB at a time."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(READ_BYTES):
             digest.update(block)
     return digest.hexdigest()

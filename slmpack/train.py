@@ -22,9 +22,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from slmpack.adapter_merge import MergeRequest, merge_adapter
+from slmpack.at_rest import unchanged
 from slmpack.checkpoint import relevant_files
 from slmpack.child import ChildRun, run_in_child
-from slmpack.errors import TrainError, WorkspaceError
+from slmpack.errors import SourceError, TrainError
 from slmpack.limits import limit_seconds
 from slmpack.records import Record, Snapshot, digest_of
 from slmpack.reference import dtype_of
@@ -110,7 +111,7 @@ def train_adapter(
     Raises:
         TrainError: the loss is not finite, the chats cannot be read with the model's template, too little memory, or
             the process died.
-        SourceError: the adapter, merged, does not say what it says beside its base.
+        SourceError: the adapter, merged, does not say what it says beside its base, or a file of the base changed.
         WorkspaceError: no room, or the snapshot is gone.
     """
     data = sha256_of(chats)
@@ -119,15 +120,14 @@ def train_adapter(
     logs = log_folder(workspace)
 
     def make(into: Path) -> dict[str, str | int | None]:
-        if not snapshot.path.is_dir():
-            raise WorkspaceError("the base's snapshot is gone from the workspace", "its folder", "fetch it again")
         folder = training_folder(workspace, key)
         with _telling_no_room(folder):
             if not (folder / TUNED / TRAINING).is_file():
-                request = _request(snapshot, chats, settings, folder)
-                trained, run = _run(request, snapshot, logs / f"train-{key[:12]}.log", told)
+                request = _request(snapshot, chats, settings, folder)  # refused by headers alone, if it does not fit
+                trained, run = _run_at_rest(request, snapshot, logs / f"train-{key[:12]}.log", told)
                 _keep(trained, run, request, base=snapshot.digest, data=data, versions=versions)
-            _fill(snapshot, folder / TUNED, into, logs / f"train-merge-{key[:12]}.log")
+            with unchanged(snapshot):
+                _fill(snapshot, folder / TUNED, into, logs / f"train-merge-{key[:12]}.log")
         return {"base": snapshot.digest, "data": data}
 
     path = store_folder(workspace, "tunings", key, make)
@@ -166,6 +166,16 @@ def _request(snapshot: Snapshot, chats: Path, settings: TrainSettings, folder: P
         max_length=min(settings.max_length, snapshot.context_length), folder=folder, resume=resume,
         save_seconds=60 * settings.save_minutes,
     )  # fmt: skip
+
+
+def _run_at_rest(request: TrainRequest, snapshot: Snapshot, log: Path, told: Told) -> tuple[Trained, ChildRun]:
+    """Train; checkpoints of a base that changed meanwhile are removed, since the next run would go on from them."""
+    try:
+        with unchanged(snapshot):
+            return _run(request, snapshot, log, told)
+    except SourceError:
+        shutil.rmtree(request.folder, ignore_errors=True)
+        raise
 
 
 def _run(request: TrainRequest, snapshot: Snapshot, log: Path, told: Told) -> tuple[Trained, ChildRun]:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from slmpack.at_rest import unchanged
 from slmpack.build import build_package
 from slmpack.chat_data import ChatParts
 from slmpack.chat_loss import chat_perplexity
@@ -32,8 +33,10 @@ def held_out_perplexity(snapshot: Snapshot, parts: ChatParts, workspace: Path) -
     Raises:
         TrainError: the chats cannot be read with the model's template.
         QualityError: the model cannot be run, or its logits are not finite.
+        SourceError: a file of the model changed meanwhile.
     """
-    return chat_perplexity(snapshot.path, parts.held_out, workspace)
+    with unchanged(snapshot):
+        return chat_perplexity(snapshot.path, parts.held_out, workspace)
 
 
 def log_tuned(snapshot: Snapshot, name: str, workspace: Path, trace: dict[str, str]) -> LoggedModel:

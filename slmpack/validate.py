@@ -13,8 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import yaml  # type: ignore[import-untyped]
-
+from slmpack.bounded_file import parse_json, read_bounded
+from slmpack.bounded_yaml import parse_yaml
 from slmpack.child import run_in_child
 from slmpack.environment import check_clean_environment, check_resolution
 from slmpack.errors import CheckError
@@ -119,9 +119,23 @@ def _read(model: LoggedModel, workspace: Path) -> LoggedFiles:
         raise _refusal("files", f"{', '.join(missing)} missing", "the files that MLflow writes with every model")
     with TemporaryDirectory() as folder:
         paths = {name: fetch(name, folder) for name in (*TEXT_FILES, PROVENANCE) if name in names}
-        texts = {name: Path(path).read_text() for name, path in paths.items()}
-    metadata = Model.from_dict(yaml.safe_load(texts["MLmodel"]))
+        texts = {name: _text(name, Path(path)) for name, path in paths.items()}
+    metadata = Model.from_dict(_parsed("MLmodel", texts["MLmodel"]))
     return LoggedFiles(model=model, metadata=metadata, names=names, texts=texts, workspace=workspace)
+
+
+def _text(name: str, path: Path) -> str:
+    try:
+        return read_bounded(path).decode()
+    except (OSError, ValueError) as error:
+        raise _refusal("files", f"{name} cannot be read ({error})", "a text of a plain size") from error
+
+
+def _parsed(name: str, content: str) -> Any:
+    try:
+        return parse_json(content.encode()) if name.endswith(".json") else parse_yaml(content)
+    except ValueError as error:
+        raise _refusal("files", f"{name} cannot be read ({error})", "YAML or JSON of a plain size") from error
 
 
 def _refusal(name: str, found: str, expected: str) -> CheckError:
@@ -212,7 +226,7 @@ def _check_no_leak(files: LoggedFiles) -> Check:
     """Nothing of this machine: a path in the model would break it elsewhere, and tells what is nobody's business."""
     private = _private_words(files)
     for name, content in files.texts.items():
-        parsed = content.splitlines() if name.endswith(".txt") else yaml.safe_load(content)  # JSON is YAML
+        parsed = content.splitlines() if name.endswith(".txt") else _parsed(name, content)
         for place, text in _leaves(parsed, name):
             if found := next((word for word in private if word in text), None):
                 raise _refusal("no leak", f"{found} in {place}", "nothing of the machine that built it")

@@ -6,14 +6,14 @@
 Source: transformers 5.22, modeling_utils.py, `_get_resolved_checkpoint_files`.
 """
 
-import json
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from slmpack.bounded_file import MIB, open_regular, parse_json
 from slmpack.errors import SourceError
 from slmpack.json_file import read_json
 from slmpack.records import Record
@@ -22,6 +22,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 SUFFIX = ".safetensors"
+MOST_HEADER_BYTES = 32 * MIB  # a file of 100,000 tensors, which no known model has, has 11 MB
 # A file beside the index, by a name that every store of artifacts takes: no path, no control character, no `%` or `#`.
 _SHARD = re.compile(rf"[\w .,+=@~()-]+{re.escape(SUFFIX)}")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -156,33 +157,49 @@ def read_header(path: Path) -> dict[str, Tensor]:
     """
     from safetensors import SafetensorError, safe_open
 
-    with path.open("rb") as file:
+    with _opened(path) as file:
         start = file.read(32)
         for magic, what in _DISGUISES.items():
             # A header length begins with any byte, but a ninth byte that is "{" makes it safetensors.
             if start.startswith(magic) and start[8:9] != b"{":
                 raise SourceError(f"{path} is {what}", "a safetensors file", "fetch or save the model again")
+        if int.from_bytes(start[:8], "little") > MOST_HEADER_BYTES:
+            raise _damaged(path, f"a header of more than {MOST_HEADER_BYTES:,} bytes")
         try:
             with safe_open(str(path), framework="np"):  # the library checks lengths, offsets and dtypes
                 pass
         except (SafetensorError, OSError) as error:
-            raise SourceError(
-                f"{path} is damaged ({error})", "a whole safetensors file", "fetch or save the model again"
-            ) from error
-    header, _ = raw_header(path)
+            raise _damaged(path, str(error)) from error
+    try:
+        header, _ = raw_header(path)
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
     header.pop("__metadata__", None)
     return {name: Tensor(dtype=value["dtype"], shape=tuple(value["shape"])) for name, value in header.items()}
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return open_regular(path)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read ({error.strerror})", "a safetensors file", "name another") from error
+
+
+def _damaged(path: Path, reason: str) -> SourceError:
+    return SourceError(f"{path} is damaged ({reason})", "a whole safetensors file", "fetch or save the model again")
 
 
 def raw_header(path: Path) -> tuple[dict[str, Any], int]:
     """Return what a safetensors file's header says as it is, and where in the file its data begins.
 
     Raises:
-        ValueError: what stands there is no JSON.
+        ValueError: what stands there is no JSON, or more than any model has.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        return json.loads(file.read(length)), 8 + length
+        if length > MOST_HEADER_BYTES:
+            raise ValueError(f"a header of {length:,} bytes, more than {MOST_HEADER_BYTES:,}")
+        return parse_json(file.read(length), MOST_HEADER_BYTES), 8 + length
 
 
 def main_dtype(folder: Path, tensors: dict[str, Tensor]) -> str:

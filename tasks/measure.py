@@ -23,6 +23,7 @@ def measure_quality(model: LoggedModel, request: Request, recipe: Recipe | None)
         request.workspace,
         text=request.quality_text,
         chats=request.quality_chats,
+        checked=request.checked,
         waiver=request.waiver_for(recipe),
         advice=request.advice_for(recipe),
     )
@@ -40,7 +41,8 @@ def reading_source_beside(snapshot: Snapshot, target: Target, request: Request) 
     job = None
     if target is not Target.TRANSFORMERS:
         job = measure.read_source_beside(
-            snapshot, request.workspace, text=request.quality_text, chats=request.quality_chats
+            snapshot, request.workspace, text=request.quality_text, chats=request.quality_chats,
+            checked=request.checked,
         )  # fmt: skip
     if job is None:
         yield lambda: None

@@ -32,7 +32,7 @@ from slmpack.json_file import read_json, write_json
 from slmpack.known_parity import known_parity
 from slmpack.records import Recipe, Snapshot, Target
 from slmpack.resolve import resolve_source
-from slmpack.store import damage
+from slmpack.store import MANIFEST, damage, store_folder
 
 pytestmark = pytest.mark.slow
 
@@ -222,11 +222,16 @@ def test_an_architecture_that_neither_knows_is_told_both_reasons(tmp_path: Path)
 
 def test_what_optimum_cannot_export_is_told_with_both_reasons(workspace: Path, tmp_path: Path) -> None:
     snapshot = family_snapshot("gpt2", workspace)
-    broken = tmp_path / "snapshot"
-    shutil.copytree(snapshot.path, broken, symlinks=True)
-    (broken / "config.json").unlink()
-    config = read_json(snapshot.path / "config.json")
-    write_json(broken / "config.json", {**config, "activation_function": "of-a-later-release"})
+
+    def break_it(into: Path) -> dict[str, str | int | None]:
+        shutil.copytree(snapshot.path, into, symlinks=True, dirs_exist_ok=True)
+        config = read_json(into / "config.json")
+        for name in ("config.json", MANIFEST):
+            (into / name).unlink()
+        write_json(into / "config.json", {**config, "activation_function": "of-a-later-release"})
+        return {}
+
+    broken = store_folder(tmp_path, "snapshots", "broken", break_it)
     other = snapshot.model_copy(update={"path": broken, "files": ()})
     told = r"architecture GPT2LMHeadModel: the ONNX Runtime GenAI builder does not know it, and optimum cannot export"
     with pytest.raises(BuildError, match=told):

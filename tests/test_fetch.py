@@ -108,6 +108,30 @@ def test_notices_weights_that_the_hub_did_not_send(user: HubUser, hub: HubServer
     assert "snapshot" in user.fetch("hf://org/Tiny-Phi-3")
 
 
+@pytest.mark.parametrize(
+    ("large", "others"),
+    [
+        ("README.md", ("config.json", "model.safetensors")),
+        ("model.safetensors.index.json", ("config.json",)),
+        ("adapter_config.json", ("adapter_model.safetensors",)),
+    ],
+)
+def test_a_small_file_that_is_too_large_is_refused_before_it_is_downloaded(
+    hub: HubServer, user: HubUser, tmp_path: Path, large: str, others: tuple[str, ...]
+) -> None:
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    for name in others:
+        (folder / name).write_bytes(b"{}")
+    with (folder / large).open("wb") as file:
+        file.truncate(65 << 20)
+    hub.repositories["org/large"] = Repository(folder)
+    kind, line = user.fetch("hf://org/large")["ours"]
+    assert kind == "SourceError"
+    assert f"{large} of org/large is not read, since it has 68,157,440 bytes" in line
+    assert large not in hub.downloaded_files()
+
+
 def test_resumes_a_download_that_broke(user: HubUser, hub: HubServer, repository: Path) -> None:
     hub.break_once = "model.safetensors"
     told = user.fetch("hf://org/Tiny-Phi-3")
@@ -447,6 +471,31 @@ def test_a_logged_model_is_pinned_by_whatever_name_and_fetched(
     weights = snapshot.path / "model.safetensors"
     assert weights.is_symlink()  # the artifact store is a folder here
     assert weights.read_bytes() == (tiny_phi3 / "model.safetensors").read_bytes()
+
+
+def test_a_logged_model_is_bounded_and_does_not_leave_its_folder(
+    tiny_phi3: Path, mlflow_store: Path, tmp_path: Path
+) -> None:
+    import mlflow
+    from mlflow.utils.file_utils import local_file_uri_to_path
+
+    logged = mlflow.transformers.log_model(
+        str(tiny_phi3), name="tuned", task="llm/v1/chat", pip_requirements=["transformers"]
+    )
+    source = resolve_source(logged.model_uri)
+    place = mlflow.MlflowClient().get_logged_model(logged.model_id).artifact_location
+    folder = Path(local_file_uri_to_path(place))  # type: ignore[no-untyped-call]
+    (tmp_path / "key").write_text("PRIVATE KEY")
+    (folder / "model" / "NOTICE").symlink_to(tmp_path / "key")
+    with pytest.raises(SourceError, match=f"NOTICE leads to {tmp_path / 'key'}"):
+        fetch_snapshot(source, tmp_path / "workspace")
+
+    metadata = (folder / "MLmodel").read_text()
+    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{at}: &a{at} [*a{at - 1}, *a{at - 1}]\n" for at in range(1, 40))
+    for hostile in (f"{metadata}\n{bomb}", metadata + "x: " + "[" * 100_000, metadata + "#" * (1 << 20)):
+        (folder / "MLmodel").write_text(hostile)
+        with pytest.raises(SourceError, match=r"the MLmodel file of \S+ cannot be used"):
+            resolve_source(logged.model_uri)
 
 
 def test_a_model_without_a_logged_model_id_is_downloaded_from_its_run(

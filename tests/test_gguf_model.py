@@ -53,7 +53,7 @@ def zipped() -> bytes:
         (b"GGUF\x03\x00", "ends within its header"),
         (b"GGUF" + (1).to_bytes(4, "little") + bytes(16), "of GGUF version 1"),
         (b"GGUF" + (3).to_bytes(4, "big") + bytes(16), "big-endian"),
-        (b"GGUF" + (3).to_bytes(4, "little") + (2**60).to_bytes(8, "little") * 2, "ends within its header"),
+        (b"GGUF" + (3).to_bytes(4, "little") + (2**60).to_bytes(8, "little") * 2, r"has 1,152,\S+ tensors"),
     ],
 )
 def test_refuses_what_is_not_a_gguf_file(content: bytes, found: str, tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ import pytest
 from numpy.typing import NDArray
 
 from slmpack.build import build_package
+from slmpack.chat_reference import chat_reference
 from slmpack.compare import Compared, compare, require_vocabulary, summarise, window_logits
-from slmpack.errors import QualityError, UsageError
+from slmpack.errors import DataError, QualityError, UsageError
 from slmpack.json_file import read_json, write_json
 from slmpack.log import log_model
-from slmpack.measure import CORPUS, checked_waiver, judge, measure_quality, read_text
+from slmpack.measure import CORPUS, CheckedTexts, checked_waiver, judge, measure_quality, read_text
 from slmpack.packaged import open_package
 from slmpack.records import (
     Interface,
@@ -25,9 +26,11 @@ from slmpack.records import (
     Recipe,
     Snapshot,
     Target,
+    digest_of,
 )
 from slmpack.reference import LOG_PROBABILITIES_FILE, REFERENCE_FILE, Reference, cut_windows, source_reference
 from slmpack.repetition import Answer, count_new_loops, source_answers
+from slmpack.request import check_request, checked_chats
 from slmpack.store import Manifest, digest_files
 
 PINNED = "10e3f9696ac8d88e6ba6557b7db63e5ce3c11efb5ce7e1b1c9439dd2554a07ae"
@@ -201,6 +204,32 @@ def test_refuses_a_text_that_is_not_there(tmp_path: Path) -> None:
 def test_of_a_long_text_only_the_beginning_is_read(tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text("x" + "é" * (1 << 20), encoding="utf-8")
     assert read_text(tmp_path / "long.txt") == "x" + "é" * ((1 << 17) - 1)  # not half a letter at the cut
+
+
+def test_a_text_that_is_another_than_the_one_that_was_checked_is_refused(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The first text. " * 100)
+    request = check_request(
+        Target.CPU_INT4, Recipe.AUTO, Interface.CHAT, None, tmp_path, policy=QualityPolicy(), quality_text=text,
+        waive_quality=None,
+    )  # fmt: skip
+    assert request.checked == CheckedTexts(text=digest_of(read_text(text)))
+    text.write_text("Another text. " * 100)
+    nowhere = LoggedModel.model_construct()  # type: ignore[call-arg]  # the text is read before it
+    with pytest.raises(UsageError, match="the text to measure on changed after it was checked"):
+        measure_quality(nowhere, QualityPolicy(), tmp_path, text=text, checked=request.checked)
+
+
+@pytest.mark.slow
+def test_chats_that_are_others_than_those_that_were_checked_are_refused(
+    tiny_snapshot: Snapshot, tmp_path: Path
+) -> None:
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n')
+    checked = checked_chats(str(chats)).digest
+    chats.write_text(chats.read_text().replace('"b"', '"c"'))
+    with pytest.raises(DataError, match=r"the chats in chats\.jsonl changed after they were checked"):
+        chat_reference(tiny_snapshot, chats, tmp_path, checked)
 
 
 @pytest.mark.slow
