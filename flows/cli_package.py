@@ -146,6 +146,9 @@ def _package_one(parsed: argparse.Namespace, request: "Request", display: "Displ
     if known is not None:
         return known[0]
     display.doing("starting Prefect")
+    from slmpack.forks import TORCH, prepare_children
+
+    prepare_children(*TORCH)  # its server starts meanwhile
     from flows.package_model import package_model
 
     return package_model(parsed.source, request.target, *_rest(parsed), quality_chats=parsed.quality_chats)

@@ -18,6 +18,7 @@ from prefect import flow
 from slmpack.build import package_digest
 from slmpack.errors import NetworkError, PublishError, QualityError, RecipeError, SlmpackError
 from slmpack.find import alias_of
+from slmpack.forks import MLFLOW, TOKENIZER, TORCH, prepare_children
 from slmpack.frontier import Rung
 from slmpack.hardware import require_runtime
 from slmpack.log import logged_digest
@@ -127,6 +128,7 @@ def package(
         return unchanged_outcome(found, stages)
     if waiting is not None:
         return unproved_outcome(waiting, stages)
+    prepare_children(*TORCH)
     with stages("fetch"):
         snapshot = (
             receive_snapshot(checkpoint, request.workspace)
@@ -197,6 +199,7 @@ def prove(
 
     What ran on something that stands in for the target's hardware proves too little: the model is left unproved.
     """
+    prepare_children(*MLFLOW, *TOKENIZER)
     with stages("log"):
         model = log_model(package, interface, name, request.workspace)
     try:

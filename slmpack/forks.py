@@ -72,11 +72,10 @@ def imports_of(function: Callable[..., Any]) -> tuple[str, ...] | None:
     return getattr(function, IMPORTS, None)
 
 
-def start_early(function: Callable[..., Any]) -> None:
-    """Start the server and let it import what a function needs, while the caller does something else."""
-    if (modules := imports_of(function)) is not None:
-        with contextlib.suppress(OSError):
-            _servers.for_environment().import_early((function.__module__, *modules))
+def prepare_children(*modules: str) -> None:
+    """Let the server import what the next children need, while the caller does something else."""
+    with contextlib.suppress(OSError):  # a child that finds no server has an interpreter of its own
+        _servers.for_environment().import_early(modules)
 
 
 def fork(function: Callable[..., Any], argument: str, log: IO[bytes], limit_seconds: float) -> "Fork | None":

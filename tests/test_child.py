@@ -35,6 +35,7 @@ from child_functions import (
 from slmpack import progress
 from slmpack.child import run_in_child
 from slmpack.errors import BuildError, SourceError
+from slmpack.forks import prepare_children
 
 WAIT_SECONDS = 30.0
 
@@ -224,3 +225,8 @@ def test_a_server_that_was_killed_is_replaced(tmp_path: Path) -> None:
     )  # fmt: skip
     os.kill(found.parent, signal.SIGKILL)
     assert [run(double_in_a_fork, value, tmp_path / "log").value for value in (1, 2)] == [2, 4]
+
+
+def test_what_is_imported_early_is_there_for_the_next_fork(tmp_path: Path) -> None:
+    prepare_children("child_functions", "numpy")
+    assert run(double_in_a_fork, 3, tmp_path / "log") == Number(value=6)
