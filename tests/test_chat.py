@@ -45,7 +45,9 @@ def saved(package: Package, into: Path, template: str = TURN, interface: str = "
 
 
 def answer(uri: str, **asked: object) -> str:
-    return "".join(stream_answer(uri, Asked.model_validate({"prompt": "Hello", "max_tokens": 6, **asked})))
+    return "".join(
+        stream_answer(uri, Asked.model_validate({"prompt": "Hello", "max_tokens": 6, **asked}), trust_code=True)
+    )
 
 
 def test_a_system_message_changes_the_answer_and_the_limits_are_obeyed(tiny_package: Package, tmp_path: Path) -> None:
@@ -83,8 +85,8 @@ def test_the_command_reads_its_prompt_from_standard_input(tiny_package: Package,
 
     def chat(prompt: str, stdin: bytes) -> "subprocess.CompletedProcess[str]":
         done = subprocess.run(
-            [SLMPACK, "chat", uri, prompt, "--max-tokens", "6"], input=stdin, env=environment(), cwd=tmp_path,
-            capture_output=True, check=False,
+            [SLMPACK, "chat", uri, prompt, "--max-tokens", "6", "--trust-code"], input=stdin, env=environment(),
+            cwd=tmp_path, capture_output=True, check=False,
         )  # fmt: skip
         return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 

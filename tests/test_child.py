@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -71,9 +72,18 @@ def test_returns_the_record_and_keeps_the_noise_in_the_log(
 
 
 @pytest.mark.parametrize("function", [refuse, refuse_in_a_fork])
-def test_an_error_is_told_where_the_disk_is_too_full_for_the_log(function: Callable[[Number], Number]) -> None:
-    with pytest.raises(SourceError, match=r"^3; an even number; double it$"):
-        run(function, 3, Path("/dev/full"))
+def test_an_error_is_told_where_the_disk_is_too_full_for_the_log(
+    function: Callable[[Number], Number], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLMPACK_TEST", "a server of its own, which inherits the limit")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # no file takes a byte
+    try:
+        with pytest.raises(SourceError, match=r"^3; an even number; double it$"):
+            run(function, 3, tmp_path / "log")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "log").stat().st_size == 0
 
 
 @pytest.mark.parametrize("function", [double, double_in_a_fork])
