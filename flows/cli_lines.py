@@ -1,8 +1,12 @@
 """What every command says by itself: what it begins with, and what went wrong. Nothing heavy is imported for it."""
 
 import sys
+import threading
+
+from flows.supervise import INTERRUPTED
 
 OK, FAILED, USAGE = 0, 1, 2
+interrupted = threading.Event()  # set by the signal: it may come where a library makes an error of its own of it
 
 
 def begin(line: str) -> None:
@@ -14,7 +18,9 @@ def begin(line: str) -> None:
 
 
 def complain(message: object, code: int) -> int:
-    """Write an error in one line and return the exit code."""
+    """Write an error in one line and return the exit code; what an interruption broke is not worth a line."""
+    if interrupted.is_set():
+        return INTERRUPTED
     from slmpack.plain_text import tag_text
 
     sys.stderr.write(f"{tag_text(f'slmpack: {message}')}\n")

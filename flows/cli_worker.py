@@ -22,6 +22,7 @@ def main() -> NoReturn:
     line.set_inheritable(False)
     threading.Thread(target=_end_with_supervisor, args=(line,), name="slmpack-supervisor-watch", daemon=True).start()
     from flows.cli import run
+    from flows.cli_lines import interrupted
 
     signal.signal(signal.SIGINT, _interrupt)  # not Python's own, which asyncio would replace
     line.send(BEGINS)
@@ -29,6 +30,8 @@ def main() -> NoReturn:
         code = run(sys.argv[2:])
     except SystemExit as ended:  # as argparse does
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    if interrupted.is_set() and code:
+        code = INTERRUPTED
     sys.stdout.flush()
     line.send(bytes([code]))
     if code == INTERRUPTED:
@@ -46,6 +49,9 @@ def _end(code: int) -> NoReturn:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    from flows.cli_lines import interrupted
+
+    interrupted.set()
     raise KeyboardInterrupt
 
 

@@ -1,5 +1,6 @@
 """The command line, as a process: what it prints, how it ends, what it leaves."""
 
+import contextlib
 import os
 import re
 import signal
@@ -13,6 +14,8 @@ import pytest
 from command_line import SLMPACK, environment, error_lines, objects, slmpack, versions
 from exported_checkpoints import write_unknown
 from mlflow import MlflowClient
+
+from flows.cli_lines import complain, interrupted
 
 CONTRACT = {
     "status", "target", "recipe", "name", "version", "alias", "model_uri", "digest", "size_bytes", "quality", "speed",
@@ -285,10 +288,28 @@ def test_ctrl_c_leaves_no_child_no_half_package_and_no_version(
 
 
 def wait_for_children(pid: int) -> list[psutil.Process]:
+    """Wait until a child works, and return it with all others."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         children: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
-        if children:
+        if any(is_at_work(child) for child in children):
             return children
         time.sleep(0.05)
     return []
+
+
+def is_at_work(child: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return "slmpack.child" in child.cmdline()
+    return False
+
+
+def test_what_an_interruption_breaks_is_not_told_as_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """A library may make an error of its own of it, as Prefect does before a task's run is known."""
+    interrupted.set()
+    try:
+        assert complain("ValueError: Task run is not set", 1) == 130
+    finally:
+        interrupted.clear()
+    assert capsys.readouterr().err == ""
+    assert complain("it is broken", 1) == 1
