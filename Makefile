@@ -16,7 +16,10 @@ PREFECT_PORT ?= 4200
 # network. Tests that miss theirs are skipped.
 SYSTEM := chromium postgresql strace
 
-.PHONY: setup demo stack deploy system test quick lint clean
+# Those of tests that need servers, a browser, several workers, kills, every family or a real retraining.
+END_TO_END := tests/end_to_end
+
+.PHONY: setup demo stack deploy system test quick acceptance lint clean
 
 setup: .venv/ready
 
@@ -62,11 +65,17 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint
-	$(PYTEST)
-
+# For every save: format, types, layers, and the tests of single modules.
 quick: lint
-	$(PYTEST) -m 'not slow and not hub and not gpu'
+	$(PYTEST) --ignore=$(END_TO_END) -m 'not slow and not hub and not gpu'
+
+# Before every commit: all that quick does, and every promise with small real parts, one real model among them.
+test: lint
+	$(PYTEST) --ignore=$(END_TO_END)
+
+# Before a release, and by CI. One part of it: make acceptance ONLY=crashes
+acceptance: setup
+	$(PYTEST) $(if $(ONLY),$(END_TO_END)/test_$(ONLY).py,$(END_TO_END))
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build *.egg-info

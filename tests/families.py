@@ -23,7 +23,7 @@ from small_tokenizers import (
 from slmpack.json_file import read_json
 from slmpack.records import Record
 
-BEGIN, END = "<!-- families: written by tests/test_families.py -->", "<!-- families end -->"
+BEGIN, END = "<!-- families: written by tests/end_to_end/test_families.py -->", "<!-- families end -->"
 VOCABULARY = 1024  # more than any tokenizer here has
 WINDOW = 24  # shorter than the longer prompt
 

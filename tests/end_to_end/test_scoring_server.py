@@ -194,7 +194,7 @@ PROBES: dict[str, Probe] = {
 
 def table() -> dict[str, dict[str, str]]:
     """Return the README's table: what is asked -> the way -> what comes of it."""
-    text = (Path(__file__).parents[1] / "README.md").read_text()
+    text = (Path(__file__).parents[2] / "README.md").read_text()
     found = TABLE.search(text)
     assert found
     head, _, *lines = found.group(0).strip().split("\n")

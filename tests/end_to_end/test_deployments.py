@@ -23,7 +23,7 @@ from slmpack.telemetry import SWITCHES
 
 pytestmark = pytest.mark.slow
 
-PROJECT = Path(__file__).parents[1]
+PROJECT = Path(__file__).parents[2]
 SCHEDULER_SECONDS = 120  # it looks once a minute
 
 

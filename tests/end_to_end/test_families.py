@@ -15,14 +15,14 @@ from slmpack.errors import BuildError
 
 pytestmark = [pytest.mark.slow, pytest.mark.families]
 
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Found]:
     folder = tmp_path_factory.mktemp("families")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
         builds, _ = run_in_child(
             build_families, Where(folder=folder), log=folder / "log", limit_seconds=900, failure=BuildError,
             doing="the builds of all families",
