@@ -534,7 +534,8 @@ def test_says_what_mlflow_does_not_have(mlflow_store: Path) -> None:
         f"runs:/{'0' * 32}/echo", f"runs:/{run.info.run_id}/nothing",
     ]  # fmt: skip
     for uri in missing:
-        with pytest.raises(SourceError, match=f"MLflow has no {uri}[ :].*check MLFLOW_TRACKING_URI"):
+        advice = "(check MLFLOW_TRACKING_URI|take one of these)"
+        with pytest.raises(SourceError, match=f"MLflow has no {uri}[ :].*{advice}"):
             resolve_source(uri)
 
 
