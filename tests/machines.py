@@ -31,6 +31,7 @@ from slmpack.child import kill_tree
 
 Desk = subprocess.Popen[bytes]
 PROJECT = Path(__file__).parents[1]
+TWIN = "package-cpu-int4-on-edge"  # the same target on machines of another pool
 HEARTBEAT_SECONDS = 30
 NAMES = ("alpha", "beta", "delta")
 TARGETS = ("cpu-int4", "cpu-int8")
@@ -122,6 +123,12 @@ def deploy(site: Site) -> None:
             deployment = client.read_deployment_by_name(f"package-model/package-{target}")
             changed: dict[str, Any] = {"work_pool_name": "edge"} if target == "cpu-int8" else {}
             client.update_deployment(deployment.id, DeploymentUpdate(concurrency_limit=AT_A_TIME, **changed))
+        twin = client.read_deployment_by_name("package-model/package-cpu-int4")
+        client.create_deployment(
+            twin.flow_id, TWIN, work_pool_name="edge", concurrency_limit=AT_A_TIME, parameters=twin.parameters,
+            parameter_openapi_schema=twin.parameter_openapi_schema, pull_steps=twin.pull_steps, path=twin.path,
+            entrypoint=twin.entrypoint, job_variables=twin.job_variables, tags=twin.tags, enforce_parameter_schema=True,
+        )  # fmt: skip
 
 
 @contextmanager

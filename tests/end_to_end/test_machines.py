@@ -14,6 +14,7 @@ from machines import (
     AT_A_TIME,
     NAMES,
     TARGETS,
+    TWIN,
     Desk,
     Site,
     ask_elsewhere,
@@ -111,7 +112,7 @@ def test_nothing_is_lost_or_doubled_when_a_machine_dies_among_eight_runs(site: S
     with running_worker("cpu", site.folder, site.machine("cpu-1"), "cpu-1"), packaging_in_pools(site, sources) as desk:
         with running_worker("edge", site.folder, site.machine("edge-1"), "edge-1") as dying:
             until(lambda: len(runs()) == 6 or ended(desk), "six runs")
-            for deployment in ("package-cpu-int4", "package-cpu-int8"):
+            for deployment in ("package-cpu-int4", TWIN):
                 start_twin(site, deployment, shared)
             on_it = wait_until_in_the_middle(site)
             kill_tree(dying.pid)
