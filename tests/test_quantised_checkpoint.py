@@ -136,7 +136,7 @@ def altered(gptq: Path, tmp_path: Path) -> Path:
     """A copy to break: its weights are a link until they are written anew."""
     for path in gptq.iterdir():
         if path.suffix == ".safetensors":
-            (tmp_path / path.name).symlink_to(path)
+            (tmp_path / path.name).hardlink_to(path)
         else:
             (tmp_path / path.name).write_bytes(path.read_bytes())
     return tmp_path
