@@ -28,6 +28,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 MUTANTS = Path(__file__).with_suffix(".toml")
@@ -65,8 +66,10 @@ class Mutant:
 def read_mutants(path: Path) -> list[Mutant]:
     """Read the defects, numbered from 1 in their order."""
     with path.open("rb") as file:
-        tables = tomllib.load(file)["mutant"]
-    plain = [{key: each.strip("\n") if isinstance(each, str) else each for key, each in one.items()} for one in tables]
+        tables: list[dict[str, Any]] = tomllib.load(file)["mutant"]
+    plain: list[dict[str, Any]] = [
+        {key: each.strip("\n") if isinstance(each, str) else each for key, each in one.items()} for one in tables
+    ]
     return [Mutant(number=number, **one) for number, one in enumerate(plain, start=1)]
 
 
