@@ -50,7 +50,7 @@ class Mutant:
         within: the qualified name of the function or class that it is in; "" for a whole module.
         find: the text that is replaced by `put`.
         tests: `test_file.py::test_name`, with or without parameters.
-        missed: no test caught it when it was written down first.
+        missed: no test was known to catch it when it was written down first.
     """
 
     number: int
@@ -239,7 +239,7 @@ def table(results: list[Result]) -> str:
         f"| {'no' if each.mutant.missed else 'yes'} | {each.seconds:.0f} |"
         for each in results
     ]
-    head = "| | stage | defect | caught by | at the start, too | s |\n|---|---|---|---|---|---|"
+    head = "| | stage | defect | caught by | noticed before | s |\n|---|---|---|---|---|---|"
     return "\n".join([head, *rows])
 
 
@@ -264,7 +264,7 @@ def run(mutants: list[Mutant]) -> int:
     caught = sum(each.caught_by is not None for each in results)
     missed = sum(each.mutant.missed for each in results)
     sys.stdout.write(
-        f"{table(results)}\n\n{caught} of {len(results)} are caught; {missed} were by no test at the start\n"
+        f"{table(results)}\n\n{caught} of {len(results)} are caught, {missed} of them by a test that was written for it\n"
     )
     return 0 if caught == len(results) else 1
 
