@@ -264,7 +264,7 @@ def run(mutants: list[Mutant]) -> int:
     caught = sum(each.caught_by is not None for each in results)
     missed = sum(each.mutant.missed for each in results)
     sys.stdout.write(
-        f"{table(results)}\n\n{caught} of {len(results)} are caught, {missed} of them by a test that was written for it\n"
+        f"{table(results)}\n\n{caught} of {len(results)} are caught, {missed} by a test that was written for it\n"
     )
     return 0 if caught == len(results) else 1
 
