@@ -141,3 +141,19 @@ def test_auto_tries_every_recipe_of_the_target_the_cheapest_first() -> None:
 def test_refuses_a_recipe_that_the_target_does_not_have(target: Target, recipe: Recipe) -> None:
     with pytest.raises(UsageError, match=rf"recipe {recipe} for target {target}; {target} has auto"):
         ladder_for(target, recipe)
+
+
+@pytest.mark.slow
+def test_a_package_whose_logits_are_no_numbers_is_refused(tiny_package: Package, tmp_path: Path) -> None:
+    import onnx
+
+    for file in tiny_package.files:
+        (tmp_path / file.name).write_bytes((tiny_package.path / file.name).read_bytes())
+    graph = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph
+    norm = next(each for each in graph.initializer if "norm" in each.name and each.external_data)
+    place = {each.key: int(each.value) for each in norm.external_data if each.key in {"offset", "length"}}
+    with (tmp_path / "model.onnx.data").open("r+b") as data:
+        data.seek(place["offset"])
+        data.write(np.full(place["length"] // 4, np.nan, dtype=np.float32).tobytes())
+    with pytest.raises(BuildError, match="logits that are not finite at decode step 1; finite numbers"):
+        drive_package(DriveRequest(package=tmp_path))

@@ -11,6 +11,7 @@ import pytest
 from gguf_files import CONTEXT, HEADS, HIDDEN, byte_level_fields, write_gguf
 
 from slmpack.errors import SourceError
+from slmpack.gguf_header import read_header
 from slmpack.gguf_model import ARCHITECTURES, QUANTISED, GgufConversion, convert_gguf, inspect_gguf
 from slmpack.records import Snapshot
 from slmpack.store import digest_files
@@ -211,3 +212,13 @@ def test_real_weights_are_scale_times_code_plus_minimum(smollm2_gguf: Path, smol
         rotated = gguf.dequantize(tensors["blk.3.attn_k.weight"].data, tensors["blk.3.attn_k.weight"].tensor_type)
         heads = rotated.reshape(3, 32, 2, 576).swapaxes(1, 2).reshape(192, 576)
         assert np.array_equal(weights.get_tensor("model.layers.3.self_attn.k_proj.weight"), heads)
+
+
+def test_refuses_a_file_that_ends_within_its_last_tensor(tiny: Path) -> None:
+    last = max(read_header(tiny).tensors, key=lambda tensor: tensor.start)
+    content = tiny.read_bytes()
+    tiny.write_bytes(content[: last.start + last.size_bytes])
+    inspect_gguf(tiny)
+    tiny.write_bytes(content[: last.start + last.size_bytes - 1])
+    with pytest.raises(SourceError, match=f"where tensor {last.name} ends"):
+        inspect_gguf(tiny)

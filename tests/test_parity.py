@@ -443,3 +443,13 @@ def test_without_a_generation_config_the_model_config_counts(tmp_path: Path) -> 
         token_id(rules, "<|endoftext|>"): "config.json",
         token_id(rules, "<|im_end|>"): "the tokenizer's eos_token",
     }
+
+
+def test_a_merge_that_is_lost_at_the_end_is_found(tmp_path: Path) -> None:
+    rules, ends = byte_level(split(QWEN2), specials=QWEN_SPECIALS), ("<|im_end|>",)
+    source = write_source(tmp_path / "s", rules, CHATML, {"eos_token": "<|im_end|>"}, ends, "PreTrainedTokenizerFast")
+    package = write_package(tmp_path / "p", source, ends)
+    edit(package / "tokenizer.json", lambda found: found["model"]["merges"].pop())
+    last = len(rules["model"]["merges"]) - 1
+    with pytest.raises(CheckError, match=rf"^tokenizer file: merge {last} is None; \[.*\], as in the source"):
+        found(package, source)

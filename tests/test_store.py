@@ -16,7 +16,7 @@ import pytest
 from slmpack import progress
 from slmpack.errors import WorkspaceError
 from slmpack.stamps import keep_stamps, stamps_of, untouched_since
-from slmpack.store import Manifest, damage, require_space, store_folder
+from slmpack.store import Manifest, damage, damage_since, require_space, store_folder
 
 
 def fill(into: Path) -> dict[str, str | int | None]:
@@ -218,3 +218,11 @@ def test_a_manifest_that_was_forged_makes_everything_be_read(tmp_path: Path) -> 
     with hashed_bytes() as sizes:
         assert damage(store_folder(tmp_path, "snapshots", "key", link_to_old_file)) is None
     assert max(sizes) == OLD_FILE.stat().st_size
+
+
+def test_damage_is_told_as_often_as_somebody_looks(tmp_path: Path) -> None:
+    folder = store_folder(tmp_path, "snapshots", "key", link_to_old_file)
+    (folder / "weights").unlink()
+    (folder / "weights").symlink_to(Path(logging.__file__))
+    told = [damage_since(tmp_path, "snapshots", "key") for _ in range(2)]
+    assert told == ["weights was changed"] * 2  # whoever looked first may have been killed before it was made again
