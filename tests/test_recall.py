@@ -199,7 +199,7 @@ def test_a_model_that_slmpack_did_not_log_is_refused(store: Path, workspace: Pat
 
 @pytest.mark.parametrize("uri", [f"models:/{NO_ID}", "models:/nobody/1", "models:/nobody@cpu-int4"])
 def test_a_model_that_does_not_exist_is_told(uri: str, workspace: Path) -> None:
-    with pytest.raises(SourceError, match=f"MLflow has no {uri} "):
+    with pytest.raises(SourceError, match=f"MLflow has no {uri}[ :]"):
         recall_model(uri, workspace)
 
 

@@ -94,7 +94,7 @@ def test_packaging_what_was_rolled_back_is_unchanged_and_moves_nothing(name: str
 
 def test_what_another_alias_had_is_no_way_back(name: str, log_it: LogIt) -> None:
     publish(log_it("a"))
-    with pytest.raises(PublishError, match=r"no version of .* has the alias cpu-int4-prompt; one to go back from"):
+    with pytest.raises(PublishError, match=r"no version of .* has the alias cpu-int4-prompt: no alias cpu-int4-prompt"):
         find_way_back(name, Target.CPU_INT4, Interface.PROMPT)
     publish(log_it("b"))
     MlflowClient().set_model_version_tag(name, "1", "slmpack.held_alias", "cpu-int8")
