@@ -23,12 +23,16 @@ END_TO_END := tests/end_to_end
 
 setup: .venv/ready
 
+# uv installs in a quarter of pip's time, and looks where pip is set up to look; what it cannot do, pip does.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-color --progress-bar off -c constraints.txt
+WHAT = -c constraints.txt -e '.[$(HARDWARE),dev]'
+
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = "%d.%d" % sys.version_info[:2]; sys.exit(sys.version_info < (3, 11) and "slmpack: found Python " + v + "; expected 3.11 or later; install one and type: make PYTHON=/path/to/python3.11")'
-	@echo 'Setting up .venv, which takes some minutes; what pip says is in $(SETUP_LOG)'
+	@echo 'Setting up .venv by uv, or by pip, which takes some minutes; what they say is in $(SETUP_LOG)'
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --disable-pip-version-check --no-color --progress-bar off \
-	  -c constraints.txt -e '.[$(HARDWARE),dev]' > $(SETUP_LOG) 2>&1 || { \
+	@{ $(PIP) uv pydantic && PYTHONPATH=. $(BIN)/python -P -m slmpack.uv_install $(WHAT); } > $(SETUP_LOG) 2>&1 || \
+	  $(PIP) $(WHAT) >> $(SETUP_LOG) 2>&1 || { \
 	  grep -E '^ *(ERROR|error): ' $(SETUP_LOG) | head -n 3 >&2; \
 	  echo 'slmpack: pip cannot install what constraints.txt lists; expected a package index that has it;' \
 	    'set pip to one, and type the same again; all that pip said is in $(CURDIR)/$(SETUP_LOG)' >&2; exit 1; }

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_pip_that_fails_is_told_in_a_few_lines_with_the_place_of_its_log(tmp_path: Path) -> None:
-    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "README.md"):
         shutil.copy(ROOT / name, tmp_path)
     unreachable = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0", "PIP_CONFIG_FILE": os.devnull}
     cleared = {"PIP_EXTRA_INDEX_URL": "", "PIP_FIND_LINKS": "", "MAKEFLAGS": ""}
@@ -29,3 +29,14 @@ def test_a_pip_that_fails_is_told_in_a_few_lines_with_the_place_of_its_log(tmp_p
     assert f"all that pip said is in {log}" in done.stderr
     assert "ERROR: " in done.stderr
     assert "127.0.0.1" in log.read_text()
+
+
+def test_uv_is_told_where_pip_looks(tmp_path: Path) -> None:
+    unreachable = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_CONFIG_FILE": os.devnull}
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "slmpack.uv_install", "--dry-run", "--no-cache", "no-such-package-of-anybody"],
+        env=os.environ | unreachable | {"PIP_EXTRA_INDEX_URL": "", "PIP_FIND_LINKS": "", "UV_HTTP_RETRIES": "0"},
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "127.0.0.1:9" in done.stderr
