@@ -4,6 +4,13 @@ Nothing here imports Prefect, `flows` or `tasks`, prints, or reads the environme
 (`resolve`, `fetch`, `build`, `log`, `validate`, `smoke`, `publish`), each the same verb as in `tasks/`.
 """
 
-from importlib.metadata import version
+__version__: str
 
-__version__ = version("slmpack")
+
+def __getattr__(name: str) -> str:
+    """Look the version up when it is asked for: `make setup` runs a module of an slmpack that is not installed yet."""
+    if name != "__version__":
+        raise AttributeError(name)
+    from importlib.metadata import version
+
+    return version("slmpack")
