@@ -58,7 +58,7 @@ from tasks.deployment import require_own_target
 from tasks.fetch import fetch_snapshot, receive_snapshot
 from tasks.hand_over import source_of_checkpoint
 from tasks.log import log_model
-from tasks.measure import Wait, measure_quality, reading_source_beside
+from tasks.measure import SourceBeside, measure_quality, reading_source_beside
 from tasks.outcome import completed, keep_outcome
 from tasks.policies import INTERRUPTIONS
 from tasks.publish import find_rung, find_wanted, mark_refused, publish_version
@@ -151,12 +151,12 @@ def climb(
     snapshot: Snapshot, target: Target, interface: Interface, name: str, request: Request, stages: Stages, force: bool
 ) -> Outcome:
     """Try the recipes, cheapest first, and publish the first that passes every proof; each stage's time adds up."""
-    with reading_source_beside(snapshot, target, request) as source_is_read:
-        return climb_beside(source_is_read, snapshot, target, interface, name, request, stages, force)
+    with reading_source_beside(snapshot, target, request) as source:
+        return climb_beside(source, snapshot, target, interface, name, request, stages, force)
 
 
 def climb_beside(
-    source_is_read: Wait, snapshot: Snapshot, target: Target, interface: Interface, name: str, request: Request,
+    source: SourceBeside, snapshot: Snapshot, target: Target, interface: Interface, name: str, request: Request,
     stages: Stages, force: bool,
 ) -> Outcome:  # fmt: skip
     """Climb while the source is read; it is done before the first model is run, whose speed is measured."""
@@ -165,8 +165,9 @@ def climb_beside(
         try:
             with stages("build"):
                 package = build_package(snapshot, target, recipe, request.workspace, request.calibration_text)
-            with stages("measure"):
-                source_is_read()
+            if not source.is_read():
+                with stages("measure"):
+                    source.wait()
         except RecipeError as error:
             if recipe is None or len(request.ladder) == 1:
                 raise

@@ -9,6 +9,7 @@ from slmpack import measure
 from slmpack.cores import share_of_cores, threads_of_children
 from slmpack.records import LoggedModel, QualityReport, Recipe, Snapshot, Target
 from slmpack.request import Request
+from slmpack.side_by_side import Job
 from tasks.policies import PROOF
 from tasks.progress import progress_artifact
 
@@ -29,12 +30,29 @@ def measure_quality(model: LoggedModel, request: Request, recipe: Recipe | None)
     )
 
 
-Wait = Callable[[], None]
+class SourceBeside:
+    """A source that is read while something else is done."""
+
+    def __init__(self, job: Job[None] | None, end_sharing: Callable[[], None]) -> None:
+        self._job, self._end_sharing = job, end_sharing
+
+    def is_read(self) -> bool:
+        """Say whether nothing is read any more, or nothing was to be."""
+        if self._job is not None and self._job.future.done():
+            self.wait()
+        return self._job is None
+
+    def wait(self) -> None:
+        """Wait until it is read; from then on the cores are those of others alone."""
+        if self._job is not None:
+            self._job.wait()
+            self._end_sharing()
+            self._job = None
 
 
 @contextmanager
-def reading_source_beside(snapshot: Snapshot, target: Target, request: Request) -> Iterator[Wait]:
-    """Read the source for `measure_quality` while the block runs, each with half of the cores; give how to wait for it.
+def reading_source_beside(snapshot: Snapshot, target: Target, request: Request) -> Iterator[SourceBeside]:
+    """Read the source for `measure_quality` while the block runs, each with half of the cores.
 
     It ends with the block. Where there is no memory for both, `measure_quality` reads it.
     """
@@ -45,15 +63,10 @@ def reading_source_beside(snapshot: Snapshot, target: Target, request: Request) 
             checked=request.checked,
         )  # fmt: skip
     if job is None:
-        yield lambda: None
+        yield SourceBeside(None, lambda: None)
         return
     try:
-        with threads_of_children(share_of_cores() - share_of_cores() // 2) as restore:
-
-            def wait() -> None:
-                job.wait()
-                restore()
-
-            yield wait
+        with threads_of_children(share_of_cores() - share_of_cores() // 2) as end_sharing:
+            yield SourceBeside(job, end_sharing)
     finally:
         job.end()

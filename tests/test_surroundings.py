@@ -212,7 +212,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("only root can mount a file system")
     folder = tmp_path / "disk"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(folder)], check=False).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "mode=0700,size=32m", "tmpfs", str(folder)], check=False
+    ).returncode:
         pytest.skip("this machine mounts nothing")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)

@@ -170,7 +170,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     def mount(size_bytes: int) -> Path:
         folder = tmp_path / f"disk-{len(mounted)}"
         folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(folder)]
+        command = ["mount", "-t", "tmpfs", "-o", f"mode=0700,size={size_bytes}", "tmpfs", str(folder)]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode != 0:
             pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
