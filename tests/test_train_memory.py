@@ -8,6 +8,7 @@ import pytest
 import torch
 from invented_town import ask, write_chats
 
+from slmpack.child import run_in_child
 from slmpack.errors import TrainError
 from slmpack.records import Snapshot
 from slmpack.train import read_training, train_adapter
@@ -24,7 +25,7 @@ from slmpack.train_memory import (
     sizes_of,
     trained_parameters,
 )
-from slmpack.train_run import PRECISION, TrainRequest, dtypes_for
+from slmpack.train_run import PRECISION, TrainRequest, dtypes_for, run_training
 from slmpack.train_settings import TrainSettings
 
 DEFAULTS = TrainSettings()
@@ -150,11 +151,17 @@ def test_a_training_that_does_not_fit_is_refused_before_a_weight_is_loaded(
     for path in tiny_snapshot.path.iterdir():
         if path.name not in ("model.safetensors", "config.json"):
             (folder / path.name).write_bytes(path.read_bytes())
-    huge = tiny_snapshot.model_copy(update={"path": folder, "digest": "0" * 64})
     data = write_chats(tmp_path / "chats.jsonl", [{"messages": [*ask("How far?"), *said("Very far.")]}])
     with pytest.raises(TrainError, match=r"^training \(1 x \d+ tokens at a time\) needs about 1,\d+\.\d GB of mem"):
-        train_adapter(huge, data, DEFAULTS, tmp_path / "workspace")
-    assert not list(tmp_path.glob("workspace/training/*/checkpoint-*"))
+        run_in_child(
+            run_training,
+            TrainRequest(
+                checkpoint=folder, dtype="bfloat16", base_name="huge", base_revision="0", chats=data, settings=DEFAULTS,
+                max_length=64, folder=tmp_path, resume=None, save_seconds=60.0,
+            ),
+            log=tmp_path / "log", limit_seconds=300, failure=TrainError, doing="training",
+        )  # fmt: skip
+    assert not list(tmp_path.glob("checkpoint-*"))
 
 
 @pytest.mark.slow
