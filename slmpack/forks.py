@@ -139,6 +139,11 @@ class Fork:
             self._control.close()
         return self._returncode
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether its parent waited for its end."""
+        return self._returncode is not None
+
     def close(self) -> None:
         """Close what leads to a child that did not begin."""
         for stream in (self.stdin, self.stdout, self._lines, self._control):
@@ -151,6 +156,7 @@ class _Server:
 
     def __init__(self, key: object) -> None:
         self.key = key
+        self._children: list[Fork] = []
         self._line, theirs = socket.socketpair()
         command = [sys.executable, "-P", "-B", "-m", "slmpack.fork_server", str(theirs.fileno())]
         with theirs:
@@ -169,11 +175,13 @@ class _Server:
         (stdin, our_stdin), (our_stdout, stdout) = os.pipe(), os.pipe()
         ours, theirs = socket.socketpair()
         child = Fork(ours, our_stdin, our_stdout)
+        self._children = [*(each for each in self._children if not each.has_ended), child]
         try:
             with theirs:
                 socket.send_fds(self._line, [b"!"], [stdin, stdout, log.fileno(), theirs.fileno()])
             child.begin(request, limit_seconds)
         except BaseException:
+            self._children.remove(child)
             child.close()
             raise
         finally:
@@ -183,6 +191,10 @@ class _Server:
 
     def ended(self) -> bool:
         return self._process.poll() is not None
+
+    def is_idle(self) -> bool:
+        """Say whether no child of it is at work, and none is about to be."""
+        return all(each.has_ended for each in self._children)
 
     def close(self) -> None:
         """End it, also while it imports; what it forked ends with its parent, which is this process."""
@@ -209,6 +221,9 @@ class _Servers:
             if self._server is not None and (self._server.ended() or self._server.key != key):
                 self._earlier.append(self._server)  # another thread may have a child of it
                 self._server = None
+            for server in [each for each in self._earlier if each.is_idle()]:
+                self._earlier.remove(server)
+                server.close()
             if self._server is None:
                 self._server = _Server(key)
             return self._server

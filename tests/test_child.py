@@ -222,6 +222,7 @@ def test_a_variable_that_libraries_read_at_import_reaches_the_next_fork(
         )  # fmt: skip
         parents.append(found.parent)
     assert parents[0] != parents[1]
+    assert wait_for(lambda: not alive(parents[0]))  # it has no child any more, and holds memory
 
 
 def test_a_module_that_cannot_be_imported_early_is_the_childs_own_matter(tmp_path: Path) -> None:
