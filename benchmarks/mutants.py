@@ -200,7 +200,7 @@ class Result:
     seconds: float
 
     @property
-    def told(self) -> str:
+    def verdict(self) -> str:
         return self.trouble or self.caught_by or "NOT CAUGHT"
 
 
@@ -235,7 +235,7 @@ def _write(path: Path, text: str) -> None:
 def table(results: list[Result]) -> str:
     """Return the results in Markdown."""
     rows = [
-        f"| {each.mutant.number} | {each.mutant.stage} | {each.mutant.defect} | {' '.join(each.told.split())} "
+        f"| {each.mutant.number} | {each.mutant.stage} | {each.mutant.defect} | {' '.join(each.verdict.split())} "
         f"| {'no' if each.mutant.missed else 'yes'} | {each.seconds:.0f} |"
         for each in results
     ]
@@ -260,7 +260,7 @@ def run(mutants: list[Mutant]) -> int:
         results = []
         for mutant in mutants:
             results.append(try_mutant(mutant, copy, kept, scratch))
-            sys.stderr.write(f"{mutant.number:3} {results[-1].seconds:5.0f} s  {results[-1].told}\n")
+            sys.stderr.write(f"{mutant.number:3} {results[-1].seconds:5.0f} s  {results[-1].verdict}\n")
     caught = sum(each.caught_by is not None for each in results)
     missed = sum(each.mutant.missed for each in results)
     sys.stdout.write(
@@ -287,12 +287,12 @@ def main() -> int:
     parser.add_argument("--only", help="their numbers, as in 3,17")
     parser.add_argument("--list", action="store_true", help="say what there is and whether it applies; run no test")
     parser.add_argument("--mutants", type=Path, default=MUTANTS, help="another file of defects")
-    asked = parser.parse_args()
-    mutants = read_mutants(asked.mutants)
-    if asked.only:
-        numbers = {int(number) for number in asked.only.split(",")}
+    options = parser.parse_args()
+    mutants = read_mutants(options.mutants)
+    if options.only:
+        numbers = {int(number) for number in options.only.split(",")}
         mutants = [each for each in mutants if each.number in numbers]
-    return tell(mutants) if asked.list else run(mutants)
+    return tell(mutants) if options.list else run(mutants)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from slmpack.bounded_file import read_bounded
 from slmpack.errors import TrustError
 from slmpack.staging import PACKAGE_FOLDER, WRAPPER
 
@@ -73,7 +74,7 @@ def require_trusted_folder(uri: str, folder: Path) -> None:
         TrustError: it would run code which is not ours.
     """
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
-    require_trusted(uri, names, lambda name: _read_start(folder / name))
+    require_trusted(uri, names, lambda name: read_bounded(folder / name, LARGEST_READ))
 
 
 def require_trusted_artifacts(uri: str, location: str) -> None:
@@ -90,16 +91,8 @@ def require_trusted_artifacts(uri: str, location: str) -> None:
     with TemporaryDirectory(prefix="slmpack-") as folder:
         require_trusted(
             uri, [*artifact_names(repository)],
-            lambda name: _read_start(Path(repository.download_artifacts(name, folder))),
+            lambda name: read_bounded(Path(repository.download_artifacts(name, folder)), LARGEST_READ),
         )  # fmt: skip
-
-
-def _read_start(path: Path) -> bytes:
-    with path.open("rb") as file:
-        content = file.read(LARGEST_READ + 1)
-    if len(content) > LARGEST_READ:
-        raise ValueError(f"{path.name} is too long")
-    return content
 
 
 def _stranger_in(names: Collection[str], read: Read) -> str | None:

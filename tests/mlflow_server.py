@@ -77,6 +77,20 @@ def running_guarded_mlflow_server(folder: Path, postgres: "Postgres") -> Iterato
 
 
 @contextmanager
+def used_mlflow_server(folder: Path) -> Iterator[str]:
+    """Yield a server that is this process's tracking server meanwhile."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    with running_mlflow_server(folder) as address:
+        mlflow.set_tracking_uri(address)
+        try:
+            yield address
+        finally:
+            mlflow.set_tracking_uri(before)
+
+
+@contextmanager
 def _running(folder: Path, options: list[str], extra: dict[str, str]) -> Iterator[tuple[str, int]]:
     address = f"http://127.0.0.1:{(port := free_port())}"
     command = [

@@ -8,7 +8,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import DatasetInput
-from mlflow_server import running_mlflow_server
+from mlflow_server import used_mlflow_server
 from test_chat_data import lines, written
 
 from slmpack.chat_data import ChatData, DataPolicy, check_chats
@@ -63,23 +63,16 @@ def test_an_artifact_of_a_run_is_downloaded(run_id: str, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_an_artifact_of_a_server_and_of_a_version_is_downloaded(store: Path, tmp_path: Path) -> None:
-    before = mlflow.get_tracking_uri()
-    with running_mlflow_server(tmp_path) as address:
-        mlflow.set_tracking_uri(address)
-        try:
-            client = MlflowClient()
-            run = client.create_run("0").info
-            with_chats(run.run_id, tmp_path)
-            client.create_registered_model("town")
-            client.create_model_version("town", f"runs:/{run.run_id}/data", run.run_id)
-            of_server = fetch_data(f"{run.artifact_uri}/chats.jsonl", tmp_path / "into")
-            of_version = fetch_data("models:/town/1/a.jsonl", tmp_path / "into")
-            with pytest.raises(
-                DataError, match=r"MLflow has no mlflow-artifacts:/nowhere/chats\.jsonl; a path, runs:/"
-            ):
-                fetch_data("mlflow-artifacts:/nowhere/chats.jsonl", tmp_path / "into")
-        finally:
-            mlflow.set_tracking_uri(before)
+    with used_mlflow_server(tmp_path):
+        client = MlflowClient()
+        run = client.create_run("0").info
+        with_chats(run.run_id, tmp_path)
+        client.create_registered_model("town")
+        client.create_model_version("town", f"runs:/{run.run_id}/data", run.run_id)
+        of_server = fetch_data(f"{run.artifact_uri}/chats.jsonl", tmp_path / "into")
+        of_version = fetch_data("models:/town/1/a.jsonl", tmp_path / "into")
+        with pytest.raises(DataError, match=r"MLflow has no mlflow-artifacts:/nowhere/chats\.jsonl; a path, runs:/"):
+            fetch_data("mlflow-artifacts:/nowhere/chats.jsonl", tmp_path / "into")
     assert (data_at(of_server).chats, data_at(of_version).chats) == (40, 20)
 
 

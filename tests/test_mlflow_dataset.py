@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Dataset, DatasetInput
-from mlflow_server import running_mlflow_server
+from mlflow_server import used_mlflow_server
 from test_chat_data import lines, written
 
 from slmpack.chat_data import DataPolicy, check_chats
@@ -129,16 +129,11 @@ def test_a_dataset_that_cannot_be_read_is_told_in_one_line(store: Path, name: st
 
 @pytest.mark.slow
 def test_a_dataset_of_a_server_is_its_runs_artifact(store: Path, name: str, tmp_path: Path) -> None:
-    before = mlflow.get_tracking_uri()
-    with running_mlflow_server(tmp_path) as address:
-        mlflow.set_tracking_uri(address)
-        try:
-            log_chats(file := written(tmp_path / "chats.jsonl", lines(40)), name)
-            file.unlink()  # another machine logged it
-            data = look_at_data(find_data(f"datasets:/{name}"), HALF, tmp_path)
-            log_source(f"{name} gone", {"uri": "mlflow-artifacts:/0/gone.jsonl"})
-            with pytest.raises(DataError, match=r"MLflow has no mlflow-artifacts:/0/gone\.jsonl"):
-                look_at_data(find_data(f"datasets:/{name} gone"), HALF, tmp_path)
-        finally:
-            mlflow.set_tracking_uri(before)
+    with used_mlflow_server(tmp_path):
+        log_chats(file := written(tmp_path / "chats.jsonl", lines(40)), name)
+        file.unlink()  # another machine logged it
+        data = look_at_data(find_data(f"datasets:/{name}"), HALF, tmp_path)
+        log_source(f"{name} gone", {"uri": "mlflow-artifacts:/0/gone.jsonl"})
+        with pytest.raises(DataError, match=r"MLflow has no mlflow-artifacts:/0/gone\.jsonl"):
+            look_at_data(find_data(f"datasets:/{name} gone"), HALF, tmp_path)
     assert (data.name, data.chats) == (name, 40)

@@ -14,7 +14,7 @@ import mlflow
 import psutil
 import pytest
 from mlflow import MlflowClient
-from mlflow_server import running_mlflow_server
+from mlflow_server import used_mlflow_server
 
 from slmpack import consumer, progress
 from slmpack.environment import check_clean_environment, check_resolution
@@ -66,14 +66,9 @@ def left_behind(workspace: Path) -> list[Path]:
 def test_a_model_on_a_server_answers_with_nothing_installed_but_its_requirements(
     tiny_package: Package, place: Path, tmp_path: Path
 ) -> None:
-    before = mlflow.get_tracking_uri()
-    with running_mlflow_server(tmp_path) as address:
-        mlflow.set_tracking_uri(address)
-        try:
-            model = log_model(tiny_package, Interface.PROMPT, "tiny", place, {})
-            cost, answer, network = check_clean_environment(model, place)
-        finally:
-            mlflow.set_tracking_uri(before)
+    with used_mlflow_server(tmp_path):
+        model = log_model(tiny_package, Interface.PROMPT, "tiny", place, {})
+        cost, answer, network = check_clean_environment(model, place)
     packages = int(cost.found.split()[0])
     assert len(model.requirements) < packages < 80
     assert answer.found.strip()
