@@ -1,6 +1,7 @@
 """The process that `slmpack.forks` starts: it imports modules, and forks the children of one command.
 
-It has no threads of Python's, runs nothing of a model, and ends when its line closes; so do its children.
+It has no threads of Python's or of an allocator, runs nothing of a model, and ends when its line closes; so do its
+children.
 """
 
 import contextlib
@@ -20,6 +21,9 @@ from typing import Any
 from setproctitle import setproctitle
 
 from slmpack.cores import VARIABLE
+
+# pandas imports Arrow, whose allocator has a thread of its own: what it holds while we fork stays held in the child.
+NO_THREAD_OF_JEMALLOC = ("JE_ARROW_MALLOC_CONF", "background_thread:false")
 
 
 class _Parent:
@@ -121,6 +125,7 @@ def main() -> None:
     from slmpack import surroundings
 
     surroundings.prepare()
+    os.environ.setdefault(*NO_THREAD_OF_JEMALLOC)
     line = socket.socket(fileno=int(sys.argv[1]))
     line.set_inheritable(False)
     request = _Parent(line).serve()

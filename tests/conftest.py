@@ -1,5 +1,7 @@
 """What tests share: one workspace, one real model, one tiny Phi-3, one Prefect server."""
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from shutil import rmtree
@@ -10,8 +12,10 @@ from checkpoints import write_tiny_phi3
 from slmpack import telemetry
 
 telemetry.switch_off()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored, by all that tests start, too
 
 from made_proofs import log_variant  # noqa: E402 - telemetry is off before anything else is imported
+from mlflow_server import forget_tracking_uri  # noqa: E402
 
 from slmpack.build import build_package  # noqa: E402
 from slmpack.fetch import fetch_snapshot  # noqa: E402
@@ -19,6 +23,25 @@ from slmpack.records import LoggedModel, Package, Recipe, Snapshot, Target  # no
 from slmpack.resolve import DEFAULT_SOURCE, resolve_source  # noqa: E402
 from slmpack.store import lock  # noqa: E402
 from slmpack.wheel import download_member  # noqa: E402
+
+SETTINGS = ("MLFLOW_", "PREFECT_", "HF_", "PIP_", "UV_", "XDG_", "HOME", "PATH", "PYTHONPATH")
+
+
+@pytest.fixture(autouse=True)
+def settings_put_back() -> Iterator[None]:
+    """Put back what a test changed in the environment: MLflow writes its addresses there, and the next inherits them."""
+    before = settings()
+    yield
+    after = settings()
+    if after.get("MLFLOW_TRACKING_URI") != before.get("MLFLOW_TRACKING_URI"):
+        forget_tracking_uri()
+    for name in after.keys() - before.keys():
+        os.environ.pop(name, None)
+    os.environ.update(before)
+
+
+def settings() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith(SETTINGS)}
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 Each line has the proofs of one model as JSON; what is printed is the version that each of them was told, one a line.
 """
 
+import contextlib
 import multiprocessing
 import sys
 import traceback
@@ -16,23 +17,26 @@ from slmpack.proof import Proofs
 from slmpack.publish import publish_version
 
 TRIES = 10
+START_SECONDS = 300  # whoever did not come by then has failed
 
 
 def publish(line: str, uri: str, start: Barrier, told: "Queue[int | str]") -> None:
+    """Put the version, or why there is none; something in any case, since the parent waits for it."""
+    try:
+        told.put(_published(line, uri, start))
+    except BaseException as error:
+        told.put("".join(traceback.format_exception(error)))
+
+
+def _published(line: str, uri: str, start: Barrier) -> int:
     mlflow.set_tracking_uri(uri)
     proofs = Proofs.model_validate_json(line)
     mlflow.MlflowClient().search_registered_models()
-    start.wait()
-    for _ in range(TRIES):
-        try:
-            told.put(publish_version(proofs.smoke.model, proofs).version)
-            return
-        except MlflowException as error:  # SQLite lets one writer in at a time; a task would try again, too
-            last = "".join(traceback.format_exception(error))
-        except BaseException as error:
-            last = "".join(traceback.format_exception(error))
-            break
-    told.put(last)
+    start.wait(START_SECONDS)
+    for _ in range(TRIES - 1):
+        with contextlib.suppress(MlflowException):  # SQLite lets one writer in at a time; a task would try again, too
+            return publish_version(proofs.smoke.model, proofs).version
+    return publish_version(proofs.smoke.model, proofs).version
 
 
 def main() -> None:

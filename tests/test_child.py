@@ -25,6 +25,7 @@ from child_functions import (
     hold_memory,
     hold_memory_in_a_fork,
     look_around_in_a_fork,
+    name_threads_of_the_server,
     refuse,
     refuse_in_a_fork,
     start_grandchild_and_wait,
@@ -241,3 +242,13 @@ def test_a_server_that_was_killed_is_replaced(tmp_path: Path) -> None:
 def test_what_is_imported_early_is_there_for_the_next_fork(tmp_path: Path) -> None:
     prepare_children("child_functions", "numpy")
     assert run(double_in_a_fork, 3, tmp_path / "log") == Number(value=6)
+
+
+def test_no_allocator_has_a_thread_where_children_are_forked(tmp_path: Path) -> None:
+    """A child has no such thread, and would wait for ever for what it holds."""
+    found, _ = run_in_child(
+        name_threads_of_the_server, Marker(path=tmp_path), log=tmp_path / "log", limit_seconds=60, failure=BuildError,
+        doing="it",
+    )  # fmt: skip
+    assert found.names
+    assert "jemalloc_bg_thd" not in found.names

@@ -1,20 +1,17 @@
 """Links: to MLflow's own pages where a server shows them, and to nowhere where none does."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import mlflow
 import pytest
 
 from slmpack.links import linked, page_address, version_address, version_link
 
 
 @pytest.fixture
-def server() -> Iterator[str]:
+def server(monkeypatch: pytest.MonkeyPatch) -> str:
     """The address of a server as the settings have it; nobody answers there, since nothing is sent."""
-    mlflow.set_registry_uri("https://ada:secret@mlflow.example.org/ml/")
-    yield "https://mlflow.example.org/ml"
-    mlflow.set_registry_uri("")  # the tracking server's again, whichever that will be
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "https://ada:secret@mlflow.example.org/ml/")
+    return "https://mlflow.example.org/ml"
 
 
 def test_a_version_is_linked_to_where_mlflow_shows_it_without_the_password(server: str) -> None:

@@ -17,7 +17,7 @@ def test_a_pip_that_fails_is_told_in_a_few_lines_with_the_place_of_its_log(tmp_p
     for name in ("Makefile", "pyproject.toml", "constraints.txt", "README.md"):
         shutil.copy(ROOT / name, tmp_path)
     unreachable = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0", "PIP_CONFIG_FILE": os.devnull}
-    cleared = {"PIP_EXTRA_INDEX_URL": "", "PIP_FIND_LINKS": "", "MAKEFLAGS": ""}
+    cleared = {"PIP_EXTRA_INDEX_URL": "", "PIP_FIND_LINKS": "", "MAKEFLAGS": "", "MAKELEVEL": "0"}
     done = subprocess.run(
         ["make", "setup", f"PYTHON={sys.executable}"], cwd=tmp_path, env=os.environ | unreachable | cleared,
         capture_output=True, text=True, check=False,
