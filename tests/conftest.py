@@ -29,7 +29,7 @@ SETTINGS = ("MLFLOW_", "PREFECT_", "HF_", "PIP_", "UV_", "XDG_", "HOME", "PATH",
 
 @pytest.fixture(autouse=True)
 def settings_put_back() -> Iterator[None]:
-    """Put back what a test changed in the environment: MLflow writes its addresses there, and the next inherits them."""
+    """Put back what a test changed in the environment: MLflow writes its addresses there, for the next."""
     before = settings()
     yield
     after = settings()
