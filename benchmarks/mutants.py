@@ -226,6 +226,12 @@ def try_mutant(mutant: Mutant, copy: Path, kept: Path, scratch: Path) -> Result:
     return Result(mutant, None, trouble, seconds)
 
 
+def command_of(test: str, root: Path) -> str:
+    """Return the command that runs a test, which is known by its file's name."""
+    file = test.partition("::")[0]
+    return "acceptance" if (root / "tests" / "end_to_end" / file).exists() else "test"
+
+
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
     for compiled in path.parent.glob(f"__pycache__/{path.stem}.*"):  # known by time and size, which may be the same
@@ -236,10 +242,11 @@ def table(results: list[Result]) -> str:
     """Return the results in Markdown."""
     rows = [
         f"| {each.mutant.number} | {each.mutant.stage} | {each.mutant.defect} | {' '.join(each.verdict.split())} "
+        f"| {command_of(each.caught_by, ROOT) if each.caught_by else ''} "
         f"| {'no' if each.mutant.missed else 'yes'} | {each.seconds:.0f} |"
         for each in results
     ]
-    head = "| | stage | defect | caught by | noticed before | s |\n|---|---|---|---|---|---|"
+    head = "| | stage | defect | caught by | make | noticed before | s |\n|---|---|---|---|---|---|---|"
     return "\n".join([head, *rows])
 
 
