@@ -174,7 +174,8 @@ def _architecture(path: Path, config: dict[str, Any]) -> str:
     named = config.get("architectures")
     if not (isinstance(named, list) and named and isinstance(named[0], str)):
         raise SourceError(f"{path} names no architectures", 'such as ["Phi3ForCausalLM"]', "save the model again")
-    classes = dir(transformers)  # the lazy module knows every class without importing torch
+    # All that there is, without importing torch; dir() of the lazy module looks each of 5,000 up in a list.
+    classes = frozenset(transformers.__all__)  # type: ignore[attr-defined]
     architecture: str = named[0]
     if architecture not in classes:  # MPT's own code, on the Hub, has its class in other capitals
         architecture = next((name for name in classes if name.lower() == architecture.lower()), architecture)
