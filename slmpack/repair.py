@@ -23,6 +23,7 @@ huggingface/tokenizers, pre_tokenizers/byte_level.rs: the expression of `ByteLev
 
 import json
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -61,18 +62,17 @@ def repair_tokenizer(package: Path, snapshot: Path, source: Any) -> tuple[str, .
 
 
 def _repair_rules(package: Path, snapshot: Path, source: Any, inputs: ParityInputs) -> tuple[str, ...]:
-    whole = source.backend_tokenizer.to_str()
-    expected = _reading(json.loads(whole), source, inputs)
+    reader = _Reader(source, inputs)
     rules, made = read_json(package / TOKENIZER), []
-    if _reading(rules, source, inputs) != expected:
+    if not reader.reads_right(rules):
         rules = read_json(snapshot / TOKENIZER)
         made.append(_RESTORED)
-    if _reading(rules, source, inputs) != expected:
-        rules = json.loads(whole)
+    if not reader.reads_right(rules):
+        rules = json.loads(reader.whole)
         made = [_COMPLETED]
     for sentence, change in _REPAIRS:
         changed = change(rules)
-        if changed is not None and _reading(changed, source, inputs) == expected:
+        if changed is not None and reader.reads_right(changed):
             rules = changed
             made.append(sentence)
     if made == [_RESTORED]:
@@ -82,17 +82,40 @@ def _repair_rules(package: Path, snapshot: Path, source: Any, inputs: ParityInpu
     return tuple(made)
 
 
-def _reading(rules: Rules, source: Any, inputs: ParityInputs) -> tuple[list[list[int]], list[str]]:
-    """Return the ids of every text, with special tokens of the post-processor, and the text of every id sequence."""
-    from tokenizers import Tokenizer
+class _Reader:
+    """Compares other rules with those of the source on all inputs, which takes seconds; equal rules are not read."""
 
-    tokenizer = Tokenizer.from_str(json.dumps(rules))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    tokenizer.encode_special_tokens = source.split_special_tokens
-    ids = [tokenizer.encode(text).ids for text in inputs.texts]
-    texts = [tokenizer.decode(each, skip_special_tokens=True) for each in [*ids, *map(list, inputs.sequences)]]
-    return ids, texts
+    def __init__(self, source: Any, inputs: ParityInputs) -> None:
+        self.whole: str = source.backend_tokenizer.to_str()
+        self._source, self._inputs = source, inputs
+
+    @cached_property
+    def _expected(self) -> tuple[list[list[int]], list[str]]:
+        return self._reading(self._parsed(self.whole))
+
+    @cached_property
+    def _spelling(self) -> str:
+        return str(self._parsed(self.whole).to_str())
+
+    def reads_right(self, rules: Rules) -> bool:
+        """Compare the ids of every text and the text of every id sequence; `to_str` spells equal rules the same."""
+        tokenizer = self._parsed(json.dumps(rules))
+        return tokenizer.to_str() == self._spelling or self._reading(tokenizer) == self._expected
+
+    def _parsed(self, rules: str) -> Any:
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_str(rules)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = self._source.split_special_tokens
+        return tokenizer
+
+    def _reading(self, tokenizer: Any) -> tuple[list[list[int]], list[str]]:
+        """Return the ids of every text, with special tokens of the post-processor, and the text of every sequence."""
+        ids = [tokenizer.encode(text).ids for text in self._inputs.texts]
+        sequences = [*ids, *map(list, self._inputs.sequences)]
+        return ids, [tokenizer.decode(each, skip_special_tokens=True) for each in sequences]
 
 
 def _plain_decoder(rules: Rules) -> Rules | None:

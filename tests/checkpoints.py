@@ -12,18 +12,26 @@ SMALL: dict[str, Any] = {
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
-def write_tiny_phi3(folder: Path, tokenizer: Path, vocabulary: int = 49152) -> None:
-    """Write a Phi-3 of 2 layers and hidden size 128 in bfloat16; the tokenizer's vocabulary must fit."""
+def write_tiny_phi3(
+    folder: Path, tokenizer: Path, vocabulary: int = 49152, end_of_turn: int = 2, sureness: float = 1.0
+) -> None:
+    """Write a Phi-3 of 2 layers and hidden size 128 in bfloat16; the tokenizer's vocabulary must fit.
+
+    Args:
+        sureness: multiplies the head's weights: the surer of its answers, the more quantising costs it.
+    """
     import torch
     from transformers import Phi3Config, Phi3ForCausalLM
 
     config = Phi3Config(
         vocab_size=vocabulary, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=4, max_position_embeddings=4096, original_max_position_embeddings=4096,
-        sliding_window=2047, bos_token_id=1, eos_token_id=2, pad_token_id=2,
+        sliding_window=2047, bos_token_id=1, eos_token_id=end_of_turn, pad_token_id=end_of_turn,
     )  # fmt: skip
     torch.manual_seed(0)
     model: Any = Phi3ForCausalLM(config)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        model.lm_head.weight *= sureness
     model.to(torch.bfloat16).save_pretrained(folder)
     copy_tokenizer(tokenizer, folder)
 

@@ -20,10 +20,12 @@ from slmpack.fetch import fetch_snapshot
 from slmpack.json_file import read_json
 from slmpack.parity import ParityRequest, parity_of
 from slmpack.preparation import Prepared
-from slmpack.records import Recipe, Record, Target
+from slmpack.records import Recipe, Record, Target, digest_of
 from slmpack.reference import TEXT_FILE
 from slmpack.resolve import resolve_source
+from slmpack.store import sha256_of
 from slmpack.targets import PLAIN, RECIPES, BuilderOptions
+from slmpack.tokenizer_pair import read_tokenizer
 
 Floats = NDArray[np.floating[Any]]
 
@@ -56,15 +58,16 @@ def build_families(where: Where) -> Builds:
     import torch
 
     torch.set_num_threads(1)
+    compared: set[str] = set()
     return Builds(
         found={
-            name: build_family(family, where.folder / str(index))
+            name: build_family(family, where.folder / str(index), compared)
             for index, (name, family) in enumerate(FAMILIES.items())
         }
     )
 
 
-def build_family(family: Family, folder: Path) -> Found:
+def build_family(family: Family, folder: Path, compared: set[str]) -> Found:
     checkpoint = folder / "checkpoint"
     write_checkpoint(family, checkpoint)
     answers = answers_of(checkpoint)
@@ -81,7 +84,7 @@ def build_family(family: Family, folder: Path) -> Found:
         package = build("cpu-int4", RECIPES[Target.CPU_INT4][Recipe.SMALL])
         resembles(package, answers, SAME_IN_INT4)
         drive_package(DriveRequest(package=package))
-        parity_of(ParityRequest(package=package, snapshot=checkpoint))
+        reads_as_source(package, checkpoint, compared)
 
     def cuda_int4() -> None:
         resembles(build("cuda-int4", small), answers, SAME_IN_INT4)
@@ -191,6 +194,33 @@ def built(checkpoint: Path, options: BuilderOptions, calibration: Path, into: Pa
         done = run_builder(request)
     assert done.obstacle is None, done.obstacle
     return into
+
+
+# ---------------------------------------------------------------------------------------------- the text files
+
+
+def reads_as_source(package: Path, checkpoint: Path, compared: set[str]) -> None:
+    """Compare how both read text, unless all that this depends on has been compared: families share tokenizers."""
+    if (key := digest_of(text_files(package, checkpoint))) not in compared:
+        parity_of(ParityRequest(package=package, snapshot=checkpoint))
+        compared.add(key)
+
+
+def text_files(package: Path, checkpoint: Path) -> list[Any]:
+    """Return what `parity` depends on: the package's text files, and the source's tokenizer as transformers has it."""
+    source, config = read_tokenizer(checkpoint), read_json(package / "genai_config.json")["model"]
+    files = sorted(path for path in package.iterdir() if not path.name.startswith(("model.onnx", "genai_config")))
+    return [
+        {key: value for key, value in config.items() if key not in ("decoder", "type")},
+        [(path.name, sha256_of(path)) for path in files],
+        [source.backend_tokenizer.to_str(), source.split_special_tokens, source.special_tokens_map],
+        [
+            source.chat_template,
+            sha256_of(checkpoint / "tokenizer.json"),
+            sha256_of(checkpoint / "generation_config.json"),
+        ],
+        read_json(checkpoint / "config.json").get("eos_token_id"),
+    ]
 
 
 # ---------------------------------------------------------------------------------------------- the runtime

@@ -37,6 +37,12 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["package", "--recipe", "balenced"], USAGE, "did you mean balanced?"),
     (["package", "--recipe", "best", "--target", "cpu-int8"], USAGE, "cpu-int8 has auto, small, accurate"),
     (["package", "--interface", "chats"], USAGE, "did you mean chat?"),
+    (["package", "--recipe", "tiny"], USAGE, "found 'tiny'; expected one of auto, small, balanced, accurate"),
+    (["package", "models:/x@y", "--data", "f"], USAGE, "slmpack package has no option --data"),
+    # what does not go together
+    (["package", "--target", "transformers", "--interface", "prompt"], USAGE, "interface prompt for target "
+     "transformers"),
+    (["package", "--calibration-text", "a.txt", "--target", "cpu-int8"], USAGE, "a recipe that calibrates; leave"),
     # a number out of its bounds
     (["chat", "models:/a/1", "Hi", "--max-tokens", "0"], USAGE, "expected a whole number from 1 to 262,144"),
     (["chat", "models:/a/1", "Hi", "--max-tokens", "many"], USAGE, "found 'many'; expected a whole number"),
@@ -48,9 +54,11 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["chat", "models:/a/1", "-"], USAGE, "the prompt is empty"),
     (["chat", "models:/a/1", "Hi", "--system", ""], USAGE, "--system is empty"),
     (["package", ""], USAGE, "the source is empty"),
+    (["package", "--waive-quality", " "], USAGE, "the waiver ''; a reason"),
+    (["chat", "models:/x@y"], USAGE, "PROMPT"),
     # a file of an option that is not there
     (["package", "--quality-text", "nowhere.txt"], USAGE, "nowhere.txt"),
-    (["package", "--calibration-text", "nowhere.txt"], USAGE, "nowhere.txt"),
+    (["package", "--calibration-text", "nowhere.txt"], USAGE, "name another file with --calibration-text"),
     (["package", "--quality-chats", "nowhere.jsonl"], USAGE, "there is no"),
     (RETRAIN, USAGE, "--data: there is no nowhere.jsonl"),
     # a name that MLflow would not take

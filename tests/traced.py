@@ -64,7 +64,7 @@ def run_traced(
     traced = ["strace", "-f", "-qq", "-y", "-s", "300", "--seccomp-bpf", "-e", f"trace={SYSCALLS}", "-o", str(log)]
     done = subprocess.run([*traced, *command], cwd=folder, env=environment, capture_output=True, text=True, check=False)
     with log.open(errors="replace") as lines:
-        trace = _read(_whole(lines), folder)
+        trace = read_log(_whole(lines), folder)
     log.unlink()
     return done, trace
 
@@ -82,7 +82,8 @@ def _whole(lines: Iterable[str]) -> Iterator[tuple[str, str, str, str]]:
             yield match[1], match[2], match[3], match[4] + match[5]
 
 
-def _read(calls: Iterable[tuple[str, str, str, str]], folder: Path) -> Trace:
+def read_log(calls: Iterable[tuple[str, str, str, str]], folder: Path) -> Trace:
+    """Return what the calls did, each as (process, call, arguments, result), made in `folder`."""
     programs: dict[str, str] = {}
     attempts, written = [], set()
     for process, call, arguments, result in calls:
@@ -94,7 +95,8 @@ def _read(calls: Iterable[tuple[str, str, str, str]], folder: Path) -> Trace:
         elif call == "execve":
             programs[process] = Path(_PATHS.findall(arguments)[0]).name
         elif call in {"clone", "clone3", "fork", "vfork"}:
-            programs[result.split()[0]] = programs.get(process, "?")
+            # The child may have started its program before its parent's call returns: vfork waits for that.
+            programs.setdefault(result.split()[0], programs.get(process, "?"))
         elif path := _written(call, arguments, result, folder):
             written.add(path)
     return Trace(tuple(attempts), frozenset(written))

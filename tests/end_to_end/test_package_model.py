@@ -8,6 +8,7 @@ import mlflow
 import pytest
 from checkpoints import copy_tokenizer, write_mute_phi3
 from exported_checkpoints import write_unknown
+from made_proofs import log_variant, publish
 from mlflow import MlflowClient
 from prefect import flow
 from prefect.client.orchestration import get_client
@@ -18,7 +19,7 @@ from flows.retrain_model import retrain_model
 from slmpack.errors import RecipeError, SmokeError, SourceError, UsageError
 from slmpack.fetch import fetch_snapshot
 from slmpack.outcome import Stages
-from slmpack.records import Interface, Outcome, QualityPolicy, Recipe, Snapshot, Target
+from slmpack.records import Interface, Outcome, Package, QualityPolicy, Recipe, Snapshot, Target
 from slmpack.request import check_request
 from slmpack.resolve import resolve_source
 
@@ -29,7 +30,7 @@ def aliases(name: str) -> dict[str, str]:
     return {alias: str(version) for alias, version in MlflowClient().get_registered_model(name).aliases.items()}
 
 
-def test_publishes_both_interfaces_side_by_side_and_not_twice(
+def test_publishes_both_interfaces_side_by_side_and_not_twice_unless_forced(
     tiny_phi3: Path, mlflow_store: Path, workspace: Path
 ) -> None:
     chat = package_model(str(tiny_phi3), workspace=workspace)
@@ -38,19 +39,15 @@ def test_publishes_both_interfaces_side_by_side_and_not_twice(
     assert [chat.status, prompt.status, again.status] == ["published", "published", "unchanged"]
     assert aliases("tiny-phi3") == {"cpu-int4": "1", "cpu-int4-prompt": "2"}
     assert (again.version, again.digest) == (chat.version, chat.digest)
-
-
-def test_force_makes_a_new_version_of_the_same(tiny_phi3: Path, mlflow_store: Path, workspace: Path) -> None:
-    package_model(str(tiny_phi3), workspace=workspace)
     forced = package_model(str(tiny_phi3), force=True, workspace=workspace)
-    assert (forced.status, forced.version) == ("published", 2)
-    assert aliases("tiny-phi3") == {"cpu-int4": "2"}
+    assert (forced.status, forced.version) == ("published", 3)
+    assert aliases("tiny-phi3") == {"cpu-int4": "3", "cpu-int4-prompt": "2"}
 
 
 def test_publishes_nothing_unproved(
-    tiny_phi3: Path, smollm2: Snapshot, mlflow_store: Path, workspace: Path, tmp_path: Path
+    tiny_package: Package, smollm2: Snapshot, mlflow_store: Path, workspace: Path, tmp_path: Path
 ) -> None:
-    package_model(str(tiny_phi3), name="talks", workspace=workspace)
+    publish(log_variant(tiny_package, "", "talks", workspace))
     write_mute_phi3(tmp_path / "mute", tokenizer=smollm2.path)
     with pytest.raises(SmokeError, match="the answer ''; some text"):
         package_model(str(tmp_path / "mute"), name="talks", workspace=workspace)
@@ -78,17 +75,17 @@ def test_a_failed_target_does_not_stop_the_others_and_fails_the_run(
 def test_folders_are_registered_under_their_names_whatever_mlflow_calls_a_logged_model(
     tiny_phi3: Path, mlflow_store: Path, workspace: Path
 ) -> None:
-    folders = ["Phi-3.5-mini-instruct", "Qwen2.5-0.5B/checkpoint-500", "模型"]
+    folders = ["Qwen2.5-0.5B/checkpoint-500", "模型"]
     for folder in folders:
         shutil.copytree(tiny_phi3, mlflow_store / folder)
-    names = ["phi-3.5-mini-instruct", "qwen2.5-0.5b", "模型"]
+    names = ["qwen2.5-0.5b", "模型"]
     for folder, name in zip(folders, names, strict=True):
         outcome = package_model(folder, recipe=Recipe.SMALL, workspace=workspace)
         assert (outcome.status, outcome.name, outcome.version) == ("published", name, 1)
         model = mlflow.pyfunc.load_model(f"models:/{name}@cpu-int4", model_config={"max_tokens": 2})
         assert model.predict({"messages": [{"role": "user", "content": "Hi"}]})["usage"]["completion_tokens"] == 2
-    again = package_model(folders[2], recipe=Recipe.SMALL, workspace=workspace)
-    assert (again.status, again.name, again.version) == ("unchanged", names[2], 1)
+    again = package_model(folders[1], recipe=Recipe.SMALL, workspace=workspace)
+    assert (again.status, again.name, again.version) == ("unchanged", names[1], 1)
 
 
 def test_a_source_that_says_no_name_is_refused_before_it_is_fetched(

@@ -5,10 +5,11 @@ The commands have nothing of ours in their environment, and a home folder that i
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import SLMPACK
-from traced import Trace, bare_environment, needs_strace, run_traced
+from traced import Trace, bare_environment, needs_strace, read_log, run_traced
 
 pytestmark = [pytest.mark.slow, needs_strace]
 
@@ -18,6 +19,17 @@ model = mlflow.pyfunc.load_model("models:/tiny-phi3@cpu-int4")
 model.predict({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4})
 """
 AFTERWARDS = 'mlflow.MlflowClient().create_registered_model("another")  # which MLflow reports, by default'
+
+
+VFORK, STARTED = ("1", "vfork", "", "2"), ("2", "execve", '"/usr/bin/uv", ["uv"]', "0")
+ASKED = ("2", "connect", '3, {sa_family=AF_INET, sin_addr=inet_addr("203.0.113.9")}, 16', "0")
+
+
+@pytest.mark.parametrize("calls", [(VFORK, STARTED), (STARTED, VFORK)])
+def test_a_program_is_known_by_its_name_whichever_call_the_log_has_first(calls: tuple[Any, ...]) -> None:
+    """The parent's call returns when the child has started its program: two events, in the log in either order."""
+    parent = ("1", "execve", '"/usr/bin/python", ["python"]', "0")
+    assert read_log((parent, *calls, ASKED), Path()).attempts == (("uv", "203.0.113.9"),)
 
 
 class Person:
