@@ -12,7 +12,7 @@ SMALL: dict[str, Any] = {
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
-def write_tiny_phi3(folder: Path, tokenizer: Path, vocabulary: int = 49152) -> None:
+def write_tiny_phi3(folder: Path, tokenizer: Path, vocabulary: int = 49152, end_of_turn: int = 2) -> None:
     """Write a Phi-3 of 2 layers and hidden size 128 in bfloat16; the tokenizer's vocabulary must fit."""
     import torch
     from transformers import Phi3Config, Phi3ForCausalLM
@@ -20,7 +20,7 @@ def write_tiny_phi3(folder: Path, tokenizer: Path, vocabulary: int = 49152) -> N
     config = Phi3Config(
         vocab_size=vocabulary, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=4, max_position_embeddings=4096, original_max_position_embeddings=4096,
-        sliding_window=2047, bos_token_id=1, eos_token_id=2, pad_token_id=2,
+        sliding_window=2047, bos_token_id=1, eos_token_id=end_of_turn, pad_token_id=end_of_turn,
     )  # fmt: skip
     torch.manual_seed(0)
     model: Any = Phi3ForCausalLM(config)  # type: ignore[no-untyped-call]
