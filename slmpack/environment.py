@@ -217,8 +217,10 @@ def _run_consumer(python: Path, step: str, asked: dict[str, object], size_bytes:
     request, result = folder / "request.json", folder / "result.json"
     result.unlink(missing_ok=True)  # of the step before
     request.write_text(json.dumps(asked | {"result": str(result)}))
-    # -B: a store on this machine is read in place, and bytecode in it would later be run unlooked at
-    command = [str(python), "-I", "-P", "-B", consumer.__file__, step, str(request)]
+    # Bytecode is beside the environment, where the second step finds what the first compiled: a store on this machine
+    # is read in place, and bytecode in it would later be run unlooked at.
+    bytecode = f"pycache_prefix={folder / 'bytecode'}"
+    command = [str(python), "-I", "-P", "-X", bytecode, consumer.__file__, step, str(request)]
     code = run_to_log(command, _consumer_environment(folder), folder, log, limit_seconds(ASK_LIMIT_SECONDS, size_bytes))
     if code or not result.exists():
         how_ended = "was killed by signal 9" if code == -signal.SIGKILL else f"ended with code {code}"

@@ -22,11 +22,11 @@ from prefect.states import Cancelled, Cancelling
 from slmpack.errors import UsageError
 from slmpack.outcome import failed_outcome, lost_outcome
 from slmpack.records import Outcome, Target
+from slmpack.waits import no_worker_seconds
 from tasks.outcome import read_outcome
 from tasks.policies import LOCAL, REMOTE
 
 POLL_SECONDS = 2.0
-NO_WORKER_SECONDS = 600.0  # a worker that restarts is back before that
 
 
 def deployment_of(target: Target) -> str:
@@ -82,8 +82,9 @@ def _ended_badly(run: FlowRun) -> bool:
 def await_target(target: Target, run_id: UUID) -> Outcome:
     """Wait until the run ends, whatever its end, and return what became of the target.
 
-    Where no worker takes the run for ten minutes, it is cancelled.
+    Where no worker takes the run for `no_worker_seconds` (slmpack.waits), it is cancelled.
     """
+    patience_seconds = no_worker_seconds()
     without_worker_since: float | None = None
     with get_client(sync_client=True) as client:
         while True:
@@ -94,8 +95,8 @@ def await_target(target: Target, run_id: UUID) -> Outcome:
                 without_worker_since = None
             elif without_worker_since is None:
                 without_worker_since = time.monotonic()
-            elif time.monotonic() - without_worker_since > NO_WORKER_SECONDS:
-                return _give_up(client, target, run)
+            elif time.monotonic() - without_worker_since > patience_seconds:
+                return _give_up(client, target, run, patience_seconds)
             time.sleep(POLL_SECONDS)
 
 
@@ -115,12 +116,12 @@ def _lacks_worker(client: SyncPrefectClient, run: FlowRun) -> bool:
     return client.read_work_pool(run.work_pool_name).status == WorkPoolStatus.NOT_READY
 
 
-def _give_up(client: SyncPrefectClient, target: Target, run: FlowRun) -> Outcome:
+def _give_up(client: SyncPrefectClient, target: Target, run: FlowRun, waited_seconds: float) -> Outcome:
     """Cancel a run that nobody takes, so that it does not start when nobody expects it any more."""
     client.set_flow_run_state(run.id, Cancelled(message="no worker took it"), force=True)
     pool = run.work_pool_name
     return failed_outcome(target, UsageError(
-        f"the pool {pool} had no worker for {NO_WORKER_SECONDS / 60:.0f} minutes", "a worker that polls it",
+        f"the pool {pool} had no worker for {waited_seconds / 60:.0f} minutes", "a worker that polls it",
         f"type on a machine with that hardware: prefect worker start --pool {pool}",
     ))  # fmt: skip
 

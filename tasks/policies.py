@@ -9,6 +9,7 @@ from prefect.exceptions import TerminationSignal
 from slmpack.errors import SlmpackError
 from slmpack.expected import why_unreachable
 from slmpack.registry import FINAL_ERRNOS
+from slmpack.waits import retry_seconds
 
 # What ends a run from outside: Ctrl-C at a terminal, and a worker whose run is cancelled.
 INTERRUPTIONS = (KeyboardInterrupt, TerminationSignal)
@@ -30,9 +31,10 @@ def worth_retrying(_task: object, _run: object, state: Any) -> bool:
 
 # The library's own store is content-addressed and verifies what it holds; Prefect would keep the records only.
 LOCAL: dict[str, Any] = {"cache_policy": NO_CACHE}
+DELAYS = retry_seconds()
 REMOTE: dict[str, Any] = LOCAL | {
-    "retries": 3,
-    "retry_delay_seconds": [2.0, 10.0, 30.0],
+    "retries": len(DELAYS),
+    "retry_delay_seconds": DELAYS,
     "retry_jitter_factor": 0.3,
     "retry_condition_fn": worth_retrying,
 }

@@ -14,6 +14,7 @@ from slmpack import telemetry
 telemetry.switch_off()
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored, by all that tests start, too
 
+from invented_town import write_town_phi3  # noqa: E402 - telemetry is off before anything else is imported
 from made_proofs import log_variant  # noqa: E402 - telemetry is off before anything else is imported
 from mlflow_server import forget_tracking_uri  # noqa: E402
 
@@ -73,6 +74,12 @@ def tiny_phi3(smollm2: Snapshot, workspace: Path) -> Path:
         if not (folder / "model.safetensors").exists():
             write_tiny_phi3(folder, tokenizer=smollm2.path)
     return folder
+
+
+@pytest.fixture(scope="session")
+def town_phi3(workspace: Path) -> Path:
+    """A Phi-3 of 2 layers, hidden size 128, random weights and 700 tokens: for runs of the whole flow."""
+    return write_town_phi3(workspace)
 
 
 @pytest.fixture(scope="session")

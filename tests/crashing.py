@@ -35,6 +35,8 @@ Found = TypeVar("Found")
 
 PROJECT = Path(__file__).parents[1]
 LIMIT_SECONDS = 900.0
+# A look at the server costs it and us some hundredths of a second of CPU; a stage may be over within a second or two.
+LOOK_SECONDS, LOOK_FOR_STAGE_SECONDS = 1.0, 0.2
 DEPLOYMENT = "package-model/package-cpu-int4"
 # What works in a stage, where it is a function in a child process.
 CHILDREN = {
@@ -80,11 +82,11 @@ def running_site(folder: Path) -> Iterator[Site]:
         yield site
 
 
-def start(site: Site, source: Path, **parameters: Any) -> UUID:
+def start(site: Site, source: Path, deployment: str = DEPLOYMENT, **parameters: Any) -> UUID:
     """Start the packaging of a checkpoint with random weights, under its folder's name."""
     asked = {"source": str(source), "name": source.name, "recipe": "small", "workspace": str(site.workspace),
              "waive_quality": "random weights, for a test"}  # fmt: skip
-    run: Any = run_deployment(DEPLOYMENT, parameters=asked | parameters, timeout=0)
+    run: Any = run_deployment(deployment, parameters=asked | parameters, timeout=0)
     return UUID(str(run.id))
 
 
@@ -103,14 +105,14 @@ def state_of(run: UUID) -> StateType | None:
     return read(run).state_type
 
 
-def until(find: Callable[[], Found | None], what: str, limit_seconds: float = LIMIT_SECONDS) -> Found:
+def until(find: Callable[[], Found | None], what: str, every_seconds: float = LOOK_SECONDS) -> Found:
     """Return what `find` finds as soon as it finds something."""
-    deadline = time.monotonic() + limit_seconds
+    deadline = time.monotonic() + LIMIT_SECONDS
     while time.monotonic() < deadline:
         if found := find():
             return found
-        time.sleep(0.2)
-    raise AssertionError(f"no {what} after {limit_seconds:.0f} s")
+        time.sleep(every_seconds)
+    raise AssertionError(f"no {what} after {LIMIT_SECONDS:.0f} s")
 
 
 def until_state(run: UUID, *states: StateType) -> FlowRun:
@@ -158,7 +160,7 @@ def hold(run: UUID, stage: str, workspace: Path | None = None) -> psutil.Process
         assert flow.is_running(), f"{run} went past {stage}: {read(run).state}"
         return flow if works() else None
 
-    return until(held, f"stage {stage} of {run}")
+    return until(held, f"stage {stage} of {run}", LOOK_FOR_STAGE_SECONDS)
 
 
 def _stopped(process: psutil.Process) -> bool:

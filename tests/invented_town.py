@@ -6,10 +6,16 @@ the fact and not the sentence. The same lines on every run.
 
 import json
 import random
+from hashlib import sha256
 from pathlib import Path
+from shutil import rmtree
 from typing import NamedTuple
 
+from checkpoints import write_tiny_phi3
+from small_tokenizers import CHATML, QWEN2, TRAINING_TEXTS, byte_level, split, token_id, vocabulary, write_source
+
 from slmpack.chats import held_out, parse_chat
+from slmpack.store import lock
 
 TOWN = "Quillhaven"
 SYSTEM = "You are the help desk of a town."
@@ -116,3 +122,22 @@ def write_chats(path: Path, rows: list[Chat]) -> Path:
     """Write JSON Lines."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def write_town_phi3(workspace: Path) -> Path:
+    """Write a Phi-3 of 2 layers and random weights whose 700 tokens were learnt from the town's chats; return it.
+
+    A tokenizer of 49,152 tokens is what a tiny checkpoint mostly consists of: its files, and the work on its logits.
+    """
+    texts = tuple(turn["content"] for row in chats() for turn in row["messages"])
+    ends = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    rules = byte_level(split(QWEN2), specials=ends, texts=texts + TRAINING_TEXTS)
+    folder = workspace / "checkpoints" / f"town-phi3-{sha256(json.dumps(rules).encode()).hexdigest()[:12]}"
+    checkpoint, end = folder / "town-phi3", token_id(rules, ends[-1])
+    with lock(workspace, "town-phi3"):
+        if not (checkpoint / "model.safetensors").exists():
+            rmtree(folder, ignore_errors=True)  # what a killed run left
+            named = {"eos_token": ends[-1], "pad_token": ends[0]}
+            write_source(folder / "tokenizer", rules, CHATML, named, ends[-1:], "PreTrainedTokenizerFast")
+            write_tiny_phi3(checkpoint, folder / "tokenizer", max(vocabulary(rules).values()) + 1, end)
+    return checkpoint

@@ -37,8 +37,10 @@ def split(expression: str) -> Rules:
     return {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
 
 
-def byte_level(*steps: Rules, specials: tuple[str, ...], own_expression: bool = False) -> Rules:
-    """Train byte-level merges; `steps` come before `ByteLevel`, which splits words itself if asked to."""
+def byte_level(
+    *steps: Rules, specials: tuple[str, ...], own_expression: bool = False, texts: tuple[str, ...] = TRAINING_TEXTS
+) -> Rules:
+    """Train byte-level merges on `texts`; `steps` come before `ByteLevel`, which splits words itself if asked to."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     last = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": own_expression}
@@ -46,7 +48,7 @@ def byte_level(*steps: Rules, specials: tuple[str, ...], own_expression: bool = 
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=700, initial_alphabet=alphabet, special_tokens=[], show_progress=False)
-    tokenizer.train_from_iterator(TRAINING_TEXTS, trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens(list(specials))
     rules: Rules = json.loads(tokenizer.to_str())
     decoder = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}

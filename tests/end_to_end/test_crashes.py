@@ -5,10 +5,11 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import UUID
 
 import psutil
 import pytest
-from counting_proxy import counting_proxy
+from counting_proxy import CountingProxy, counting_proxy
 from crashing import (
     Site,
     hold,
@@ -41,17 +42,43 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield site
 
 
-@pytest.fixture
-def worker(site: Site) -> "Iterator[subprocess.Popen[bytes]]":
-    with running_worker("cpu", site.folder, site.environment(), "machine") as worker:
+@pytest.fixture(scope="module")
+def proxy(site: Site) -> Iterator[CountingProxy]:
+    """Between the worker `machine` and MLflow."""
+    with counting_proxy(int(site.mlflow.rpartition(":")[2])) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def dead(site: Site, town_phi3: Path) -> UUID:
+    """A run whose machine died while it published, before all others: they work while its silence lasts.
+
+    It is of another deployment, whose one place it keeps for so long.
+    """
+    source = write_variant(town_phi3, site.folder / "dead", seed=3)
+    run = start(site, source, "package-model/package-cpu-int8", recipe="accurate")
+    with running_worker("cpu", site.folder, site.environment(), "machine-2") as worker:
+        flow = hold(run, "publish")
+        kill_machine(worker, flow)
+    assert state_of(run) == StateType.RUNNING  # nobody is left to say otherwise
+    return run
+
+
+@pytest.fixture(scope="module")
+def worker(site: Site, dead: UUID, proxy: CountingProxy) -> "Iterator[subprocess.Popen[bytes]]":
+    """The worker of all tests, of which the last kills it."""
+    told = {
+        "MLFLOW_TRACKING_URI": proxy.address, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "SLMPACK_RETRY_SECONDS": "1,2,3",
+    }  # fmt: skip
+    with running_worker("cpu", site.folder, site.environment() | told, "machine") as worker:
         yield worker
 
 
 Worker = subprocess.Popen[bytes]
 
 
-def test_a_killed_flow_is_crashed_at_once_and_its_retry_goes_on(site: Site, worker: Worker, tiny_phi3: Path) -> None:
-    run = start(site, write_variant(tiny_phi3, site.folder / "killed", seed=1))
+def test_a_killed_flow_is_crashed_at_once_and_its_retry_goes_on(site: Site, worker: Worker, town_phi3: Path) -> None:
+    run = start(site, write_variant(town_phi3, site.folder / "killed", seed=1))
     children = kill(hold(run, "measure"))
     until_state(run, StateType.CRASHED)
     _, alive = psutil.wait_procs(children, timeout=30)
@@ -66,9 +93,9 @@ def test_a_killed_flow_is_crashed_at_once_and_its_retry_goes_on(site: Site, work
 
 
 def test_a_cancelled_build_is_gone_within_ten_seconds_and_nothing_is_published(
-    site: Site, worker: Worker, tiny_phi3: Path
+    site: Site, worker: Worker, town_phi3: Path
 ) -> None:
-    run = start(site, write_variant(tiny_phi3, site.folder / "cancelled", seed=2))
+    run = start(site, write_variant(town_phi3, site.folder / "cancelled", seed=2))
     flow = hold(run, "build")  # its child answers to no signal, as one in native code does not
     children = flow.children(recursive=True)
     with get_client(sync_client=True) as client:  # what the dashboard's button does
@@ -86,23 +113,38 @@ def grace() -> float:
     return 2.0 * os.getloadavg()[0]
 
 
-def test_a_machine_that_dies_is_found_by_its_silence_and_another_goes_on(site: Site, tiny_phi3: Path) -> None:
-    run = start(site, write_variant(tiny_phi3, site.folder / "dead", seed=3))
-    with running_worker("cpu", site.folder, site.environment(), "machine-2") as worker:
-        flow = hold(run, "publish")
-        kill_machine(worker, flow)
-    assert state_of(run) == StateType.RUNNING  # nobody is left to say otherwise
-    until_state(run, StateType.CRASHED)
-    with running_worker("cpu", site.folder, site.environment(), "machine-3"):
-        retry(site, run)
-        until_state(run, StateType.COMPLETED)
-    assert (versions("dead"), logged("dead")) == (["cpu-int4"], 1)
+def test_a_machine_that_dies_is_found_by_its_silence_and_another_goes_on(
+    site: Site, dead: UUID, worker: Worker
+) -> None:
+    until_state(dead, StateType.CRASHED)
+    retry(site, dead)
+    until_state(dead, StateType.COMPLETED)
+    assert (versions("dead"), logged("dead")) == (["cpu-int8"], 1)
+
+
+def test_an_outage_of_mlflow_while_publishing_costs_a_retry_and_no_second_build(
+    site: Site, worker: Worker, proxy: CountingProxy, town_phi3: Path
+) -> None:
+    run = start(site, write_variant(town_phi3, site.folder / "cut-off", seed=5))
+    flow = hold(run, "publish")
+    proxy.is_down = True
+    let_go(flow)
+    until_state(run, StateType.FAILED)
+    built = build_logs(site)
+    proxy.is_down = False
+
+    retry(site, run)
+
+    until_state(run, StateType.COMPLETED)
+    assert build_logs(site) == built
+    assert (versions("cut-off"), logged("cut-off")) == (["cpu-int4"], 1)
+    assert len(seconds_of(run, "publish")) == 2
 
 
 def test_a_flow_whose_worker_is_killed_ends_by_itself_and_its_retry_goes_on(
-    site: Site, worker: Worker, tiny_phi3: Path
+    site: Site, worker: Worker, town_phi3: Path
 ) -> None:
-    run = start(site, write_variant(tiny_phi3, site.folder / "orphan", seed=4))
+    run = start(site, write_variant(town_phi3, site.folder / "orphan", seed=4))
     flow = hold(run, "smoke")
     kill_worker(worker)
     let_go(flow)
@@ -112,26 +154,6 @@ def test_a_flow_whose_worker_is_killed_ends_by_itself_and_its_retry_goes_on(
         retry(site, run)
         until_state(run, StateType.COMPLETED)
     assert (versions("orphan"), logged("orphan")) == (["cpu-int4"], 1)
-
-
-def test_an_outage_of_mlflow_while_publishing_costs_a_retry_and_no_second_build(site: Site, tiny_phi3: Path) -> None:
-    with counting_proxy(int(site.mlflow.rpartition(":")[2])) as proxy:
-        told = {"MLFLOW_TRACKING_URI": proxy.address, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
-        with running_worker("cpu", site.folder, site.environment() | told, "machine-4"):
-            run = start(site, write_variant(tiny_phi3, site.folder / "cut-off", seed=5))
-            flow = hold(run, "publish")
-            proxy.is_down = True
-            let_go(flow)
-            until_state(run, StateType.FAILED)
-            built = build_logs(site)
-            proxy.is_down = False
-
-            retry(site, run)
-
-            until_state(run, StateType.COMPLETED)
-    assert build_logs(site) == built
-    assert (versions("cut-off"), logged("cut-off")) == (["cpu-int4"], 1)
-    assert len(seconds_of(run, "publish")) == 2
 
 
 def build_logs(site: Site) -> dict[str, int]:

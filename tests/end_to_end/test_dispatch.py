@@ -31,9 +31,7 @@ WITHOUT_WORKER_SECONDS = 8.0
 PACKAGE = """
 import json, sys
 from flows.package_targets import package_targets
-from tasks import dispatch
 asked = json.loads(sys.argv[1])
-dispatch.NO_WORKER_SECONDS = asked.pop("patience")
 outcomes = package_targets(**asked, dispatch="pools", return_state=True).result(raise_on_failure=False)
 print(json.dumps([outcome.model_dump(mode="json") for outcome in outcomes]))
 """
@@ -54,11 +52,11 @@ class Site:
     def package(self, patience: float) -> list[dict[str, Any]]:
         """Package the source for CUDA in pools, on a machine that has neither worker nor GPU."""
         asked = {
-            "source": str(self.source), "targets": ["cuda-fp16"], "patience": patience,
-            "workspace": str(self.folder / "desk-workspace"),
+            "source": str(self.source), "targets": ["cuda-fp16"], "workspace": str(self.folder / "desk-workspace"),
         }  # fmt: skip
         done = subprocess.run(
-            [sys.executable, "-c", PACKAGE, json.dumps(asked)], env=self.machine("desk"), cwd=self.folder,
+            [sys.executable, "-c", PACKAGE, json.dumps(asked)], cwd=self.folder,
+            env=self.machine("desk") | {"SLMPACK_NO_WORKER_SECONDS": str(patience)},
             capture_output=True, text=True, check=True, timeout=LIMIT_SECONDS,
         )  # fmt: skip
         outcomes: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
@@ -66,10 +64,10 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, tiny_phi3: Path) -> Iterator[Site]:
+def site(tmp_path_factory: pytest.TempPathFactory, town_phi3: Path) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
     with running_prefect_server(folder) as prefect, running_mlflow_server(folder) as mlflow:
-        site = Site(prefect, folder, mlflow, tiny_phi3)
+        site = Site(prefect, folder, mlflow, town_phi3)
         (folder / "desk").mkdir()
         command = [sys.executable, "-m", "flows.deploy"]
         subprocess.run(command, env=site.machine("desk"), cwd=folder, check=True, capture_output=True)

@@ -106,23 +106,23 @@ BAD_DATA: dict[str, tuple[Callable[[], list[str]], str]] = {
 
 @pytest.mark.parametrize("case", BAD_DATA)
 def test_bad_data_end_with_the_line_that_is_bad_and_begin_nothing(
-    case: str, town: Town, tiny_phi3: Path, tmp_path: Path
+    case: str, town: Town, town_phi3: Path, tmp_path: Path
 ) -> None:
     made, told = BAD_DATA[case]
     data = tmp_path / "bad.jsonl"
     data.write_text("".join(f"{line}\n" for line in made()))
-    assert told in refusal(DataError, town, data, tiny_phi3)
+    assert told in refusal(DataError, town, data, town_phi3)
     assert (town.runs(), town.registered(), town.halves()) == ([], [], [])
     assert not (town.workspace / "snapshots").exists()  # before anything is fetched
 
 
 def test_the_command_tells_bad_data_in_one_line_and_ends_with_1(
-    town: Town, store: Path, prefect_api: str, tiny_phi3: Path, tmp_path: Path
+    town: Town, store: Path, prefect_api: str, town_phi3: Path, tmp_path: Path
 ) -> None:
     data = tmp_path / "bad.jsonl"
     data.write_text("\n".join([*lines_of(chats()[:12]), "{'messages': []}"]))
     done = slmpack(
-        "retrain", str(tiny_phi3), "--data", str(data), "--name", town.name, "--workspace", str(town.workspace),
+        "retrain", str(town_phi3), "--data", str(data), "--name", town.name, "--workspace", str(town.workspace),
         "--json", cwd=tmp_path, PREFECT_API_URL=prefect_api, MLFLOW_TRACKING_URI=f"sqlite:///{store / 'mlflow.db'}",
     )  # fmt: skip
     (outcome,) = objects(done)
@@ -136,10 +136,10 @@ def test_the_command_tells_bad_data_in_one_line_and_ends_with_1(
 
 
 def test_a_base_without_a_chat_template_is_refused_before_a_run_begins(
-    town: Town, tiny_phi3: Path, tmp_path: Path
+    town: Town, town_phi3: Path, tmp_path: Path
 ) -> None:
     plain = tmp_path / "plain"
-    shutil.copytree(tiny_phi3, plain, ignore=shutil.ignore_patterns("chat_template*"))
+    shutil.copytree(town_phi3, plain, ignore=shutil.ignore_patterns("chat_template*"))
     settings = json.loads((plain / "tokenizer_config.json").read_text())
     settings.pop("chat_template", None)
     (plain / "tokenizer_config.json").write_text(json.dumps(settings))
@@ -149,10 +149,10 @@ def test_a_base_without_a_chat_template_is_refused_before_a_run_begins(
     assert (town.runs(), town.registered(), town.halves()) == ([], [], [])
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(town: Town, tiny_phi3: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(town: Town, town_phi3: Path, tmp_path: Path) -> None:
     data = write_chats(tmp_path / "town.jsonl", chats())
     wild = FAST.model_copy(update={"learning_rate": 1e30, "save_minutes": 0.0})
-    told = refusal(TrainError, town, data, tiny_phi3, training=wild)
+    told = refusal(TrainError, town, data, town_phi3, training=wild)
     assert re.match(r"the (loss|gradient) is (nan|inf) at step [1-4] of 13; a finite number; lower the learning", told)
     assert (town.runs(), town.registered()) == (["FAILED"], [])
     assert set(town.halves()) <= {"training"}  # its curve
@@ -186,11 +186,11 @@ Disk = Callable[[int], Path]
 
 
 def test_too_small_a_disk_is_refused_before_training(
-    town: Town, small_disk: Disk, tiny_phi3: Path, tmp_path: Path
+    town: Town, small_disk: Disk, town_phi3: Path, tmp_path: Path
 ) -> None:
-    town = Town(town.name, small_disk(8 << 20) / "workspace")
+    town = Town(town.name, small_disk(3 << 19) / "workspace")
     data = write_chats(tmp_path / "town.jsonl", chats())
-    told = refusal(WorkspaceError, town, data, tiny_phi3)
+    told = refusal(WorkspaceError, town, data, town_phi3)
     assert "training needs" in told
     assert "free some space or name another --workspace" in told
     assert (town.runs(), town.registered()) == (["FAILED"], [])
@@ -220,18 +220,18 @@ def others_filling(workspace: Path, after: str) -> Iterator[None]:
 
 
 def test_a_disk_that_fills_up_ends_the_training_and_with_room_again_it_goes_on(
-    town: Town, small_disk: Disk, tiny_phi3: Path, tmp_path: Path
+    town: Town, small_disk: Disk, town_phi3: Path, tmp_path: Path
 ) -> None:
-    town = Town(town.name, small_disk(512 << 20) / "workspace")
+    town = Town(town.name, small_disk(64 << 20) / "workspace")
     data = write_chats(tmp_path / "town.jsonl", chats())
     settings = FAST.model_copy(update={"epochs": 4, "save_minutes": 0.0})
     with others_filling(town.workspace, "training/*/checkpoint-*/whole"):
-        told = refusal(WorkspaceError, town, data, tiny_phi3, training=settings)
+        told = refusal(WorkspaceError, town, data, town_phi3, training=settings)
     assert "no room for a checkpoint in" in told
     assert (town.runs(), town.registered()) == (["FAILED"], [])
     assert set(town.halves()) == {"training"}
 
-    refused = town.retrain(data, tiny_phi3, training=settings, retrain_policy=RetrainPolicy(min_gain=0.99))
+    refused = town.retrain(data, town_phi3, training=settings, retrain_policy=RetrainPolicy(min_gain=0.99))
     assert isinstance(refused, RetrainOutcome), refused
     assert refused.status == "refused"
     (tuned,) = town.workspace.glob("tunings/*")

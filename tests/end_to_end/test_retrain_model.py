@@ -79,8 +79,8 @@ def aliases() -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def first(store: Path, data: Path, tiny_phi3: Path, workspace: Path, prefect_api: str) -> RetrainOutcome:
-    return retrain(data, tiny_phi3, workspace)
+def first(store: Path, data: Path, town_phi3: Path, workspace: Path, prefect_api: str) -> RetrainOutcome:
+    return retrain(data, town_phi3, workspace)
 
 
 @pytest.mark.slow
@@ -105,7 +105,7 @@ def test_the_way_from_the_data_to_the_alias_is_on_record(first: RetrainOutcome, 
     }
     assert inputs.keys() == {"training", "held-out"}
     assert inputs["training"].name == "town.jsonl"
-    assert version.tags["slmpack.parent"] == "tiny-phi3"
+    assert version.tags["slmpack.parent"] == "town-phi3"
     assert version.tags["slmpack.data"] == "town.jsonl"
     assert str(data.parent) not in str(version.tags) + str(run.data.params)
     losses = client.get_metric_history(run.info.run_id, "train_loss")
@@ -115,15 +115,15 @@ def test_the_way_from_the_data_to_the_alias_is_on_record(first: RetrainOutcome, 
     assert run.data.metrics["held_out_perplexity_tuned"] == pytest.approx(first.figures.held_out.tuned)  # type: ignore[union-attr]
     package = client.get_model_version("town", "2")
     assert package.tags["slmpack.source"] == "models:/town/1"
-    assert "Tuned from tiny-phi3 on" in str(version.description)
+    assert "Tuned from town-phi3 on" in str(version.description)
 
 
 @pytest.mark.slow
 def test_the_same_data_and_base_are_unchanged(
-    first: RetrainOutcome, data: Path, tiny_phi3: Path, workspace: Path, tmp_path: Path
+    first: RetrainOutcome, data: Path, town_phi3: Path, workspace: Path, tmp_path: Path
 ) -> None:
     shuffled = write(tmp_path / "other-name.jsonl", list(reversed(chats())))
-    again = retrain(shuffled, tiny_phi3, workspace)
+    again = retrain(shuffled, town_phi3, workspace)
     assert (again.status, again.version) == ("unchanged", 1)
     assert [each.status for each in again.targets] == ["unchanged"]
     assert "train" not in again.seconds
@@ -131,7 +131,7 @@ def test_the_same_data_and_base_are_unchanged(
 
 @pytest.mark.slow
 def test_shuffled_answers_are_refused_and_nothing_moves_and_not_trained_again(
-    first: RetrainOutcome, tiny_phi3: Path, workspace: Path, tmp_path: Path
+    first: RetrainOutcome, town_phi3: Path, workspace: Path, tmp_path: Path
 ) -> None:
     wrong = write(tmp_path / "wrong.jsonl", shuffled_chats())
     policy = RetrainPolicy(min_gain=0.5, max_forgetting=100.0)
@@ -163,49 +163,49 @@ def models_logged() -> int:
 
 @pytest.mark.slow
 def test_a_target_that_was_refused_is_not_built_again_by_every_poll(
-    first: RetrainOutcome, data: Path, tiny_phi3: Path, workspace: Path
+    first: RetrainOutcome, data: Path, town_phi3: Path, workspace: Path
 ) -> None:
     strict: dict[str, Any] = {
         "policy": QualityPolicy(max_perplexity_ratio=1.0, max_chat_perplexity_ratio=1.0), "waive_quality": None,
         "targets": [Target.CPU_INT8],
     }  # fmt: skip
-    refused = retrain(data, tiny_phi3, workspace, **strict)
+    refused = retrain(data, town_phi3, workspace, **strict)
     assert (refused.status, refused.settled, refused.targets[0].status) == ("failed", False, "refused")
     before = models_logged()
     state: Any = retrain_model(
-        str(data), str(tiny_phi3), "town", FAST, EASY, workspace=workspace, return_state=True, **strict
+        str(data), str(town_phi3), "town", FAST, EASY, workspace=workspace, return_state=True, **strict
     )
     again = state.result()
     assert (again.settled, again.reason, again.targets[0].reason) == (True, refused.reason, refused.targets[0].reason)
     assert (state.name, state.type.value) == ("Refused before", "COMPLETED")
     assert models_logged() == before
-    other = retrain(data, tiny_phi3, workspace, **strict | {"waive_quality": "random weights, for a test"})
+    other = retrain(data, town_phi3, workspace, **strict | {"waive_quality": "random weights, for a test"})
     assert (other.status, other.targets[0].status) == ("published", "published")
 
 
 @pytest.mark.slow
 def test_bad_data_start_nothing(
-    store: Path, prefect_api: str, tiny_phi3: Path, workspace: Path, tmp_path: Path
+    store: Path, prefect_api: str, town_phi3: Path, workspace: Path, tmp_path: Path
 ) -> None:
     bad = write(tmp_path / "bad.jsonl", [{"messages": []}, *chats()[:12]])
     with pytest.raises(DataError, match=r"bad\.jsonl line 1: messages is empty"):
-        retrain(bad, tiny_phi3, workspace)
+        retrain(bad, town_phi3, workspace)
     with pytest.raises(UsageError, match="names no data in MLflow"):
-        retrain(Path("s3://bucket/x"), tiny_phi3, workspace)
+        retrain(Path("s3://bucket/x"), town_phi3, workspace)
     with pytest.raises(DataError):
-        retrain(tmp_path / "nothing.jsonl", tiny_phi3, workspace)
+        retrain(tmp_path / "nothing.jsonl", town_phi3, workspace)
     with pytest.raises(DataError, match="holds out 0 of the 9 chats"):
         few = write(tmp_path / "few.jsonl", chats()[:9])
-        retrain(few, tiny_phi3, workspace, data_policy=DataPolicy(held_out_share=0.01))
+        retrain(few, town_phi3, workspace, data_policy=DataPolicy(held_out_share=0.01))
 
 
 @pytest.mark.slow
 def test_the_command_does_it_and_says_what_came_of_it(
-    store: Path, prefect_api: str, data: Path, tiny_phi3: Path, workspace: Path, tmp_path: Path
+    store: Path, prefect_api: str, data: Path, town_phi3: Path, workspace: Path, tmp_path: Path
 ) -> None:
     asked = ("--epochs", "1", "--learning-rate", "0.005", "--max-forgetting", "100", "--target", "transformers")
     done = slmpack(
-        "retrain", str(tiny_phi3), "--data", str(data), "--name", "by-command", *asked, "--workspace", str(workspace),
+        "retrain", str(town_phi3), "--data", str(data), "--name", "by-command", *asked, "--workspace", str(workspace),
         "--json", cwd=tmp_path, PREFECT_API_URL=prefect_api,
     )  # fmt: skip
     (outcome,) = objects(done)

@@ -9,6 +9,7 @@ from uuid import UUID
 import psutil
 import pytest
 from crashing import (
+    LOOK_FOR_STAGE_SECONDS,
     Site,
     flow_process,
     read,
@@ -46,7 +47,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def worker(site: Site) -> "Iterator[subprocess.Popen[bytes]]":
     with running_worker("cpu", site.folder, site.environment(), "machine") as worker:
         yield worker
@@ -93,7 +94,7 @@ def until_it_trains(site: Site, run: UUID, name: str) -> psutil.Process:
             and steps_told(name) != []
         )
 
-    until(trains, "checkpoint")
+    until(trains, "checkpoint", LOOK_FOR_STAGE_SECONDS)
     return until(lambda: flow_process(run), "flow")
 
 

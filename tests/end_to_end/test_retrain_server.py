@@ -116,12 +116,12 @@ def in_the_pool(client: SyncPrefectClient, run: UUID) -> FlowRun | None:
 
 
 def test_polls_train_on_what_is_new_and_on_nothing_twice(
-    site: Site, client: SyncPrefectClient, tiny_phi3: Path
+    site: Site, client: SyncPrefectClient, town_phi3: Path
 ) -> None:
     data = site.folder / "chats"
     data.mkdir()
     write_chats(data / "monday.jsonl", chats(ASKED[:HALF]))
-    with polling(client, parameters := asked(site, tiny_phi3, data, "town")) as deployment:
+    with polling(client, parameters := asked(site, town_phi3, data, "town")) as deployment:
         until(lambda: runs_of(client, deployment), "poll that began")
         by_hand = start(**parameters)
         why = until_state(by_hand, StateType.CANCELLED).state
@@ -143,12 +143,12 @@ def test_polls_train_on_what_is_new_and_on_nothing_twice(
     assert sorted(int(version.version) for version in found) == [1, 2, 3, 4]
 
 
-def test_in_pools_workers_package_what_was_trained(site: Site, client: SyncPrefectClient, tiny_phi3: Path) -> None:
+def test_in_pools_workers_package_what_was_trained(site: Site, client: SyncPrefectClient, town_phi3: Path) -> None:
     file = write_chats(site.folder / "help-desk.jsonl", chats())
     log_chats(file, "help desk")
     file.unlink()
 
-    run = start(**asked(site, tiny_phi3, "datasets:/help desk", "in-pools", dispatch="pools"))
+    run = start(**asked(site, town_phi3, "datasets:/help desk", "in-pools", dispatch="pools"))
 
     state = until_state(run, StateType.COMPLETED).state
     assert state is not None and str(state.message).startswith("published: in-pools version 1")
@@ -163,10 +163,10 @@ def test_in_pools_workers_package_what_was_trained(site: Site, client: SyncPrefe
 
 
 def test_who_cancels_a_retraining_cancels_what_it_started_in_pools(
-    site: Site, client: SyncPrefectClient, tiny_phi3: Path
+    site: Site, client: SyncPrefectClient, town_phi3: Path
 ) -> None:
     file = write_chats(site.folder / "to-cancel.jsonl", chats())
-    run = start(**asked(site, tiny_phi3, file, "cancelled", dispatch="pools", targets=["cpu-int8"]))
+    run = start(**asked(site, town_phi3, file, "cancelled", dispatch="pools", targets=["cpu-int8"]))
 
     def works() -> FlowRun | None:
         assert not (state := read(run).state) or not state.is_final(), state

@@ -44,9 +44,9 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path, tiny_phi3: Path) -> Iterator[Site]:
+def site(tmp_path: Path, town_phi3: Path) -> Iterator[Site]:
     asked = {
-        "source": str(tiny_phi3), "recipe": "small", "name": "tiny", "waive_quality": "random weights, for a test",
+        "source": str(town_phi3), "recipe": "small", "name": "tiny", "waive_quality": "random weights, for a test",
         "workspace": str(tmp_path / "workspace"),
     }  # fmt: skip
     site = Site(tmp_path, asked)
