@@ -17,6 +17,7 @@ from slmpack.checkpoint import inspect_model
 from slmpack.child import run_in_child
 from slmpack.errors import QualityError
 from slmpack.figures import perplexity_shown
+from slmpack.forks import TORCH, forked_with
 from slmpack.limits import limit_seconds
 from slmpack.progress import report
 from slmpack.records import Record, digest_of
@@ -97,6 +98,7 @@ def chat_loss(checkpoint: Path, chats: Path, workspace: Path) -> ChatLoss:
     return found
 
 
+@forked_with(*TORCH)
 def measure_loss(request: LossRequest) -> ChatLoss:
     """Run in a child: tokenise, run the model, a part of the chats at a time, and sum.
 

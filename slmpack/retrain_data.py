@@ -13,6 +13,7 @@ from slmpack.chat_dataset import fetch_data
 from slmpack.chats import Chat, ChatError
 from slmpack.child import limited, run_in_child
 from slmpack.errors import DataError
+from slmpack.forks import TOKENIZER, forked_with
 from slmpack.mlflow_dataset import FoundData
 from slmpack.private import folder_in
 from slmpack.records import Record, Snapshot
@@ -101,6 +102,7 @@ def tokens_by(snapshot: Snapshot, path: Path, workspace: Path) -> Iterator[Token
         yield count
 
 
+@forked_with(*TOKENIZER)
 def count_lengths(request: LengthsRequest) -> Lengths:
     """Run in a child: write a line of JSON for each chat, its digest and its tokens, or why the template refuses it."""
     from slmpack.tokenizer_pair import read_tokenizer
