@@ -7,6 +7,7 @@ never opens a pickle.
 
 import re
 from collections.abc import Callable, Collection
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,7 @@ def _architecture(path: Path, config: dict[str, Any]) -> str:
     named = config.get("architectures")
     if not (isinstance(named, list) and named and isinstance(named[0], str)):
         raise SourceError(f"{path} names no architectures", 'such as ["Phi3ForCausalLM"]', "save the model again")
-    classes = dir(transformers)  # the lazy module knows every class without importing torch
+    classes = _classes_of_transformers()
     architecture: str = named[0]
     if architecture not in classes:  # MPT's own code, on the Hub, has its class in other capitals
         architecture = next((name for name in classes if name.lower() == architecture.lower()), architecture)
@@ -188,6 +189,14 @@ def _architecture(path: Path, config: dict[str, Any]) -> str:
     if not causal or config.get("is_encoder_decoder"):
         raise SourceError(f"{path} names {architecture}", "a decoder-only language model", "name another model")
     return architecture
+
+
+@cache
+def _classes_of_transformers() -> tuple[str, ...]:
+    """Return the names that the lazy module has without importing torch; to list them takes a tenth of a second."""
+    import transformers
+
+    return tuple(dir(transformers))
 
 
 def _shape(path: Path, config: dict[str, Any]) -> tuple[int, int]:
