@@ -93,7 +93,7 @@ class Trained(Record):
     longest: int
 
 
-@forked_with(*TORCH)
+@forked_with(*TORCH, "transformers.trainer")
 def run_training(request: TrainRequest) -> Trained:
     """Run in a child: train, and write what came of it to `tuned/`.
 

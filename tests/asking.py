@@ -9,7 +9,7 @@ import numpy as np
 from slmpack.build import Done
 from slmpack.records import Record
 
-IDS = (1, 1000, 2000, 30000, 40000, 5, 77, 4242)
+IDS = (1, 1000, 2000, 3000, 4000, 5, 77, 2424)
 
 
 class Trial(Record):

@@ -16,6 +16,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it
 
 from invented_town import write_town_phi3  # noqa: E402 - telemetry is off before anything else is imported
 from made_proofs import log_variant  # noqa: E402 - telemetry is off before anything else is imported
+from mlflow_database import WORKSPACE, write_empty_database  # noqa: E402
 from mlflow_server import forget_tracking_uri  # noqa: E402
 
 from slmpack.build import build_package  # noqa: E402
@@ -48,7 +49,7 @@ def settings() -> dict[str, str]:
 @pytest.fixture(scope="session")
 def workspace() -> Path:
     """A workspace in the user's cache, kept, so that the real model is fetched once a machine."""
-    return Path.home() / ".cache" / "slmpack-tests"
+    return WORKSPACE
 
 
 @pytest.fixture(scope="session")
@@ -103,6 +104,7 @@ def mlflow_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     """An empty MLflow store in sqlite, as MLflow's own default makes it, in a folder of its own."""
     import mlflow
 
+    write_empty_database(tmp_path / "mlflow.db")
     monkeypatch.chdir(tmp_path)
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -117,6 +119,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     import mlflow
 
     folder = tmp_path_factory.mktemp("store")
+    write_empty_database(folder / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlflow_database import write_empty_database
+
 from slmpack.child import kill_tree
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ def free_port() -> int:
 @contextmanager
 def running_mlflow_server(folder: Path) -> Iterator[str]:
     """Yield the address of a server that keeps everything in `folder`; its log is `folder`/server.log."""
+    write_empty_database(folder / "server.db")
     options = ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
     with _running(folder, options, {}) as (address, _):
         yield address

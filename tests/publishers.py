@@ -11,6 +11,8 @@ from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 
 import mlflow
+import mlflow.store.model_registry.sqlalchemy_store  # by each process otherwise
+import mlflow.store.tracking.sqlalchemy_store
 from mlflow.exceptions import MlflowException
 
 from slmpack.proof import Proofs

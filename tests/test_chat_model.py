@@ -126,6 +126,11 @@ def tiny(tiny_package: Package) -> ChatModel:
 
 
 @pytest.fixture(scope="module")
+def prompted(tiny_package: Package) -> ChatModel:
+    return load(tiny_package.path, interface="prompt")
+
+
+@pytest.fixture(scope="module")
 def smol(smollm2_package: Package) -> ChatModel:
     return load(smollm2_package.path, name="smol")
 
@@ -591,10 +596,9 @@ def test_a_stream_takes_one_row_and_nothing_takes_params(tiny: ChatModel) -> Non
     ({"messages": FRANCE}, r"^request: \['messages'\]"), ({"prompt": "a", "n": 2}, r"^request: \['n'\]"),
     ({"prompt": " a" * 5000}, r"^prompt: a prompt of 5\d{3} tokens"),
 ])  # fmt: skip
-def test_a_bad_prompt_is_refused_by_name(tiny_package: Package, row: Answer, message: str) -> None:
-    model = load(tiny_package.path, interface="prompt")
+def test_a_bad_prompt_is_refused_by_name(prompted: ChatModel, row: Answer, message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        model.predict(None, row)  # type: ignore[arg-type]
+        prompted.predict(None, row)  # type: ignore[arg-type]
 
 
 @slow

@@ -10,21 +10,36 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoints import write_tiny_phi3
 from safetensors.numpy import save_file
 
 from slmpack.checkpoint import inspect_checkpoint, relevant_files
 from slmpack.errors import SourceError
 from slmpack.licence import licence_of
+from slmpack.records import Snapshot
 
 pytestmark = pytest.mark.slow  # every test starts from a real checkpoint
 
 
+@pytest.fixture(scope="module")
+def small_phi3(smollm2: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Phi-3 with SmolLM2's tokenizer, its vocabulary cut after the first 1,000 tokens."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny-phi3"
+    write_tiny_phi3(folder, tokenizer=smollm2.path, vocabulary=1000)
+    rules = json.loads((folder / "tokenizer.json").read_text())
+    words = {word: index for word, index in rules["model"]["vocab"].items() if index < 1000}
+    merges = [pair for pair in rules["model"]["merges"] if {*pair, "".join(pair)} <= words.keys()]
+    rules["model"] |= {"vocab": words, "merges": merges}
+    (folder / "tokenizer.json").write_text(json.dumps(rules))
+    return folder
+
+
 @pytest.fixture
-def checkpoint(tiny_phi3: Path, tmp_path: Path) -> Path:
+def checkpoint(small_phi3: Path, tmp_path: Path) -> Path:
     """A checkpoint whose files may be replaced: small ones are copies, weights a link."""
     folder = tmp_path / "checkpoint"
     folder.mkdir()
-    for path in tiny_phi3.iterdir():
+    for path in small_phi3.iterdir():
         if path.suffix == ".safetensors":
             (folder / path.name).symlink_to(path)
         else:
@@ -66,10 +81,12 @@ def write_index(folder: Path, weight_map: Any) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
-def test_reads_what_a_checkpoint_is_from_its_headers(tiny_phi3: Path) -> None:
-    facts = inspect_checkpoint(tiny_phi3)
+def test_reads_what_a_checkpoint_is_from_its_headers(small_phi3: Path) -> None:
+    from safetensors.torch import load_file
+
+    facts = inspect_checkpoint(small_phi3)
     assert (facts.architecture, facts.dtype, facts.layers, facts.context_length) == ("Phi3ForCausalLM", "BF16", 2, 4096)
-    assert facts.parameters * 2 == pytest.approx((tiny_phi3 / "model.safetensors").stat().st_size, rel=0.001)
+    assert facts.parameters == sum(tensor.numel() for tensor in load_file(small_phi3 / "model.safetensors").values())
 
 
 def test_shards_give_the_same_facts_as_one_file(checkpoint: Path) -> None:
@@ -180,17 +197,17 @@ def both(*damages: Callable[[Path], None]) -> Callable[[Path], None]:
 
 
 def add_token(content: str, special: bool, post_processor: bool = False, **settings: str) -> Callable[[Path], None]:
-    """Add a token after the 49,152 that the tokenizer has, as somebody does who forgets to resize the embedding."""
+    """Add a token after the 1,000 that the tokenizer has, as somebody does who forgets to resize the embedding."""
 
     def damage(folder: Path) -> None:
         tokenizer = json.loads((folder / "tokenizer.json").read_text())
         flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-        tokenizer["added_tokens"].append({"id": 49152, "content": content, "special": special} | flags)
+        tokenizer["added_tokens"].append({"id": 1000, "content": content, "special": special} | flags)
         if post_processor:
             first, text = {"SpecialToken": {"id": content, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
             tokenizer["post_processor"] = {
                 "type": "TemplateProcessing", "single": [first, text], "pair": [first, text],
-                "special_tokens": {content: {"id": content, "ids": [49152], "tokens": [content]}},
+                "special_tokens": {content: {"id": content, "ids": [1000], "tokens": [content]}},
             }  # fmt: skip
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
         edit_json(folder / "tokenizer_config.json", **settings)
@@ -200,13 +217,13 @@ def add_token(content: str, special: bool, post_processor: bool = False, **setti
 
 def pad_rows(folder: Path) -> None:
     """Give the embedding and the head 48 rows more than there are tokens, and say so in the configuration."""
-    edit_rows(folder, 49200)
-    edit_json(folder / "config.json", vocab_size=49200)
+    edit_rows(folder, 1048)
+    edit_json(folder / "config.json", vocab_size=1048)
 
 
 def cut_rows(folder: Path) -> None:
-    edit_rows(folder, 32064)
-    edit_json(folder / "config.json", vocab_size=32064)
+    edit_rows(folder, 600)
+    edit_json(folder / "config.json", vocab_size=600)
 
 
 def edit_rows(folder: Path, rows: int) -> None:
@@ -279,17 +296,17 @@ BAD = {
     "a shard that is not there": (second_shard(Path.unlink), r"names model-00002-of-00002\.safetensors, which is not"),
     "fewer rows than tokens": (
         cut_rows,
-        r"(lm_head|model\.embed_tokens)\.weight in .* has 32,064 rows, but its tokenizer makes ids up to 49,151 "
+        r"(lm_head|model\.embed_tokens)\.weight in .* has 600 rows, but its tokenizer makes ids up to 999 "
         r".*; a row for each id; take the tokenizer that",
     ),
     "other rows than the config says": (
-        config(vocab_size=32064),
-        r"has 49,152 rows; the 32,064 of vocab_size in config\.json",
+        config(vocab_size=600),
+        r"has 1,000 rows; the 600 of vocab_size in config\.json",
     ),
-    "a token without a row": (add_token("<word>", special=False), r"49,152 rows, but .* ids up to 49,152 \('<word>'\)"),
+    "a token without a row": (add_token("<word>", special=False), r"1,000 rows, but .* ids up to 1,000 \('<word>'\)"),
     "a token without a row that ends answers": (
         add_token("<end>", special=True, eos_token="<end>"),
-        r"ids up to 49,152 \('<end>'\), which eos_token in tokenizer_config\.json writes; a row for each id",
+        r"ids up to 1,000 \('<end>'\), which eos_token in tokenizer_config\.json writes; a row for each id",
     ),
     "a padding token without a row that the template writes": (
         both(add_token("<pad>", special=True, pad_token="<pad>"), text("chat_template.jinja", "{{ pad_token }}")),
@@ -300,7 +317,7 @@ BAD = {
         r"\('<first>'\), which the post-processor of tokenizer\.json writes",
     ),
     "a token without a row that generation ends at": (
-        both(add_token("<end>", special=True), text("generation_config.json", '{"eos_token_id": [2, 49152]}')),
+        both(add_token("<end>", special=True), text("generation_config.json", '{"eos_token_id": [2, 1000]}')),
         r"\('<end>'\), which eos_token_id in generation_config\.json writes",
     ),
     "weights that the configuration has elsewhere": (

@@ -9,6 +9,7 @@ import mlflow
 import pytest
 from command_line import environment, objects, slmpack
 from mlflow import MlflowClient
+from mlflow_database import write_empty_database
 
 from slmpack.errors import LogError, UsageError
 from slmpack.experiment import EXPERIMENT, experiment_id, location_beside, require_experiment
@@ -104,8 +105,9 @@ def test_a_temporary_folder_is_the_one_below_the_systems(monkeypatch: pytest.Mon
 
 @pytest.fixture(scope="module")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables, which take it seconds to make."""
+    """A database with MLflow's tables and its default experiment."""
     file = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    write_empty_database(file)
     MlflowClient(f"sqlite:///{file}").search_experiments()
     return file
 

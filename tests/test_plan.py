@@ -11,7 +11,7 @@ from building import Case, Ended
 from package_weights import all_weights
 from runtime import logits_of
 from safetensors.torch import load_file, save_file
-from test_streaming import _importable, checkpoints, run_cases
+from test_streaming import checkpoints, run_cases, tokenizer
 
 from slmpack.calibrate import ENERGY_FILE
 from slmpack.fold import FOLD_FILE, Fold, fold_of, read_fold
@@ -20,7 +20,7 @@ from slmpack.preparation import Prepared
 from slmpack.quantise import dequantise_rows, quantise_rows
 from slmpack.zero_point_search import search_zero_points
 
-__all__ = ["_importable", "checkpoints"]  # fixtures
+__all__ = ["checkpoints", "tokenizer"]  # fixtures
 
 pytestmark = pytest.mark.slow
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from asking import IDS, Trial, Trials, build_and_ask
 from checkpoints import SMALL, copy_tokenizer, write_random
+from families import qwen_tokenizer
 from numpy.typing import NDArray
 from package_weights import layer_weights, package_weights
 from safetensors.torch import load_file, save_file
@@ -30,11 +31,11 @@ from slmpack.dequantise import (
 from slmpack.errors import BuildError, SourceError
 from slmpack.fetch import fetch_snapshot
 from slmpack.quantise import Bits
-from slmpack.records import Recipe, Snapshot, Target
+from slmpack.records import Recipe, Target
 from slmpack.resolve import resolve_source
 from slmpack.store import damage
 
-VOCABULARY = 49152
+VOCABULARY = 4096  # more than the largest of `asking.IDS`
 SIZES = SMALL | {"vocab_size": VOCABULARY, "intermediate_size": 96, "pad_token_id": 2, "eos_token_id": 2}
 GROUP = 32
 
@@ -127,8 +128,13 @@ def edit_told(folder: Path, **changes: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def gptq(smollm2: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_quantised(tmp_path_factory.mktemp("gptq") / "tiny", smollm2.path, "Llama", "gptq")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return qwen_tokenizer(tmp_path_factory.mktemp("tokenizer") / "qwen")
+
+
+@pytest.fixture(scope="module")
+def gptq(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_quantised(tmp_path_factory.mktemp("gptq") / "tiny", tokenizer, "Llama", "gptq")
 
 
 @pytest.fixture
@@ -237,9 +243,9 @@ def assert_plain(folder: Path, checkpoint: Path) -> None:
     ("layout", "bits"), [("gptq", 4), ("gptq", 8), ("gptq_v2", 4), ("awq", 4), ("olive", 4), ("olive", 8)]
 )
 def test_every_weight_is_scale_times_code_less_zero_point(
-    layout: str, bits: int, smollm2: Snapshot, tmp_path: Path
+    layout: str, bits: int, tokenizer: Path, tmp_path: Path
 ) -> None:
-    checkpoint = write_quantised(tmp_path / "tiny", smollm2.path, "Llama", layout, bits)
+    checkpoint = write_quantised(tmp_path / "tiny", tokenizer, "Llama", layout, bits)
     form = dequantise(checkpoint, tmp_path)
     assert (form.bits, form.obstacle) == (bits, None)
     assert_plain(tmp_path / "plain", checkpoint)
@@ -325,15 +331,15 @@ CASES: dict[str, tuple[str, str, Bits, dict[str, Any]]] = {
 
 @pytest.mark.slow
 def test_the_builder_computes_with_the_codes_as_they_were(
-    smollm2: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     trials = []
     for name, (family, layout, bits, config) in CASES.items():
         folder = tmp_path / name
-        checkpoint = write_quantised(folder / "tiny", smollm2.path, family, layout, bits, **config)
+        checkpoint = write_quantised(folder / "tiny", tokenizer, family, layout, bits, **config)
         assert dequantise(checkpoint, folder).obstacle is None
         trials.append(Trial(checkpoint=folder / "kept", into=folder / "package", precision=f"int{bits}"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     run_in_child(
         build_and_ask, Trials(trials=tuple(trials)), log=tmp_path / "log", limit_seconds=300,
         failure=BuildError, doing="the build",
@@ -352,8 +358,8 @@ def test_the_builder_computes_with_the_codes_as_they_were(
 
 
 @pytest.mark.slow
-def test_a_package_has_the_codes_as_they_were_and_says_so(smollm2: Snapshot, tmp_path: Path) -> None:
-    checkpoint = write_quantised(tmp_path / "tiny", smollm2.path, *CASES["gptq"][:3])
+def test_a_package_has_the_codes_as_they_were_and_says_so(tokenizer: Path, tmp_path: Path) -> None:
+    checkpoint = write_quantised(tmp_path / "tiny", tokenizer, *CASES["gptq"][:3])
     workspace = tmp_path / "workspace"
     snapshot = fetch_snapshot(resolve_source(str(checkpoint)), workspace)
     package = build_package(snapshot, Target.CPU_INT4, Recipe.BALANCED, workspace)

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import copy_tokenizer, write_random
 from invented_town import ask, write_chats
 
 from slmpack.child import run_in_child
 from slmpack.errors import TrainError
+from slmpack.fetch import fetch_snapshot
 from slmpack.records import Snapshot
+from slmpack.resolve import resolve_source
 from slmpack.train import read_training, train_adapter
 from slmpack.train_checkpoints import needed_bytes
 from slmpack.train_memory import (
@@ -164,14 +167,24 @@ def test_a_training_that_does_not_fit_is_refused_before_a_weight_is_loaded(
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
+@pytest.fixture
+def narrow(smollm2: Snapshot, tmp_path: Path) -> Snapshot:
+    """A third of SmolLM2's width, with its vocabulary: logits as large as a real model's, and little arithmetic."""
+    sizes = {"vocab_size": 49152, "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 12}
+    heads = {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 64, "max_position_embeddings": 1024}
+    write_random(tmp_path / "narrow", "Llama", sizes | heads | {"tie_word_embeddings": True, "eos_token_id": 2})
+    copy_tokenizer(smollm2.path, tmp_path / "narrow")
+    return fetch_snapshot(resolve_source(str(tmp_path / "narrow")), tmp_path / "workspace")
+
+
 @pytest.mark.slow
 def test_a_real_training_stays_below_its_prediction_and_reads_its_batches_in_parts(
-    smollm2: Snapshot, tmp_path: Path
+    narrow: Snapshot, tmp_path: Path
 ) -> None:
-    chats = [{"messages": [*ask("How far?"), *said("very " * length + "far")]} for length in (350, 349) * 8]
+    chats = [{"messages": [*ask("How far?"), *said("very " * length + "far")]} for length in (430, 429) * 8]
     data = write_chats(tmp_path / "chats.jsonl", chats)
-    tuned = train_adapter(smollm2, data, DEFAULTS.model_copy(update={"epochs": 1.0}), tmp_path / "workspace")
-    training, sizes = read_training(tuned.path), sizes_of(smollm2.path)
+    tuned = train_adapter(narrow, data, DEFAULTS.model_copy(update={"epochs": 1.0}), tmp_path / "workspace")
+    training, sizes = read_training(tuned.path), sizes_of(narrow.path)
     assert tuned.steps == 2
     at_a_time = chats_at_a_time(sizes, DEFAULTS.batch_size, training.longest)
     assert at_a_time == 4
