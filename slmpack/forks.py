@@ -35,11 +35,12 @@ TORCH = ("torch", "transformers.modeling_utils", "transformers.models.auto.model
 MLFLOW = ("mlflow.pyfunc",)
 TOKENIZER = ("transformers.models.auto.tokenization_auto",)
 # Variables that are read when they are used, and not when a module is imported: a change of theirs needs no new server.
-# ORT_LIB_PATH is set by onnxruntime_genai itself, and TOKENIZERS_PARALLELISM by our wrapper, when they are imported.
+# ORT_LIB_PATH is set by onnxruntime_genai itself, when it is imported, TORCHINDUCTOR_CACHE_DIR by torch and
+# TOKENIZERS_PARALLELISM by transformers: a process that comes to use those needs no new server either.
 READ_WHEN_USED = (
     "COLUMNS", "LINES", "LOGNAME", "MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN",
     "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "OLDPWD", "ORT_LIB_PATH", "PIP_", "PREFECT_", "PWD",
-    "PYTEST_", "TMPDIR", "TOKENIZERS_PARALLELISM", "UV_",
+    "PYTEST_", "TMPDIR", "TOKENIZERS_PARALLELISM", "TORCHINDUCTOR_CACHE_DIR", "UV_",
 )  # fmt: skip
 
 

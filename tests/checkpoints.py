@@ -1,14 +1,18 @@
 """Small checkpoints with random weights: they say nothing of quality, and everything of structure."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
+
+from slmpack.json_file import write_json
 
 # Enough for any family: 2 layers, and heads as small as ONNX Runtime takes them.
 SMALL: dict[str, Any] = {
     "vocab_size": 100, "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64, "pad_token_id": 0,
 }  # fmt: skip
+SMALL_VOCABULARY = 8192  # fewer, and greedy answers of random weights go round in circles
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
@@ -34,6 +38,18 @@ def write_tiny_phi3(
         model.lm_head.weight *= sureness
     model.to(torch.bfloat16).save_pretrained(folder)
     copy_tokenizer(tokenizer, folder)
+
+
+def write_small_tokenizer(folder: Path, tokenizer: Path, vocabulary: int = SMALL_VOCABULARY) -> None:
+    """Write a byte-level tokenizer of another's first tokens, its special ones and single bytes among them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    copy_tokenizer(tokenizer, folder)
+    rules = json.loads((folder / "tokenizer.json").read_text())
+    model = rules["model"]
+    model["vocab"] = {text: index for text, index in model["vocab"].items() if index < vocabulary}
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+    model["merges"] = [pair for pair in pairs if "".join(pair) in model["vocab"]]
+    write_json(folder / "tokenizer.json", rules)
 
 
 def write_tiny_gpt2(folder: Path, tokenizer: Path, vocabulary: int = 49152) -> None:

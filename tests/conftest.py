@@ -7,7 +7,7 @@ from pathlib import Path
 from shutil import rmtree
 
 import pytest
-from checkpoints import write_tiny_phi3
+from checkpoints import SMALL_VOCABULARY, write_small_tokenizer, write_tiny_phi3
 
 from slmpack import telemetry
 
@@ -92,6 +92,33 @@ def tiny_snapshot(tiny_phi3: Path, workspace: Path) -> Snapshot:
 def tiny_package(tiny_snapshot: Snapshot, workspace: Path) -> Package:
     """Tiny Phi-3 built for cpu-int4; content-addressed, so built once a machine."""
     return build_package(tiny_snapshot, Target.CPU_INT4, Recipe.SMALL, workspace)
+
+
+@pytest.fixture(scope="session")
+def small_tokenizer(smollm2: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2's tokenizer with its first 8,192 tokens."""
+    write_small_tokenizer(folder := tmp_path_factory.mktemp("small-tokenizer"), smollm2.path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_phi3(small_tokenizer: Path, smollm2: Snapshot, workspace: Path) -> Path:
+    """Tiny Phi-3 with a sixth of the vocabulary: for what does not depend on its size, which is most of the cost."""
+    folder = workspace / "checkpoints" / f"small-phi3-{smollm2.digest[:12]}" / "small-phi3"
+    with lock(workspace, "small-phi3"):
+        if not (folder / "model.safetensors").exists():
+            write_tiny_phi3(folder, small_tokenizer, SMALL_VOCABULARY)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_snapshot(small_phi3: Path, workspace: Path) -> Snapshot:
+    return fetch_snapshot(resolve_source(str(small_phi3)), workspace)
+
+
+@pytest.fixture(scope="session")
+def small_package(small_snapshot: Snapshot, workspace: Path) -> Package:
+    return build_package(small_snapshot, Target.CPU_INT4, Recipe.SMALL, workspace)
 
 
 @pytest.fixture(scope="session")

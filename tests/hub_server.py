@@ -22,17 +22,21 @@ BLOCK = 1 << 20
 
 @dataclass
 class Repository:
-    """A model repository: the files of a folder at one commit.
+    """A model repository: the files of a folder at one commit, whose content the client remembers.
 
+    `commit`: named after the folder if empty.
     `token`: what a reader of its files must send; None when anybody may read them.
     """
 
     folder: Path
-    commit: str = "c0ffee" * 6 + "c0de"
+    commit: str = ""
     branches: tuple[str, ...] = ("main",)
     card: dict[str, Any] = field(default_factory=dict)
     token: str | None = None
     private: bool = False
+
+    def __post_init__(self) -> None:
+        self.commit = self.commit or hashlib.sha1(str(self.folder).encode()).hexdigest()
 
     def files(self) -> list[str]:
         return sorted(path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file())
@@ -53,12 +57,16 @@ class HubServer:
     """
 
     def __init__(self, repositories: dict[str, Repository]) -> None:
+        self.begin(repositories)
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+
+    def begin(self, repositories: dict[str, Repository]) -> None:
+        """Serve these repositories, as a server does that was just started."""
         self.repositories = repositories
         self.requests: list[Request] = []
         self.break_once: str | None = None
         self.fail_with: int | None = None
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
     @property
     def url(self) -> str:

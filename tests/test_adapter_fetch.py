@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from adapters import distance, edit_config, logits_of_folder, write_adapter
 from hub_server import HubServer, Repository
-from hub_user import HubUser
+from hub_user import HubUser, running_hub_user
 from made_proofs import publish
 from mlflow import MlflowClient
 
@@ -32,12 +32,12 @@ BFLOAT16 = 0.03  # how far logits are when weights in bfloat16 are rounded once 
 
 
 @pytest.fixture(scope="module")
-def folders(tiny_phi3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folders(small_phi3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`base`, a Phi-3 in bfloat16, and `My-Adapter`, a LoRA of it, side by side; `expected.pt`, what both say."""
     import torch
 
     folder = tmp_path_factory.mktemp("adapters")
-    shutil.copytree(tiny_phi3, folder / "base")
+    shutil.copytree(small_phi3, folder / "base")
     (folder / "base" / "README.md").write_text("---\nlicense: mit\n---\n")
     expected = write_adapter(folder / "My-Adapter", folder / "base", named="../base", **LORA)
     (folder / "My-Adapter" / "README.md").write_text("---\nlicense: apache-2.0\nbase_model: /home/me/base\n---\n")
@@ -129,21 +129,27 @@ def test_a_base_without_a_chat_template_is_refused_before_it_is_merged(here: Pat
 # ---------------------------------------------------------------------------------------------- the Hub
 
 
+@pytest.fixture(scope="module")
+def hub_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubUser]:
+    with running_hub_user(tmp_path_factory.mktemp("hub-user")) as user:
+        yield user
+
+
 @pytest.fixture
-def hub(here: Path) -> Iterator[HubServer]:
+def user(hub_user: HubUser, here: Path, tmp_path: Path) -> HubUser:
     edit_config(here / "My-Adapter", base_model_name_or_path="org/base", revision="v1")
     (here / "My-Adapter" / "optimizer.pt").write_bytes(b"nobody asked for this")
-    repositories = {
+    hub_user.begin(tmp_path / "workspace")
+    hub_user.hub.begin({
         "org/My-Adapter": Repository(here / "My-Adapter", commit="ad" * 20, card={"license": "apache-2.0"}),
         "org/base": Repository(here / "base", commit="ba5e" * 10, branches=("main", "v1"), card={"license": "mit"}),
-    }
-    with HubServer(repositories) as server:
-        yield server
+    })  # fmt: skip
+    return hub_user
 
 
 @pytest.fixture
-def user(hub: HubServer, tmp_path: Path) -> HubUser:
-    return HubUser(hub, tmp_path)
+def hub(user: HubUser) -> HubServer:
+    return user.hub
 
 
 def test_an_adapter_on_the_hub_and_its_base_are_pinned_to_commits(user: HubUser, hub: HubServer, here: Path) -> None:
@@ -163,7 +169,8 @@ def test_an_adapter_on_the_hub_and_its_base_are_pinned_to_commits(user: HubUser,
     assert "optimizer.pt" not in hub.downloaded_files()
 
     before = len(hub.requests)
-    assert user.fetch("hf://org/My-Adapter")["snapshot"]["path"] == str(snapshot.path)
+    anew = user.fetch("hf://org/My-Adapter", SLMPACK_TEST="a new process, which remembers nothing")
+    assert anew["snapshot"]["path"] == str(snapshot.path)
     asked = {request.path for request in hub.requests[before:]}
     assert asked == {"/api/models/org/My-Adapter/revision/main", "/api/models/org/base/revision/v1"}
     offline = user.fetch("hf://org/My-Adapter", HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9")

@@ -196,6 +196,8 @@ def test_a_fork_has_the_folder_variables_and_group_of_its_parent_and_random_numb
         folder.mkdir()
         monkeypatch.chdir(folder)
         monkeypatch.setenv("PIP_SLMPACK_TEST", variable)  # read when it is used: the server stays
+        for set_by_libraries in ("TOKENIZERS_PARALLELISM", "TORCHINDUCTOR_CACHE_DIR"):
+            monkeypatch.setenv(set_by_libraries, variable)
         found, _ = run_in_child(
             look_around_in_a_fork, Marker(path=folder), log=folder / "log", limit_seconds=60, failure=BuildError,
             doing="it",

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from hub_server import HubServer, Repository
-from hub_user import HubUser
+from hub_user import HubUser, running_hub_user
 
 from slmpack.errors import SourceError
 from slmpack.fetch import fetch_snapshot
@@ -30,10 +30,10 @@ MIT = "---\nlicense: mit\n---\n"
 
 
 @pytest.fixture(scope="module")
-def repository(tiny_phi3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def repository(small_phi3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository as people push them: the checkpoint, and much that nobody needs."""
     folder = tmp_path_factory.mktemp("repository")
-    shutil.copytree(tiny_phi3, folder, dirs_exist_ok=True)
+    shutil.copytree(small_phi3, folder, dirs_exist_ok=True)
     (folder / "README.md").write_text(MIT)
     for name in ("pytorch_model.bin", "modeling_phi3.py", "onnx/model.onnx", "original/model.safetensors", "q4.gguf"):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -41,21 +41,26 @@ def repository(tiny_phi3: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
+@pytest.fixture(scope="module")
+def hub_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubUser]:
+    with running_hub_user(tmp_path_factory.mktemp("hub-user")) as user:
+        yield user
+
+
 @pytest.fixture
-def hub(repository: Path) -> Iterator[HubServer]:
-    card = {"license": "mit"}
-    repositories = {
-        "org/Tiny-Phi-3": Repository(repository, card=card),
+def user(hub_user: HubUser, repository: Path, tmp_path: Path) -> HubUser:
+    hub_user.begin(tmp_path / "workspace")
+    hub_user.hub.begin({
+        "org/Tiny-Phi-3": Repository(repository, card={"license": "mit"}),
         "org/gated": Repository(repository, token="hf_right"),
         "org/private": Repository(repository, token="hf_right", private=True),
-    }
-    with HubServer(repositories) as server:
-        yield server
+    })  # fmt: skip
+    return hub_user
 
 
 @pytest.fixture
-def user(hub: HubServer, tmp_path: Path) -> HubUser:
-    return HubUser(hub, tmp_path)
+def hub(user: HubUser) -> HubServer:
+    return user.hub
 
 
 def test_resolving_a_hub_model_costs_one_metadata_request(user: HubUser, hub: HubServer) -> None:
@@ -81,7 +86,8 @@ def test_fetches_from_the_hub_what_is_needed_and_nothing_twice(user: HubUser, hu
 
     commit = snapshot.source.revision
     before = len(hub.requests)
-    assert user.fetch(f"hf://org/Tiny-Phi-3@{commit}")["snapshot"]["path"] == str(snapshot.path)
+    anew = user.fetch(f"hf://org/Tiny-Phi-3@{commit}", SLMPACK_TEST="a new process, which remembers nothing")
+    assert anew["snapshot"]["path"] == str(snapshot.path)
     assert all(f"/revision/{commit}" in request.path for request in hub.requests[before:])  # resolving, no more
 
     offline = user.fetch("hf://org/Tiny-Phi-3", HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9")
@@ -132,12 +138,13 @@ def test_a_small_file_that_is_too_large_is_refused_before_it_is_downloaded(
     assert large not in hub.downloaded_files()
 
 
-def test_resumes_a_download_that_broke(user: HubUser, hub: HubServer, repository: Path) -> None:
+def test_resumes_a_download_that_broke(user: HubUser, hub: HubServer, tiny_phi3: Path) -> None:
+    hub.repositories["org/tiny"] = Repository(tiny_phi3)  # of more bytes than the client writes at once
     hub.break_once = "model.safetensors"
-    told = user.fetch("hf://org/Tiny-Phi-3")
+    told = user.fetch("hf://org/tiny")
     assert (
         Path(told["snapshot"]["path"], "model.safetensors").read_bytes()
-        == (repository / "model.safetensors").read_bytes()
+        == (tiny_phi3 / "model.safetensors").read_bytes()
     )
     ranges = [request.range for request in hub.downloads() if request.path.endswith("/model.safetensors")]
     assert ranges[0] is None
@@ -224,14 +231,14 @@ def test_what_may_be_the_networks_fault_is_not_ours(user: HubUser, hub: HubServe
     assert user.resolve("hf://org/Tiny-Phi-3", HF_ENDPOINT="http://127.0.0.1:9")["theirs"] == "ConnectError"
 
 
-def test_a_folder_costs_its_weights_once_and_brings_no_code(tiny_phi3: Path, tmp_path: Path) -> None:
+def test_a_folder_costs_its_weights_once_and_brings_no_code(small_phi3: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    shutil.copytree(tiny_phi3, folder)
+    shutil.copytree(small_phi3, folder)
     (folder / "modeling_phi3.py").write_text("raise SystemExit")
     (folder / "pytorch_model.bin").write_bytes(b"\x80")
     (folder / "LICENSE").write_text("MIT License")
     snapshot = fetch_snapshot(resolve_source(str(folder)), tmp_path / "workspace")
-    assert {file.name for file in snapshot.files} == {path.name for path in tiny_phi3.iterdir()} | {"LICENSE"}
+    assert {file.name for file in snapshot.files} == {path.name for path in small_phi3.iterdir()} | {"LICENSE"}
     assert (snapshot.path / "model.safetensors").readlink() == folder / "model.safetensors"
     assert not (snapshot.path / "config.json").is_symlink()
     assert (snapshot.architecture, snapshot.dtype, snapshot.licence) == ("Phi3ForCausalLM", "BF16", "mit")
@@ -255,11 +262,11 @@ def with_odd_shards(checkpoint: Path, folder: Path) -> set[str]:
 
 
 def test_shards_of_any_name_are_fetched_from_the_hub_and_load(
-    user: HubUser, hub: HubServer, tiny_phi3: Path, tmp_path: Path
+    user: HubUser, hub: HubServer, small_phi3: Path, tmp_path: Path
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    shards = with_odd_shards(tiny_phi3, tmp_path / "odd")
+    shards = with_odd_shards(small_phi3, tmp_path / "odd")
     hub.repositories["org/odd"] = Repository(tmp_path / "odd")
     snapshot = Snapshot.model_validate(user.fetch("hf://org/odd")["snapshot"])
     assert {name for name in hub.downloaded_files() if name.endswith(".safetensors")} == shards
@@ -271,9 +278,9 @@ def test_shards_of_any_name_are_fetched_from_the_hub_and_load(
 
 
 def test_a_shard_that_the_hub_lacks_is_named_before_weights_are_downloaded(
-    user: HubUser, hub: HubServer, tiny_phi3: Path, tmp_path: Path
+    user: HubUser, hub: HubServer, small_phi3: Path, tmp_path: Path
 ) -> None:
-    with_odd_shards(tiny_phi3, tmp_path / "odd")
+    with_odd_shards(small_phi3, tmp_path / "odd")
     (tmp_path / "odd" / "layers 1.safetensors").unlink()
     hub.repositories["org/odd"] = Repository(tmp_path / "odd")
     kind, line = user.fetch("hf://org/odd")["ours"]
@@ -334,9 +341,9 @@ def test_a_folder_with_a_pad_token_that_changes_before_it_is_repaired_is_noticed
         fetch_snapshot(source, tmp_path / "workspace")
 
 
-def test_notices_a_folder_that_changed_after_it_was_resolved(tiny_phi3: Path, tmp_path: Path) -> None:
+def test_notices_a_folder_that_changed_after_it_was_resolved(small_phi3: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    shutil.copytree(tiny_phi3, folder)
+    shutil.copytree(small_phi3, folder)
     source = resolve_source(str(folder))
     (folder / "generation_config.json").write_text('{"eos_token_id": 3}')
     with pytest.raises(SourceError, match="changed while it was read"):
@@ -344,9 +351,9 @@ def test_notices_a_folder_that_changed_after_it_was_resolved(tiny_phi3: Path, tm
     assert list((tmp_path / "workspace" / "snapshots").iterdir()) == []
 
 
-def test_weights_that_change_or_vanish_behind_a_link_are_noticed(tiny_phi3: Path, tmp_path: Path) -> None:
+def test_weights_that_change_or_vanish_behind_a_link_are_noticed(small_phi3: Path, tmp_path: Path) -> None:
     for name in ("first", "second"):
-        shutil.copytree(tiny_phi3, tmp_path / name)
+        shutil.copytree(small_phi3, tmp_path / name)
     first = fetch_snapshot(resolve_source(str(tmp_path / "first")), tmp_path / "workspace")
     shutil.rmtree(tmp_path / "first")
     second = fetch_snapshot(resolve_source(str(tmp_path / "second")), tmp_path / "workspace")
@@ -448,13 +455,13 @@ def test_pip_ends_with_us(shelf: Path, tmp_path: Path) -> None:
 
 
 def test_a_logged_model_is_pinned_by_whatever_name_and_fetched(
-    tiny_phi3: Path, mlflow_store: Path, tmp_path: Path
+    small_phi3: Path, mlflow_store: Path, tmp_path: Path
 ) -> None:
     import mlflow
 
     with mlflow.start_run() as run:
         logged = mlflow.transformers.log_model(
-            str(tiny_phi3), name="tuned", task="llm/v1/chat", pip_requirements=["transformers"],
+            str(small_phi3), name="tuned", task="llm/v1/chat", pip_requirements=["transformers"],
             registered_model_name="Tuned Phi", metadata={"license": "mit"},
         )  # fmt: skip
     mlflow.MlflowClient().set_registered_model_alias("Tuned Phi", "champion", "1")
@@ -467,20 +474,20 @@ def test_a_logged_model_is_pinned_by_whatever_name_and_fetched(
 
     snapshot = fetch_snapshot(sources[0], tmp_path / "workspace")
     assert snapshot.licence == "mit"
-    assert {file.name for file in snapshot.files} == {path.name for path in tiny_phi3.iterdir()}
+    assert {file.name for file in snapshot.files} == {path.name for path in small_phi3.iterdir()}
     weights = snapshot.path / "model.safetensors"
     assert weights.is_symlink()  # the artifact store is a folder here
-    assert weights.read_bytes() == (tiny_phi3 / "model.safetensors").read_bytes()
+    assert weights.read_bytes() == (small_phi3 / "model.safetensors").read_bytes()
 
 
 def test_a_logged_model_is_bounded_and_does_not_leave_its_folder(
-    tiny_phi3: Path, mlflow_store: Path, tmp_path: Path
+    small_phi3: Path, mlflow_store: Path, tmp_path: Path
 ) -> None:
     import mlflow
     from mlflow.utils.file_utils import local_file_uri_to_path
 
     logged = mlflow.transformers.log_model(
-        str(tiny_phi3), name="tuned", task="llm/v1/chat", pip_requirements=["transformers"]
+        str(small_phi3), name="tuned", task="llm/v1/chat", pip_requirements=["transformers"]
     )
     source = resolve_source(logged.model_uri)
     place = mlflow.MlflowClient().get_logged_model(logged.model_id).artifact_location
@@ -499,12 +506,12 @@ def test_a_logged_model_is_bounded_and_does_not_leave_its_folder(
 
 
 def test_a_model_without_a_logged_model_id_is_downloaded_from_its_run(
-    tiny_phi3: Path, mlflow_store: Path, tmp_path: Path
+    small_phi3: Path, mlflow_store: Path, tmp_path: Path
 ) -> None:
     import mlflow
 
     model = tmp_path / "saved"
-    mlflow.transformers.save_model(str(tiny_phi3), model, task="llm/v1/chat", pip_requirements=["transformers"])
+    mlflow.transformers.save_model(str(small_phi3), model, task="llm/v1/chat", pip_requirements=["transformers"])
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (model / "model" / name).unlink()  # as when a pipeline in memory was logged
     with mlflow.start_run() as run:
