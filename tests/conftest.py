@@ -7,7 +7,7 @@ from pathlib import Path
 from shutil import rmtree
 
 import pytest
-from checkpoints import write_tiny_phi3
+from checkpoints import write_small_phi3, write_tiny_phi3
 
 from slmpack import telemetry
 
@@ -84,6 +84,26 @@ def tiny_snapshot(tiny_phi3: Path, workspace: Path) -> Snapshot:
 def tiny_package(tiny_snapshot: Snapshot, workspace: Path) -> Package:
     """Tiny Phi-3 built for cpu-int4; content-addressed, so built once a machine."""
     return build_package(tiny_snapshot, Target.CPU_INT4, Recipe.SMALL, workspace)
+
+
+@pytest.fixture(scope="session")
+def small_phi3(workspace: Path) -> Path:
+    """The same with a vocabulary of 702 tokens: for what does not depend on a vocabulary's size, which is its cost."""
+    folder = workspace / "checkpoints" / "small-vocabulary" / "small-phi3"
+    with lock(workspace, "small-phi3"):
+        if not (folder / "model.safetensors").exists():
+            write_small_phi3(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_snapshot(small_phi3: Path, workspace: Path) -> Snapshot:
+    return fetch_snapshot(resolve_source(str(small_phi3)), workspace)
+
+
+@pytest.fixture(scope="session")
+def small_package(small_snapshot: Snapshot, workspace: Path) -> Package:
+    return build_package(small_snapshot, Target.CPU_INT4, Recipe.SMALL, workspace)
 
 
 @pytest.fixture(scope="session")
