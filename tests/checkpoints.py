@@ -1,23 +1,22 @@
 """Small checkpoints with random weights: they say nothing of quality, and everything of structure."""
 
+import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from small_tokenizers import CHATML, QWEN2, byte_level, split, token_id, write_source
-from small_tokenizers import vocabulary as vocabulary_of
+from slmpack.json_file import write_json
 
 # Enough for any family: 2 layers, and heads as small as ONNX Runtime takes them.
 SMALL: dict[str, Any] = {
     "vocab_size": 100, "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64, "pad_token_id": 0,
 }  # fmt: skip
+SMALL_VOCABULARY = 8192  # fewer, and greedy answers of random weights go round in circles
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
-def write_tiny_phi3(folder: Path, tokenizer: Path, vocabulary: int = 49152, end_of_turn: int = 2) -> None:
+def write_tiny_phi3(folder: Path, tokenizer: Path, vocabulary: int = 49152) -> None:
     """Write a Phi-3 of 2 layers and hidden size 128 in bfloat16; the tokenizer's vocabulary must fit."""
     import torch
     from transformers import Phi3Config, Phi3ForCausalLM
@@ -25,7 +24,7 @@ def write_tiny_phi3(folder: Path, tokenizer: Path, vocabulary: int = 49152, end_
     config = Phi3Config(
         vocab_size=vocabulary, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=4, max_position_embeddings=4096, original_max_position_embeddings=4096,
-        sliding_window=2047, bos_token_id=1, eos_token_id=end_of_turn, pad_token_id=end_of_turn,
+        sliding_window=2047, bos_token_id=1, eos_token_id=2, pad_token_id=2,
     )  # fmt: skip
     torch.manual_seed(0)
     model: Any = Phi3ForCausalLM(config)  # type: ignore[no-untyped-call]
@@ -33,13 +32,16 @@ def write_tiny_phi3(folder: Path, tokenizer: Path, vocabulary: int = 49152, end_
     copy_tokenizer(tokenizer, folder)
 
 
-def write_small_phi3(folder: Path, write: Callable[..., None] = write_tiny_phi3) -> None:
-    """Write it with a vocabulary of 702 tokens, trained here: what costs time by the vocabulary costs next to none."""
-    rules = byte_level(split(QWEN2), specials=("<|im_start|>", "<|im_end|>"))
-    named, ends = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}, ("<|im_end|>",)
-    with TemporaryDirectory() as scratch:
-        tokenizer = write_source(Path(scratch) / "tokenizer", rules, CHATML, named, ends, "PreTrainedTokenizerFast")
-        write(folder, tokenizer, len(vocabulary_of(rules)), token_id(rules, "<|im_end|>"))
+def write_small_tokenizer(folder: Path, tokenizer: Path, vocabulary: int = SMALL_VOCABULARY) -> None:
+    """Write a byte-level tokenizer of another's first tokens, its special ones and single bytes among them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    copy_tokenizer(tokenizer, folder)
+    rules = json.loads((folder / "tokenizer.json").read_text())
+    model = rules["model"]
+    model["vocab"] = {text: index for text, index in model["vocab"].items() if index < vocabulary}
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+    model["merges"] = [pair for pair in pairs if "".join(pair) in model["vocab"]]
+    write_json(folder / "tokenizer.json", rules)
 
 
 def write_tiny_gpt2(folder: Path, tokenizer: Path, vocabulary: int = 49152) -> None:
@@ -70,7 +72,7 @@ def write_mute_phi3(folder: Path, tokenizer: Path, vocabulary: int = 49152, end_
     import torch
     from transformers import Phi3ForCausalLM
 
-    write_tiny_phi3(folder, tokenizer, vocabulary, end_of_turn)
+    write_tiny_phi3(folder, tokenizer, vocabulary)
     model: Any = Phi3ForCausalLM.from_pretrained(folder)
     with torch.no_grad():
         for name, weights in model.named_parameters():

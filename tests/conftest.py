@@ -7,7 +7,7 @@ from pathlib import Path
 from shutil import rmtree
 
 import pytest
-from checkpoints import write_small_phi3, write_tiny_phi3
+from checkpoints import SMALL_VOCABULARY, write_small_tokenizer, write_tiny_phi3
 
 from slmpack import telemetry
 
@@ -87,12 +87,19 @@ def tiny_package(tiny_snapshot: Snapshot, workspace: Path) -> Package:
 
 
 @pytest.fixture(scope="session")
-def small_phi3(workspace: Path) -> Path:
-    """The same with a vocabulary of 702 tokens: for what does not depend on a vocabulary's size, which is its cost."""
-    folder = workspace / "checkpoints" / "small-vocabulary" / "small-phi3"
+def small_tokenizer(smollm2: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2's tokenizer with its first 8,192 tokens."""
+    write_small_tokenizer(folder := tmp_path_factory.mktemp("small-tokenizer"), smollm2.path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_phi3(small_tokenizer: Path, smollm2: Snapshot, workspace: Path) -> Path:
+    """Tiny Phi-3 with a sixth of the vocabulary: for what does not depend on its size, which is most of the cost."""
+    folder = workspace / "checkpoints" / f"small-phi3-{smollm2.digest[:12]}" / "small-phi3"
     with lock(workspace, "small-phi3"):
         if not (folder / "model.safetensors").exists():
-            write_small_phi3(folder)
+            write_tiny_phi3(folder, small_tokenizer, SMALL_VOCABULARY)
     return folder
 
 

@@ -25,8 +25,8 @@ CHECK_NAMES = [
 
 
 @pytest.fixture(scope="module")
-def sound(store: Path, tiny_package: Package, workspace: Path) -> LoggedModel:
-    return log_model(tiny_package, Interface.CHAT, "tiny", workspace, {})
+def sound(store: Path, small_package: Package, workspace: Path) -> LoggedModel:
+    return log_model(small_package, Interface.CHAT, "tiny", workspace, {})
 
 
 def folder_of(model_id: str) -> Path:
@@ -119,15 +119,15 @@ def test_sound_chat_model_passes_every_check(sound: LoggedModel, workspace: Path
 
 
 @pytest.mark.slow
-def test_sound_prompt_model_passes_every_check(store: Path, tiny_package: Package, workspace: Path) -> None:
-    model = log_model(tiny_package, Interface.PROMPT, "tiny", workspace, {})
+def test_sound_prompt_model_passes_every_check(store: Path, small_package: Package, workspace: Path) -> None:
+    model = log_model(small_package, Interface.PROMPT, "tiny", workspace, {})
 
     assert [check.name for check in validate_model(model, workspace).checks] == CHECK_NAMES
 
 
 @pytest.mark.slow
-def test_sound_transformers_model_passes_every_check(store: Path, tiny_snapshot: Snapshot, workspace: Path) -> None:
-    package = build_package(tiny_snapshot, Target.TRANSFORMERS, None, workspace)
+def test_sound_transformers_model_passes_every_check(store: Path, small_snapshot: Snapshot, workspace: Path) -> None:
+    package = build_package(small_snapshot, Target.TRANSFORMERS, None, workspace)
     model = log_model(package, Interface.CHAT, "tiny", workspace, {})
 
     assert [check.name for check in validate_model(model, workspace).checks] == [
