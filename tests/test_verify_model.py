@@ -41,8 +41,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_api")]
 
 
 @pytest.fixture(scope="module")
-def published(store: Path, small_phi3: Path, workspace: Path, prefect_api: str) -> Outcome:
-    return package_model(str(small_phi3), workspace=workspace)
+def published(store: Path, tiny_phi3: Path, workspace: Path, prefect_api: str) -> Outcome:
+    return package_model(str(tiny_phi3), workspace=workspace)
 
 
 def everything(name: str) -> dict[str, Any]:
@@ -62,19 +62,19 @@ def everything(name: str) -> dict[str, Any]:
 
 
 def test_a_published_model_holds_from_an_empty_workspace_and_nothing_moves(
-    published: Outcome, small_phi3: Path, tmp_path: Path, prefect_api: str
+    published: Outcome, tiny_phi3: Path, tmp_path: Path, prefect_api: str
 ) -> None:
-    (tmp_path / small_phi3.name).symlink_to(small_phi3)  # the source, found by its name in the working folder
-    before = everything("small-phi3")
+    (tmp_path / tiny_phi3.name).symlink_to(tiny_phi3)  # the source, found by its name in the working folder
+    before = everything("tiny-phi3")
 
     done = slmpack(
-        "verify", "models:/small-phi3/1", "--workspace", str(tmp_path / "workspace"), "--json", cwd=tmp_path,
+        "verify", "models:/tiny-phi3/1", "--workspace", str(tmp_path / "workspace"), "--json", cwd=tmp_path,
         PREFECT_API_URL=prefect_api, MLFLOW_TRACKING_URI=mlflow.get_tracking_uri(),
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
     found = Outcome.model_validate(*objects(done))
-    assert (found.status, found.version, found.model_uri) == ("unchanged", 1, "models:/small-phi3/1")
+    assert (found.status, found.version, found.model_uri) == ("unchanged", 1, "models:/tiny-phi3/1")
     assert (found.alias, found.digest, found.size_bytes) == ("cpu-int4", published.digest, published.size_bytes)
     assert found.quality is not None
     assert published.quality is not None
@@ -84,15 +84,15 @@ def test_a_published_model_holds_from_an_empty_workspace_and_nothing_moves(
     for check in ("one question", "perplexity ratio", "signature", "tokenizer", "clean environment"):
         assert f"holds: {check}" in done.stderr
     assert "read back: " in done.stderr
-    assert "proved again: small-phi3 version 1, alias cpu-int4" in done.stderr
+    assert "proved again: tiny-phi3 version 1, alias cpu-int4" in done.stderr
     assert (tmp_path / "workspace" / "snapshots").is_dir()
-    assert everything("small-phi3") == before
+    assert everything("tiny-phi3") == before
 
 
 def test_a_changed_byte_is_refused_by_the_command(
     published: Outcome, workspace: Path, tmp_path: Path, prefect_api: str
 ) -> None:
-    before = everything("small-phi3")
+    before = everything("tiny-phi3")
     model_id = before["versions"][0][1]["slmpack.model_id"]
     location = MlflowClient().get_logged_model(model_id).artifact_location
     weights = Path(location.removeprefix("file://")) / "artifacts" / "package" / "model.onnx.data"
@@ -101,7 +101,7 @@ def test_a_changed_byte_is_refused_by_the_command(
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     try:
         done = slmpack(
-            "verify", "models:/small-phi3@cpu-int4", "--workspace", str(workspace), "--json", cwd=tmp_path,
+            "verify", "models:/tiny-phi3@cpu-int4", "--workspace", str(workspace), "--json", cwd=tmp_path,
             PREFECT_API_URL=prefect_api, MLFLOW_TRACKING_URI=mlflow.get_tracking_uri(),
         )  # fmt: skip
     finally:
@@ -112,13 +112,13 @@ def test_a_changed_byte_is_refused_by_the_command(
     assert (outcome["status"], outcome["target"]) == ("refused", "cpu-int4")
     assert "model.onnx.data" in outcome["reason"]
     assert f"slmpack: {outcome['reason']}" in done.stderr.splitlines()
-    assert "model.onnx.data" in MlflowClient().get_model_version("small-phi3", "1").tags[UNHEALTHY]
-    read_version("small-phi3", 1)  # as it was again, and read to its end
-    assert everything("small-phi3") == before
+    assert "model.onnx.data" in MlflowClient().get_model_version("tiny-phi3", "1").tags[UNHEALTHY]
+    read_version("tiny-phi3", 1)  # as it was again, and read to its end
+    assert everything("tiny-phi3") == before
 
 
-def test_a_model_that_was_only_logged_is_published(store: Path, small_package: Package, workspace: Path) -> None:
-    model = log_model(small_package, Interface.CHAT, "from-elsewhere", workspace, {})
+def test_a_model_that_was_only_logged_is_published(store: Path, tiny_package: Package, workspace: Path) -> None:
+    model = log_model(tiny_package, Interface.CHAT, "from-elsewhere", workspace, {})
 
     found = verify_model(model.uri, workspace=workspace)
 
@@ -128,15 +128,15 @@ def test_a_model_that_was_only_logged_is_published(store: Path, small_package: P
 
 
 def test_the_same_again_from_another_run_moves_nothing(
-    published: Outcome, small_phi3: Path, small_package: Package, workspace: Path
+    published: Outcome, tiny_phi3: Path, tiny_package: Package, workspace: Path
 ) -> None:
-    twin = log_model(small_package, Interface.CHAT, "small-phi3", workspace, {})
+    twin = log_model(tiny_package, Interface.CHAT, "tiny-phi3", workspace, {})
     assert twin.digest == published.digest
 
     found = verify_model(twin.uri, workspace=workspace)
 
     assert (found.status, found.version) == ("unchanged", 1)
-    assert everything("small-phi3")["aliases"] == {"cpu-int4": 1}
+    assert everything("tiny-phi3")["aliases"] == {"cpu-int4": 1}
 
 
 @pytest.fixture(scope="module")
@@ -185,11 +185,11 @@ def test_a_refusal_leaves_a_published_model_as_it_is(mute: LoggedModel, workspac
 
 
 def test_a_model_without_its_source_is_told_and_registers_nothing(
-    store: Path, small_package: Package, workspace: Path, tmp_path: Path
+    store: Path, tiny_package: Package, workspace: Path, tmp_path: Path
 ) -> None:
-    model = log_model(small_package, Interface.CHAT, "orphan", workspace, {})
+    model = log_model(tiny_package, Interface.CHAT, "orphan", workspace, {})
 
-    with pytest.raises(CheckError, match="folder small-phi3, which is not here"):
+    with pytest.raises(CheckError, match="folder tiny-phi3, which is not here"):
         verify_model(model.uri, workspace=tmp_path)
 
     assert MlflowClient().search_model_versions("name = 'orphan'") == []
@@ -200,7 +200,7 @@ def test_a_model_without_its_source_is_told_and_registers_nothing(
     ("arguments", "message"),
     [
         (["verify"], "MODEL_URI"),
-        (["verify", "models:/small-phi3"], "names no single logged model"),
+        (["verify", "models:/tiny-phi3"], "names no single logged model"),
         (["verify", "hf://a/b"], "names no single logged model"),
     ],
 )
@@ -215,7 +215,7 @@ def test_bad_usage_is_one_line_and_touches_nothing(arguments: list[str], message
 
 def test_bad_options_are_told_before_any_work(published: Outcome, tmp_path: Path) -> None:
     done = slmpack(
-        "verify", "models:/small-phi3/1", "--waive-quality", "ok", cwd=tmp_path,
+        "verify", "models:/tiny-phi3/1", "--waive-quality", "ok", cwd=tmp_path,
         MLFLOW_TRACKING_URI=mlflow.get_tracking_uri(),
     )  # fmt: skip
 
