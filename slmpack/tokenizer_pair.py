@@ -71,7 +71,7 @@ class _Remembering:
         self._decode = lru_cache(MOST_REMEMBERED)(lambda ids: tokenizer.decode(list(ids)))
 
     def decode(self, ids: list[int]) -> str:
-        return self._decode(tuple(ids))
+        return str(self._decode(tuple(ids)))
 
 
 def inputs_of(snapshot: Path, source: Any) -> ParityInputs:
