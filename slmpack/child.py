@@ -128,12 +128,11 @@ def _run(
     with open_log(log) as noise:
         process = start(noise)
         watch = _Watch(process, limit_seconds)
-        _running[threading.get_ident()] = process
         try:
-            last = _follow(process)
-            returncode = process.wait()
+            with awaited(process):
+                last = _follow(process)
+                returncode = process.wait()
         finally:
-            del _running[threading.get_ident()]
             watch.stop()
     run = ChildRun(seconds=time.monotonic() - started, peak_private_bytes=watch.peak_private_bytes)
     if "result" in last:
@@ -150,6 +149,16 @@ def _run(
 
 
 _running: dict[int, Process] = {}  # by the thread that waits for it
+
+
+@contextlib.contextmanager
+def awaited(process: Process) -> Iterator[None]:
+    """Let `end_children_of` this thread end the process, which the thread waits for."""
+    _running[threading.get_ident()] = process
+    try:
+        yield
+    finally:
+        del _running[threading.get_ident()]
 
 
 def end_children_of(thread: int, done: Callable[[], bool]) -> None:

@@ -188,6 +188,8 @@ def compare(source: "NDArray[np.float16]", logits: "NDArray[np.float32]", follow
 def _padded(values: "NDArray[np.float64]", width: int) -> "NDArray[np.float64]":
     import numpy as np
 
+    if width == values.shape[1]:  # nearly always: no copy of a number for every token
+        return values
     return np.pad(values, ((0, 0), (0, width - values.shape[1])), constant_values=-np.inf)
 
 

@@ -1,6 +1,6 @@
 """A package's text files as its wrapper reads them, beside its source's as transformers reads those."""
 
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from slmpack.json_file import read_json
 from slmpack.parity_inputs import ParityInputs
 
 ADVICE = "use --target transformers, which has the source's own tokenizer"
+MOST_REMEMBERED = 1 << 16  # decoded texts of one to a few tokens: some megabytes
 SHOWN_IDS = 6
 SHOWN_CHARACTERS = 60
 
@@ -48,6 +49,29 @@ class Pair:
     @cached_property
     def inputs(self) -> ParityInputs:
         return inputs_of(self.snapshot, self.source)
+
+    @cached_property
+    def source_ids(self) -> list[list[int]]:
+        """The source's token ids of each of the texts, without special tokens of the post-processor."""
+        ids: list[list[int]] = self.source(list(self.inputs.texts), add_special_tokens=False)["input_ids"]
+        return ids
+
+    @cached_property
+    def for_streams(self) -> Any:
+        """The wrapper's tokenizer for many streams; the same few ids in a row are decoded once.
+
+        A stream decodes each token behind the one before it and by itself, hence most of them again and again.
+        """
+        return _Remembering(self.tokenizer)
+
+
+class _Remembering:
+    def __init__(self, tokenizer: Any) -> None:
+        self.ends_within_character = tokenizer.ends_within_character
+        self._decode = lru_cache(MOST_REMEMBERED)(lambda ids: tokenizer.decode(list(ids)))
+
+    def decode(self, ids: list[int]) -> str:
+        return str(self._decode(tuple(ids)))
 
 
 def inputs_of(snapshot: Path, source: Any) -> ParityInputs:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from slmpack.child import kill_tree
+from slmpack.child import awaited, kill_tree
 from slmpack.errors import CheckError, SlmpackError
 from slmpack.package_index import read_pip_config, settings_for_uv
 from slmpack.private import append_log
@@ -121,7 +121,8 @@ def run_to_log(
             command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=noise, stderr=subprocess.STDOUT
         )
         try:
-            return process.wait(limit_seconds)
+            with awaited(process):  # its work may not be wanted any more
+                return process.wait(limit_seconds)
         except subprocess.TimeoutExpired as error:
             found = f"{doing}: {Path(command[0]).name} took longer than {limit_seconds:.0f} s and was stopped"
             raise failure(found, "", f"the log is {log}") from error

@@ -21,13 +21,13 @@ pytestmark = pytest.mark.usefixtures("store")
 
 
 @pytest.fixture(scope="module")
-def logged(store: Path, tiny_package: Package, workspace: Path) -> LoggedModel:
-    return log_model(tiny_package, Interface.CHAT, "tiny", workspace, {})
+def logged(store: Path, small_package: Package, workspace: Path) -> LoggedModel:
+    return log_model(small_package, Interface.CHAT, "tiny", workspace, {})
 
 
 @pytest.fixture(scope="module")
-def logged_checkpoint(store: Path, tiny_snapshot: Snapshot, workspace: Path) -> LoggedModel:
-    package = build_package(tiny_snapshot, Target.TRANSFORMERS, None, workspace)
+def logged_checkpoint(store: Path, small_snapshot: Snapshot, workspace: Path) -> LoggedModel:
+    package = build_package(small_snapshot, Target.TRANSFORMERS, None, workspace)
     return log_model(package, Interface.CHAT, "tiny", workspace, {})
 
 
@@ -163,10 +163,10 @@ def test_a_checkpoint_is_read_back_too(logged_checkpoint: LoggedModel) -> None:
 
 @pytest.mark.slow
 def test_what_a_server_hands_out_is_downloaded_and_compared(
-    tiny_package: Package, workspace: Path, tmp_path: Path
+    small_package: Package, workspace: Path, tmp_path: Path
 ) -> None:
     with used_mlflow_server(tmp_path):
-        model = log_model(tiny_package, Interface.CHAT, "tiny", workspace, {})
+        model = log_model(small_package, Interface.CHAT, "tiny", workspace, {})
         read_back(model)
         (weights,) = (tmp_path / "artifacts").rglob("model.onnx.data")
         changed = with_one_bit_flipped(weights.read_bytes())

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoints import SMALL_VOCABULARY
+from mlflow import MlflowClient
 from numpy.typing import NDArray
 
 from slmpack.build import build_package
@@ -240,17 +242,17 @@ def test_refuses_a_text_of_few_tokens(tiny_snapshot: Snapshot, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_the_reference_is_what_the_source_says_and_is_computed_once(tiny_snapshot: Snapshot, tmp_path: Path) -> None:
+def test_the_reference_is_what_the_source_says_and_is_computed_once(small_snapshot: Snapshot, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
     text = read_text(None) * 3
-    folder = source_reference(tiny_snapshot, text, tmp_path)
+    folder = source_reference(small_snapshot, text, tmp_path)
     reference = Reference.model_validate_json((folder / REFERENCE_FILE).read_text())
     assert sum(map(len, reference.windows)) == 2048
     stored = np.load(folder / LOG_PROBABILITIES_FILE, mmap_mode="r")
-    assert stored.shape == (reference.positions, 49152)
-    model = AutoModelForCausalLM.from_pretrained(tiny_snapshot.path, dtype=torch.float32)
+    assert stored.shape == (reference.positions, SMALL_VOCABULARY)
+    model = AutoModelForCausalLM.from_pretrained(small_snapshot.path, dtype=torch.float32)
     for window, rows in ((reference.windows[0], stored[:511]), (reference.windows[-1], stored[-511:])):
         with torch.inference_mode():
             logits = model(input_ids=torch.tensor([window])).logits[0, :-1]
@@ -259,9 +261,9 @@ def test_the_reference_is_what_the_source_says_and_is_computed_once(tiny_snapsho
         assert (np.abs(exact - rows.astype(np.float32)) / steps).max() < 1.01  # of float16, in which they are kept
     (log,) = (tmp_path / "logs").glob("reference-*")
     before = log.stat().st_mtime_ns
-    assert source_reference(tiny_snapshot, text, tmp_path) == folder
+    assert source_reference(small_snapshot, text, tmp_path) == folder
     assert log.stat().st_mtime_ns == before
-    assert source_reference(tiny_snapshot, read_text(None), tmp_path) != folder
+    assert source_reference(small_snapshot, read_text(None), tmp_path) != folder
 
 
 def measured(package: Package, workspace: Path, policy: QualityPolicy = LOOSE) -> Quality:
@@ -273,7 +275,7 @@ def measured(package: Package, workspace: Path, policy: QualityPolicy = LOOSE) -
 
 @pytest.mark.slow
 def test_weighted_scales_keep_what_the_stock_builder_loses_and_eight_bits_nearly_all(
-    smollm2: Snapshot, smollm2_package: Package, workspace: Path, mlflow_store: Path
+    smollm2: Snapshot, smollm2_package: Package, workspace: Path, store: Path
 ) -> None:
     stock_package = build_package(smollm2, Target.CPU_INT4, Recipe.STOCK_SMALL, workspace)
     stock, four = measured(stock_package, workspace), measured(smollm2_package, workspace)
@@ -349,7 +351,7 @@ def make_coarser(codes: NDArray[np.uint8], scales: NDArray[np.float32]) -> None:
 
 @pytest.mark.slow
 def test_one_layer_of_shuffled_weights_is_refused_by_its_perplexity(
-    smollm2_package: Package, workspace: Path, mlflow_store: Path, tmp_path: Path
+    smollm2_package: Package, workspace: Path, store: Path, tmp_path: Path
 ) -> None:
     package = altered(smollm2_package, tmp_path / "altered", "shuffled")
     policy = QualityPolicy(max_perplexity_ratio=1.5, allow_new_loops=True)  # the package that it was made of passes
@@ -360,7 +362,7 @@ def test_one_layer_of_shuffled_weights_is_refused_by_its_perplexity(
 
 @pytest.mark.slow
 def test_four_bits_in_blocks_of_128_are_refused(
-    smollm2_package: Package, workspace: Path, mlflow_store: Path, tmp_path: Path
+    smollm2_package: Package, workspace: Path, store: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(QualityError, match="perplexity ratio") as caught:
         measured(altered(smollm2_package, tmp_path / "altered", "coarser"), workspace, QualityPolicy())
@@ -382,16 +384,20 @@ def test_only_a_loop_that_the_source_does_not_have_is_new(smollm2: Snapshot, wor
     assert "Paris" in tokenizer.decode(answer.ids)
 
 
+def artifacts_of(model: LoggedModel) -> Path:
+    return Path(MlflowClient().get_logged_model(model.model_id).artifact_location.removeprefix("file://"))
+
+
 @pytest.mark.slow
 def test_the_transformers_target_must_be_the_snapshots_own_bytes(
-    tiny_snapshot: Snapshot, workspace: Path, mlflow_store: Path
+    small_snapshot: Snapshot, workspace: Path, store: Path
 ) -> None:
-    package = build_package(tiny_snapshot, Target.TRANSFORMERS, None, workspace)
-    model = log_model(package, Interface.CHAT, "tiny-phi3", workspace, {})
+    package = build_package(small_snapshot, Target.TRANSFORMERS, None, workspace)
+    model = log_model(package, Interface.CHAT, "small-phi3", workspace, {})
     report = measure_quality(model, QualityPolicy(), workspace)
     assert report.quality is None
     assert [check.name for check in report.checks] == ["weights"]
-    (weights,) = mlflow_store.rglob("*.safetensors")
+    (weights,) = artifacts_of(model).rglob("*.safetensors")
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.unlink()  # the name here, not the snapshot's file
@@ -401,9 +407,9 @@ def test_the_transformers_target_must_be_the_snapshots_own_bytes(
 
 
 @pytest.mark.slow
-def test_what_is_measured_is_what_was_built(tiny_package: Package, workspace: Path, mlflow_store: Path) -> None:
-    model = log_model(tiny_package, Interface.CHAT, "tiny-phi3", workspace, {})
-    (data,) = mlflow_store.rglob("model.onnx.data")
+def test_what_is_measured_is_what_was_built(small_package: Package, workspace: Path, store: Path) -> None:
+    model = log_model(small_package, Interface.CHAT, "small-phi3", workspace, {})
+    (data,) = artifacts_of(model).rglob("model.onnx.data")
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 255
     data.unlink()

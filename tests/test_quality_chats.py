@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from invented_town import chats, write_chats
@@ -13,8 +12,9 @@ from flows.package_model import package_model
 from slmpack.chat_loss import chat_loss
 from slmpack.chat_reference import MAX_ANSWER_TOKENS, MAX_TOKENS, enough_of, marked_in
 from slmpack.errors import DataError, QualityError, TrainError, UsageError
+from slmpack.log import log_model
 from slmpack.measure import judge, measure_quality
-from slmpack.records import ChatQuality, Interface, Outcome, Package, QualityPolicy, Recipe, Target
+from slmpack.records import ChatQuality, Interface, LoggedModel, Outcome, Package, QualityPolicy, Recipe, Target
 from slmpack.request import Request, check_request
 from slmpack.train_examples import IGNORED, Example
 from slmpack.version_tags import facts_in
@@ -96,36 +96,47 @@ def test_chats_that_are_none_are_refused_before_anything_starts(tmp_path: Path, 
         asked(str(tmp_path / "nothing.jsonl"))
 
 
+@pytest.fixture(scope="module")
+def logged(store: Path, small_package: Package, workspace: Path) -> LoggedModel:
+    return log_model(small_package, Interface.CHAT, "logged", workspace, {})
+
+
 @pytest.mark.slow
-def test_the_sources_side_is_what_training_counts(tiny_package: Package, store: Path, log_it: Any, workspace: Path,
-                                                  tmp_path: Path) -> None:  # fmt: skip
+def test_the_sources_side_is_what_training_counts(
+    small_package: Package, logged: LoggedModel, workspace: Path, tmp_path: Path
+) -> None:
     town = write_chats(tmp_path / "town.jsonl", chats()[:20])
-    measured = measure_quality(log_it(), LOOSE, workspace, chats=str(town)).quality
-    loss = chat_loss(tiny_package.snapshot.path, town, workspace)
+    measured = measure_quality(logged, LOOSE, workspace, chats=str(town)).quality
+    loss = chat_loss(small_package.snapshot.path, town, workspace)
     assert measured is not None
     assert measured.chats is not None
     assert (measured.chats.chats, measured.chats.tokens) == (20, loss.tokens)
     assert measured.chats.source_perplexity == pytest.approx(loss.perplexity, rel=2e-3)
     assert measured.chats.perplexity_ratio == pytest.approx(1.0, abs=0.2)
     assert 0 < measured.chats.top1_agreement <= 1
-    without = measure_quality(log_it(), LOOSE, workspace).quality
+    without = measure_quality(logged, LOOSE, workspace).quality
     assert without is not None
     assert without.chats is None
     assert without.perplexity_ratio == pytest.approx(measured.perplexity_ratio, rel=1e-6)
 
 
 @pytest.mark.slow
-def test_chats_that_are_too_long_are_refused(store: Path, log_it: Any, workspace: Path, tmp_path: Path) -> None:
+def test_chats_that_are_too_long_are_refused(logged: LoggedModel, workspace: Path, tmp_path: Path) -> None:
     long = {"messages": [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": "and so on " * 2000}]}
     with pytest.raises(TrainError, match=r"no chat in chats\.jsonl has an answer within 1,024 tokens"):
-        measure_quality(log_it(), LOOSE, workspace, chats=str(write_chats(tmp_path / "long.jsonl", [long])))
+        measure_quality(logged, LOOSE, workspace, chats=str(write_chats(tmp_path / "long.jsonl", [long])))
 
 
 @pytest.fixture(scope="module")
-def published(store: Path, prefect_api: str, tiny_phi3: Path, workspace: Path) -> Outcome:
+def published(store: Path, prefect_api: str, small_phi3: Path, workspace: Path) -> Outcome:
     town = write_chats(store / "town.jsonl", chats()[:20])
     return package_model(
-        str(tiny_phi3), recipe=Recipe.SMALL, policy=LOOSE, workspace=workspace, quality_chats=str(town), name="on-chats"
+        str(small_phi3),
+        recipe=Recipe.SMALL,
+        policy=LOOSE,
+        workspace=workspace,
+        quality_chats=str(town),
+        name="on-chats",
     )
 
 
@@ -145,10 +156,10 @@ def test_a_version_tells_what_was_kept_of_the_answers(published: Outcome, store:
 
 @pytest.mark.slow
 def test_the_same_chats_are_unchanged_and_tell_the_figures_of_then(
-    published: Outcome, store: Path, tiny_phi3: Path, workspace: Path
+    published: Outcome, store: Path, small_phi3: Path, workspace: Path
 ) -> None:
     again = package_model(
-        str(tiny_phi3), recipe=Recipe.SMALL, policy=LOOSE, workspace=workspace,
+        str(small_phi3), recipe=Recipe.SMALL, policy=LOOSE, workspace=workspace,
         quality_chats=str(store / "town.jsonl"), name="on-chats",
     )  # fmt: skip
     assert (again.status, again.version) == ("unchanged", 1)

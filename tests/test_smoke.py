@@ -10,7 +10,7 @@ from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
 from slmpack.errors import SmokeError
 from slmpack.log import log_model
 from slmpack.records import Interface, LoggedModel, Package
-from slmpack.smoke import smoke_test
+from slmpack.smoke import SmokeRequest, ask_model, smoke_test
 
 # An honest model but for `answer`, which each test replaces; it counts words as tokens.
 MODEL = """
@@ -111,30 +111,49 @@ BREAKS = {
 }
 
 
+OVER_THE_PROCESS = ("an empty text", "an error")  # our error and another's; the others are ours, and are asked here
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BREAKS)
-def test_refuses(name: str, tiny_package: Package, mlflow_store: Path, workspace: Path) -> None:
+def test_refuses(name: str, small_package: Package, store: Path, tmp_path: Path, workspace: Path) -> None:
     override, message = BREAKS[name]
     broken = f"class Honest(Model):\n    pass\n\n\nclass Model(Honest):\n{override}\n"
+    model = logged(small_package, tmp_path, broken)
     with pytest.raises(SmokeError, match=message):
-        smoke_test(logged(tiny_package, mlflow_store, broken), workspace)
+        smoke_test(model, workspace) if name in OVER_THE_PROCESS else ask_model(request_for(model))
+
+
+def request_for(model: LoggedModel) -> SmokeRequest:
+    return SmokeRequest(
+        tracking_uri=mlflow.get_tracking_uri(), registry_uri=mlflow.get_registry_uri(), uri=model.uri,
+        interface=model.interface, streams=True,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_an_honest_model_passes_the_checks_that_refuse_the_others(
+    small_package: Package, store: Path, tmp_path: Path
+) -> None:
+    answers = ask_model(request_for(logged(small_package, tmp_path, "Model.device = 'cpu'")))
+    assert len(answers.checks) == 6
 
 
 @pytest.mark.slow
 def test_a_model_that_never_answers_is_stopped_and_refused(
-    tiny_package: Package, mlflow_store: Path, workspace: Path
+    small_package: Package, store: Path, tmp_path: Path, workspace: Path
 ) -> None:
     broken = (
         "class Honest(Model):\n    pass\n\n\nclass Model(Honest):\n    def answer(self, row):\n        while True: pass"
     )
-    with pytest.raises(SmokeError, match="the smoke test took longer than 15 s and was stopped"):
-        smoke_test(logged(tiny_package, mlflow_store, broken), workspace, small_limit_seconds=15)
+    with pytest.raises(SmokeError, match="the smoke test took longer than 8 s and was stopped"):
+        smoke_test(logged(small_package, tmp_path, broken), workspace, small_limit_seconds=8)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("interface", Interface)
 def test_measures_a_package_that_answers(
-    interface: Interface, tiny_package: Package, mlflow_store: Path, workspace: Path
+    interface: Interface, tiny_package: Package, store: Path, workspace: Path
 ) -> None:
     report = smoke_test(log_model(tiny_package, interface, "tiny-phi3", workspace, {}), workspace)
     assert report.speed.decode_tokens_per_second > 0

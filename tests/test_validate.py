@@ -1,7 +1,9 @@
 """Validation: sound models pass, and each kind of broken one is refused by the check that is for it."""
 
 import json
+import os
 import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +18,9 @@ from slmpack.interfaces import check_answer, input_example_of, signature_of, wra
 from slmpack.log import log_model
 from slmpack.records import Interface, LoggedModel, Package, Snapshot, Target
 from slmpack.requirements import requirements_for
+from slmpack.side_by_side import side_by_side
 from slmpack.staging import link_tree
+from slmpack.uv_environment import run_to_log
 from slmpack.validate import validate_model
 
 CHECK_NAMES = [
@@ -25,8 +29,8 @@ CHECK_NAMES = [
 
 
 @pytest.fixture(scope="module")
-def sound(store: Path, tiny_package: Package, workspace: Path) -> LoggedModel:
-    return log_model(tiny_package, Interface.CHAT, "tiny", workspace, {})
+def sound(store: Path, small_package: Package, workspace: Path) -> LoggedModel:
+    return log_model(small_package, Interface.CHAT, "tiny", workspace, {})
 
 
 def folder_of(model_id: str) -> Path:
@@ -119,15 +123,15 @@ def test_sound_chat_model_passes_every_check(sound: LoggedModel, workspace: Path
 
 
 @pytest.mark.slow
-def test_sound_prompt_model_passes_every_check(store: Path, tiny_package: Package, workspace: Path) -> None:
-    model = log_model(tiny_package, Interface.PROMPT, "tiny", workspace, {})
+def test_sound_prompt_model_passes_every_check(store: Path, small_package: Package, workspace: Path) -> None:
+    model = log_model(small_package, Interface.PROMPT, "tiny", workspace, {})
 
     assert [check.name for check in validate_model(model, workspace).checks] == CHECK_NAMES
 
 
 @pytest.mark.slow
-def test_sound_transformers_model_passes_every_check(store: Path, tiny_snapshot: Snapshot, workspace: Path) -> None:
-    package = build_package(tiny_snapshot, Target.TRANSFORMERS, None, workspace)
+def test_sound_transformers_model_passes_every_check(store: Path, small_snapshot: Snapshot, workspace: Path) -> None:
+    package = build_package(small_snapshot, Target.TRANSFORMERS, None, workspace)
     model = log_model(package, Interface.CHAT, "tiny", workspace, {})
 
     assert [check.name for check in validate_model(model, workspace).checks] == [
@@ -174,6 +178,23 @@ def test_model_that_answers_wrongly_is_refused(sound: LoggedModel, workspace: Pa
 
     with pytest.raises(CheckError, match=told):
         validate_model(model, workspace)
+
+
+def test_a_refusal_ends_the_command_that_makes_the_clean_environment(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+
+    def make() -> int:
+        return run_to_log(["sh", "-c", "touch begun; sleep 600"], dict(os.environ), tmp_path, tmp_path / "log", 600)
+
+    def refuse() -> None:
+        while not begun.exists():
+            time.sleep(0.01)
+        raise CheckError("prediction", "an answer", "log the model again")
+
+    started = time.monotonic()
+    with pytest.raises(CheckError, match=r"^prediction"):
+        side_by_side(make, refuse)
+    assert time.monotonic() - started < 60
 
 
 class Pickled(PythonModel):

@@ -5,7 +5,7 @@ from typing import Any
 
 import mlflow
 import pytest
-from checkpoints import write_mute_phi3
+from checkpoints import SMALL_VOCABULARY, write_mute_phi3
 from command_line import objects, slmpack
 from mlflow import MlflowClient
 
@@ -29,7 +29,6 @@ from slmpack.records import (
     QualityReport,
     Recipe,
     SmokeReport,
-    Snapshot,
     Speed,
     Target,
     ValidationReport,
@@ -141,10 +140,10 @@ def test_the_same_again_from_another_run_moves_nothing(
 
 
 @pytest.fixture(scope="module")
-def mute(store: Path, smollm2: Snapshot, workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> LoggedModel:
+def mute(store: Path, small_tokenizer: Path, workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> LoggedModel:
     """A logged model that does not pass the smoke test."""
     folder = tmp_path_factory.mktemp("checkpoints") / "mute"
-    write_mute_phi3(folder, tokenizer=smollm2.path)
+    write_mute_phi3(folder, small_tokenizer, SMALL_VOCABULARY)
     snapshot = fetch_snapshot(resolve_source(str(folder)), workspace)
     package = build_package(snapshot, Target.CPU_INT4, Recipe.SMALL, workspace)
     return log_model(package, Interface.CHAT, "mute", workspace, {})
