@@ -275,7 +275,7 @@ def test_a_merged_adapter_is_built_proved_and_published_with_its_base(
     merged: Snapshot, workspace: Path, store: Path, name: str
 ) -> None:
     package = build_package(merged, Target.CPU_INT4, Recipe.SMALL, workspace)
-    assert [check.name for check in known_parity(package, workspace)][-2:] == ["end of turn", "without the wrapper"]
+    assert [check.name for check in known_parity(package, workspace)][-2:] == ["decoding", "without the wrapper"]
     model = log_model(package, Interface.CHAT, name, workspace, {})
     publish(model)
     tags = MlflowClient().get_model_version(name, "1").tags
