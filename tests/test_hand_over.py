@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-import mlflow
 import pytest
 from checkpoints import write_tiny_phi3
 from mlflow import MlflowClient
-from mlflow_server import running_mlflow_server
 
 from slmpack.build import package_digest
 from slmpack.errors import CheckError, SourceError
@@ -55,24 +53,6 @@ def test_what_a_gguf_file_said_of_its_blocks_goes_along(
     assert there.digest == smollm2.digest
     assert kept_types(there.path) == kept_types(smollm2.path) != {}
     assert there.source.text == smollm2.source.text
-
-
-def test_it_goes_through_a_server_and_a_damaged_file_is_noticed(
-    tiny_snapshot: Snapshot, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with running_mlflow_server(tmp_path) as address:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        mlflow.set_tracking_uri(address)
-        handed = hand_over(tiny_snapshot, "tiny-phi3", workspace, {})
-        assert handed.checkpoint is not None
-        assert receive_snapshot(handed.checkpoint, tmp_path / "elsewhere").digest == tiny_snapshot.digest
-        (weights,) = (tmp_path / "artifacts").rglob("model.safetensors")
-        content = bytearray(weights.read_bytes())
-        content[-1] ^= 1
-        weights.unlink()
-        weights.write_bytes(content)
-        with pytest.raises(SourceError, match="holds other files than were fetched"):
-            receive_snapshot(handed.checkpoint, tmp_path / "third")
 
 
 def test_what_slmpack_did_not_log_is_not_received(mlflow_store: Path, tmp_path: Path) -> None:

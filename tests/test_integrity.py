@@ -9,7 +9,6 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow import MlflowClient
-from mlflow_server import used_mlflow_server
 
 from slmpack.build import build_package
 from slmpack.errors import CheckError
@@ -159,16 +158,3 @@ def test_a_checkpoint_is_read_back_too(logged_checkpoint: LoggedModel) -> None:
         pytest.raises(CheckError, match=r"model\.safetensors"),
     ):
         read_back(logged_checkpoint)
-
-
-@pytest.mark.slow
-def test_what_a_server_hands_out_is_downloaded_and_compared(
-    small_package: Package, workspace: Path, tmp_path: Path
-) -> None:
-    with used_mlflow_server(tmp_path):
-        model = log_model(small_package, Interface.CHAT, "tiny", workspace, {})
-        read_back(model)
-        (weights,) = (tmp_path / "artifacts").rglob("model.onnx.data")
-        changed = with_one_bit_flipped(weights.read_bytes())
-        with replaced(weights, changed), pytest.raises(CheckError, match=r"artifacts/package/model\.onnx\.data"):
-            read_back(model)

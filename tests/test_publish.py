@@ -1,7 +1,6 @@
 """Publishing: one version a digest, an alias that only a proved model moves, and a registry that says why."""
 
 import json
-import logging
 import shutil
 import subprocess
 import sys
@@ -23,22 +22,19 @@ from made_proofs import (
 )
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow_server import running_mlflow_server
 
-from slmpack import progress
 from slmpack.errors import CheckError, PublishError, UsageError
-from slmpack.find import alias_of, find_published
-from slmpack.log import log_model
-from slmpack.measure import measure_quality
-from slmpack.proof import Proofs
+from slmpack.find import find_published
 from slmpack.publish import mark_refused, publish_version
-from slmpack.records import Interface, LoggedModel, Package, QualityPolicy, Target
-from slmpack.registry import check_name, require_registry
-from slmpack.smoke import smoke_test
-from slmpack.validate import validate_model
+from slmpack.records import LoggedModel
+from slmpack.registry import check_name
 from slmpack.version_tags import FACTS, facts_in
 
 LogIt = Callable[..., LoggedModel]
+
+
+def _lose_the_connection() -> None:
+    raise ConnectionError("lost")
 
 
 @pytest.mark.slow
@@ -354,60 +350,6 @@ def test_figures_of_a_refused_model_are_kept(name: str, log_it: LogIt) -> None:
     assert logged is not None
     assert {metric.key: metric.value for metric in logged} == metrics
     assert versions_of(name) == []
-
-
-@pytest.mark.slow
-def test_whole_way_over_a_server(
-    tmp_path: Path, tiny_package: Package, workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    before = mlflow.get_tracking_uri()
-    with running_mlflow_server(tmp_path) as address:
-        mlflow.set_tracking_uri(address)
-        try:
-            require_registry()
-            _interrupt_an_upload(tiny_package, workspace)
-            assert [path for path in (tmp_path / "artifacts").rglob("*") if path.is_file()] == []
-
-            model = log_model(tiny_package, Interface.PROMPT, "tiny", workspace, {})
-            published = publish_version(model, _proved(model, workspace))
-
-            alias = alias_of(Target.CPU_INT4, Interface.PROMPT)
-            assert (published.version, published.alias, alias) == (1, "cpu-int4-prompt", "cpu-int4-prompt")
-            assert find_published("tiny", model.digest, alias) is not None
-            assert find_published("never published", model.digest, alias) is None
-            assert "Proved" in mlflow.artifacts.load_text(published.page_uri)
-            assert not (tmp_path / "mlruns").exists()  # everything went through the server
-        finally:
-            mlflow.set_tracking_uri(before)
-
-
-def _lose_the_connection() -> None:
-    raise ConnectionError("lost")
-
-
-def _proved(model: LoggedModel, workspace: Path) -> Proofs:
-    policy = QualityPolicy(max_perplexity_ratio=1000.0, allow_new_loops=True)
-    smoke = smoke_test(model, workspace)
-    quality = measure_quality(model, policy, workspace)
-    return Proofs(validation=validate_model(model, workspace), quality=quality, smoke=smoke)
-
-
-def _interrupt_an_upload(package: Package, workspace: Path) -> None:
-    class Interrupt(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if record.progress.stage == "log":  # type: ignore[attr-defined]
-                raise KeyboardInterrupt
-
-    handler = Interrupt()
-    progress.logger.addHandler(handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            log_model(package, Interface.PROMPT, "tiny", workspace, {})
-    finally:
-        progress.logger.removeHandler(handler)
-    assert [run.info.status for run in MlflowClient().search_runs(["1"])] == ["KILLED"]
-    assert list(MlflowClient().search_logged_models(["1"])) == []
 
 
 @pytest.mark.parametrize("bad", ["", " ", "a/b", "a:b", "it's", "../x", "m-123", "a" * 201, "tab\tname", " padded"])

@@ -9,7 +9,6 @@ from typing import Any
 import mlflow
 import pytest
 from mlflow import MlflowClient
-from mlflow_server import used_mlflow_server
 
 from slmpack.build import build_package
 from slmpack.errors import CheckError, SourceError, UsageError
@@ -207,23 +206,6 @@ def test_a_model_that_does_not_exist_is_told(uri: str, workspace: Path) -> None:
 def test_what_can_never_name_a_model_is_bad_usage(uri: str, workspace: Path) -> None:
     with pytest.raises(UsageError, match="names no single logged model; models:/NAME/VERSION"):
         recall_model(uri, workspace)
-
-
-def test_a_server_s_package_is_downloaded_and_compared(
-    tiny_package: Package, tmp_path: Path, linked: Path, workspace: Path
-) -> None:
-    with used_mlflow_server(tmp_path):
-        model = log_model(tiny_package, Interface.CHAT, "tiny", workspace, {})
-        found = recall_model(model.uri, linked / "workspace")
-        assert without_paths(found) == without_paths(model)
-        assert found.package.path.is_relative_to(linked / "workspace" / "packages")
-        assert damage(found.package.path) is None
-
-        (served,) = (tmp_path / "artifacts").rglob("model.onnx.data")
-        damaged(served)
-        with pytest.raises(CheckError, match=r"serves model\.onnx\.data with other content"):
-            recall_model(model.uri, linked / "elsewhere")
-        assert list((linked / "elsewhere" / "packages").iterdir()) == []
 
 
 @pytest.mark.parametrize("place", ["checkpoint-500", "Phi-1.5/checkpoint-500", "Phi-1.5"])
