@@ -36,5 +36,5 @@ def abort(source: Source) -> Source:
 def try_folder(source: Source) -> Source:
     from slmpack.text_trial import try_texts
 
-    try_texts(source.folder, seconds=20.0, size_bytes=1 << 30)
+    try_texts(source.folder, seconds=200.0, size_bytes=1 << 30)  # no case is one of time
     return source
