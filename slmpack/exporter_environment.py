@@ -89,7 +89,7 @@ def _install(folder: Path, requirements: str, log: Path) -> Path:
     (folder / REQUIREMENTS).write_text(requirements, encoding="utf-8")
     empty_log(log)
     try:
-        make_environment(folder / "environment", folder / REQUIREMENTS, log, BuildError, DOING)
+        make_environment(folder / "environment", folder / REQUIREMENTS, log, BuildError, DOING, compiled=True)
     except UvError as error:
         raise BuildError(
             f"{DOING} cannot be made: {str(error)[:300]}",

@@ -79,6 +79,7 @@ class _Parent:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.dont_write_bytecode = True  # beside a wrapper that is loaded in place
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
             os.close(stream)

@@ -159,7 +159,8 @@ class _Server:
         self.key = key
         self._children: list[Fork] = []
         self._line, theirs = socket.socketpair()
-        command = [sys.executable, "-P", "-B", "-m", "slmpack.fork_server", str(theirs.fileno())]
+        # It writes bytecode of what it imports, which is nothing of a model; what it forks does not.
+        command = [sys.executable, "-P", "-m", "slmpack.fork_server", str(theirs.fileno())]
         with theirs:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                              stderr=subprocess.DEVNULL, pass_fds=[theirs.fileno()])  # fmt: skip

@@ -34,7 +34,13 @@ class UvError(Exception):
 
 
 def make_environment(
-    environment: Path, requirements: Path, log: Path, failure: type[SlmpackError], doing: str = CLEAN_ENVIRONMENT
+    environment: Path,
+    requirements: Path,
+    log: Path,
+    failure: type[SlmpackError],
+    doing: str = CLEAN_ENVIRONMENT,
+    *,
+    compiled: bool = False,
 ) -> Path:
     """Make the virtual environment `environment`, a folder that is not there yet, and return its interpreter.
 
@@ -46,12 +52,15 @@ def make_environment(
         log: what uv prints is appended to it.
         failure: raised when uv takes too long.
         doing: what it is for, in that error.
+        compiled: whether bytecode is written for all of it, which pays where the environment is used again.
 
     Raises:
         UvError: the package index has not all of it, or cannot be reached.
     """
     folder, python = environment.parent, environment / "bin" / "python"
     uv, arguments, offered = _uv_in(folder)
+    if compiled:
+        arguments = (*arguments, "--compile-bytecode")
     for command in (
         [uv, "venv", "--no-project", "--relocatable", "--python", sys.executable, str(environment)],
         [uv, "pip", "install", "--python", str(python), *arguments, "--requirements", str(requirements)],

@@ -15,7 +15,9 @@ def main() -> NoReturn:
     from uv import find_uv_bin
 
     settings = settings_for_uv(read_pip_config(sys.executable))
-    command = [find_uv_bin(), "pip", "install", "--python", sys.executable, *settings.arguments, *sys.argv[1:]]
+    # Compiled now, as pip does: where no bytecode may be written later, every process would compile torch for itself.
+    install = ["pip", "install", "--compile-bytecode", "--python", sys.executable]
+    command = [find_uv_bin(), *install, *settings.arguments, *sys.argv[1:]]
     os.execve(command[0], command, os.environ | settings.environment)  # noqa: S606 - no shell is wanted
 
 

@@ -34,6 +34,7 @@ class Surroundings(Record):
     parent: int
     group: int
     title: str
+    writes_bytecode: bool
     drawn: tuple[float, float]
 
 
@@ -114,7 +115,8 @@ def look_around_in_a_fork(marker: Marker) -> Surroundings:
 
     return Surroundings(
         folder=Path.cwd(), variable=os.environ.get("PIP_SLMPACK_TEST"), parent=os.getppid(), group=os.getpgrp(),
-        title=" ".join(psutil.Process().cmdline()), drawn=(random.random(), float(numpy.random.random())),
+        title=" ".join(psutil.Process().cmdline()), writes_bytecode=not sys.dont_write_bytecode,
+        drawn=(random.random(), float(numpy.random.random())),
     )  # fmt: skip
 
 

@@ -211,6 +211,8 @@ def test_a_fork_has_the_folder_variables_and_group_of_its_parent_and_random_numb
     assert first.group == second.group == os.getpgrp()
     assert not set(first.drawn) & set(second.drawn)
     assert first.title.endswith("-m slmpack.child child_functions:look_around_in_a_fork")
+    assert not first.writes_bytecode  # as a wrapper that is loaded in place has none beside it
+    assert "-B" not in psutil.Process(first.parent).cmdline()  # else torch is compiled by every command
 
 
 def test_a_variable_that_libraries_read_at_import_reaches_the_next_fork(

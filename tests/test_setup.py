@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import cache_from_source
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,12 @@ def test_uv_is_told_where_pip_looks(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode != 0
     assert "127.0.0.1:9" in done.stderr
+
+
+def test_what_was_set_up_is_compiled_once_and_not_by_every_process() -> None:
+    """Also a module that nobody imports, which only an installer can have compiled."""
+    import transformers
+
+    module = Path(transformers.__file__).parent / "models" / "zamba2" / "modeling_zamba2.py"
+    assert module.exists()
+    assert Path(cache_from_source(str(module))).exists()
