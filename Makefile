@@ -23,7 +23,7 @@ END_TO_END := tests/end_to_end
 
 setup: .venv/ready
 
-# uv installs in a quarter of pip's time, and looks where pip is set up to look; what it cannot do, pip does.
+# uv installs in a third of pip's time, and looks where pip is set up to look; what it cannot do, pip does.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-color --progress-bar off -c constraints.txt
 WHAT = -c constraints.txt -e '.[$(HARDWARE),dev]'
 
