@@ -78,6 +78,14 @@ def polling(client: SyncPrefectClient, parameters: dict[str, Any]) -> Iterator[U
         yield deployment.id
     finally:
         client.update_deployment_schedule(deployment.id, poll.id, active=False)
+        until(lambda: not at_work(client, deployment.id), "end of the last poll, which would keep others out")
+
+
+def at_work(client: SyncPrefectClient, deployment_id: UUID) -> list[FlowRun]:
+    """Return the deployment's runs that have not ended."""
+    chosen = DeploymentFilter(id=DeploymentFilterId(any_=[deployment_id]))
+    runs = client.read_flow_runs(deployment_filter=chosen)
+    return [run for run in runs if run.state is not None and not run.state.is_final()]
 
 
 def runs_of(client: SyncPrefectClient, deployment_id: UUID) -> list[FlowRun]:
