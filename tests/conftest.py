@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from shutil import rmtree
@@ -37,6 +38,8 @@ def settings_put_back() -> Iterator[None]:
     after = settings()
     if after.get("MLFLOW_TRACKING_URI") != before.get("MLFLOW_TRACKING_URI"):
         forget_tracking_uri()
+    if (mlflow := sys.modules.get("mlflow")) is not None:
+        mlflow.set_registry_uri("")  # the tracking server's again
     for name in after.keys() - before.keys():
         os.environ.pop(name, None)
     os.environ.update(before)
