@@ -29,7 +29,7 @@ import psutil
 BOTH = 2
 QUESTION = "What is the capital of France?"
 MODEL = "models:/smollm2-135m-instruct@cpu-int4"
-ENDED = re.compile(r"(\w+) took ([\d.]+) s")
+ENDED = re.compile(r"^(?!that )(\w+) took ([\d.]+) s")  # "that took" is a step of a stage
 WAITS = {
     "slmpack --help": ["--help"],
     "slmpack targets": ["targets"],
@@ -206,16 +206,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--against", help="a commit to run beside this tree")
     parser.add_argument("--times", type=int, default=3)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     project = Path(__file__).parents[1]
     with tempfile.TemporaryDirectory() as place:
         trees = [Tree("this tree", project)]
-        if asked.against:
+        if options.against:
             other = Path(place) / "other"
             subprocess.run(["git", "clone", "-q", "--no-checkout", project, other], check=True)
-            subprocess.run(["git", "-C", other, "checkout", "-q", asked.against], check=True)
-            trees.insert(0, Tree(asked.against, other))
-        for count in range(asked.times + 1):
+            subprocess.run(["git", "-C", other, "checkout", "-q", options.against], check=True)
+            trees.insert(0, Tree(options.against, other))
+        for count in range(options.times + 1):
             for tree in trees:
                 measure(tree, Path(place) / "run")
                 _write(f"{tree.name}: {tree.walls[-1]:.1f} s{'' if count else ', not counted'}")
