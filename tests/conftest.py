@@ -39,7 +39,7 @@ def settings_put_back() -> Iterator[None]:
     if after.get("MLFLOW_TRACKING_URI") != before.get("MLFLOW_TRACKING_URI"):
         forget_tracking_uri()
     if (mlflow := sys.modules.get("mlflow")) is not None:
-        mlflow.set_registry_uri(None)  # type: ignore[arg-type] # the environment's again: "" would hide it
+        mlflow.set_registry_uri(None)  # the environment's again: "" would hide it
     for name in after.keys() - before.keys():
         os.environ.pop(name, None)
     os.environ.update(before)
