@@ -31,7 +31,7 @@ WHAT = -c constraints.txt -e '.[$(HARDWARE),dev]'
 	@$(PYTHON) -c 'import sys; v = "%d.%d" % sys.version_info[:2]; sys.exit(sys.version_info < (3, 11) and "slmpack: found Python " + v + "; expected 3.11 or later; install one and type: make PYTHON=/path/to/python3.11")'
 	@echo 'Setting up .venv by uv, or by pip, which takes some minutes; what they say is in $(SETUP_LOG)'
 	@$(PYTHON) -m venv .venv
-	@{ $(PIP) uv pydantic && PYTHONPATH=. $(BIN)/python -P -m slmpack.uv_install $(WHAT); } > $(SETUP_LOG) 2>&1 || \
+	@{ $(PIP) uv pydantic && PYTHONPATH=. $(BIN)/python -P -m slmpack.machine.uv_install $(WHAT); } > $(SETUP_LOG) 2>&1 || \
 	  $(PIP) $(WHAT) >> $(SETUP_LOG) 2>&1 || { \
 	  grep -E '^ *(ERROR|error): ' $(SETUP_LOG) | head -n 3 >&2; \
 	  echo 'slmpack: pip cannot install what constraints.txt lists; expected a package index that has it;' \

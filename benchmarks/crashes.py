@@ -40,8 +40,8 @@ from prefect.client.schemas.objects import ConcurrencyLimitConfig, StateType
 from prefect.states import Cancelling
 from prefect_stack import running_worker
 
-from slmpack.fetch import fetch_snapshot
-from slmpack.resolve import DEFAULT_SOURCE, resolve_source
+from slmpack.source.fetch import fetch_snapshot
+from slmpack.source.resolve import DEFAULT_SOURCE, resolve_source
 
 Held = dict[str, tuple[UUID, psutil.Process]]
 Round = Callable[[Site, Path], None]

@@ -17,13 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from slmpack.build import build_package
-from slmpack.fetch import fetch_snapshot
-from slmpack.hardware import device_of
-from slmpack.packaged import open_package
+from slmpack.build.build import build_package
+from slmpack.build.open_package import open_package
+from slmpack.machine.hardware import device_of
+from slmpack.publish.request import default_workspace
 from slmpack.records import Recipe, Target
-from slmpack.request import default_workspace
-from slmpack.resolve import DEFAULT_SOURCE, resolve_source
+from slmpack.source.fetch import fetch_snapshot
+from slmpack.source.resolve import DEFAULT_SOURCE, resolve_source
 
 ROUNDS = 3
 Run = Callable[[int], None]  # decodes so many tokens after the prompt

@@ -25,8 +25,8 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_stack import running_prefect_server
 
-from slmpack.fetch import fetch_snapshot
-from slmpack.resolve import DEFAULT_SOURCE, resolve_source
+from slmpack.source.fetch import fetch_snapshot
+from slmpack.source.resolve import DEFAULT_SOURCE, resolve_source
 
 EMPTY = """
 from prefect import flow

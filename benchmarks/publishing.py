@@ -25,9 +25,9 @@ from made_proofs import publish
 from mlflow_server import GuardedMlflow, running_guarded_mlflow_server
 from postgres import running_postgres
 
-from slmpack.log import log_model
+from slmpack.log.log import log_model
+from slmpack.machine.store import Manifest, store_folder
 from slmpack.records import Interface, ModelSource, Package, Recipe, Snapshot, SourceKind, Target, digest_of_files
-from slmpack.store import Manifest, store_folder
 
 MB = 1_000_000
 SAMPLE_SECONDS = 0.05

@@ -24,15 +24,15 @@ from typing import Any, NamedTuple
 import onnxruntime_genai as og
 from memory import AnonymousMemory
 
-from slmpack.build import build_package
-from slmpack.child import run_in_child
-from slmpack.compare import Measured, PackageRun, run_package
+from slmpack.build.build import build_package
 from slmpack.errors import QualityError
-from slmpack.fetch import fetch_snapshot
-from slmpack.measure import CORPUS
+from slmpack.machine.child import run_in_child
+from slmpack.prove.quality.compare import Measured, PackageRun, run_package
+from slmpack.prove.quality.reference import source_reference
+from slmpack.prove.quality.text import CORPUS
 from slmpack.records import Package, Recipe, Snapshot, Target
-from slmpack.reference import source_reference
-from slmpack.resolve import DEFAULT_SOURCE, resolve_source
+from slmpack.source.fetch import fetch_snapshot
+from slmpack.source.resolve import DEFAULT_SOURCE, resolve_source
 from slmpack.targets import RECIPES
 
 TEXTS = {"built-in text": CORPUS.read_text(encoding="utf-8"), "Python code": inspect.getsource(argparse)}

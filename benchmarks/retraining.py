@@ -18,7 +18,7 @@ from slmpack import telemetry
 
 telemetry.switch_off()
 
-from slmpack.request import default_workspace  # noqa: E402 - telemetry is off before anything else is imported
+from slmpack.publish.request import default_workspace  # noqa: E402 - telemetry is off before anything else is imported
 
 SETTINGS = {"epochs": 2, "learning_rate": 5e-4, "max_length": 128}
 NAME = "town-desk"
@@ -53,9 +53,9 @@ def say(line: str) -> None:
 def retrain(folder: Path, workspace: Path) -> Any:
     """Run the flow; what was done before in this folder is unchanged."""
     from flows.retrain_model import retrain_model
-    from slmpack.resolve import DEFAULT_SOURCE
-    from slmpack.retrain import RetrainPolicy
-    from slmpack.train_settings import TrainSettings
+    from slmpack.retrain.evaluate import RetrainPolicy
+    from slmpack.retrain.training.settings import TrainSettings
+    from slmpack.source.resolve import DEFAULT_SOURCE
 
     data = write_chats(folder / "town.jsonl", chats())
     state: Any = retrain_model(
@@ -101,10 +101,10 @@ def tell_answers(workspace: Path) -> None:
     import mlflow
     from test_retrain_proof import greedy_answers
 
-    from slmpack.build import build_package
-    from slmpack.fetch import fetch_snapshot
+    from slmpack.build.build import build_package
     from slmpack.records import Recipe, Target
-    from slmpack.resolve import DEFAULT_SOURCE, resolve_source
+    from slmpack.source.fetch import fetch_snapshot
+    from slmpack.source.resolve import DEFAULT_SOURCE, resolve_source
 
     base = build_package(
         fetch_snapshot(resolve_source(DEFAULT_SOURCE, workspace), workspace),

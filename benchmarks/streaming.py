@@ -26,19 +26,19 @@ from memory import AnonymousMemory
 from phi3_shape import write_phi3_shape
 from whole_run import tell_whole_run
 
-from slmpack.build import BUILD_LIMIT_SECONDS
-from slmpack.builder import BuildRequest, run_builder
-from slmpack.child import run_in_child
-from slmpack.data_file import JOB_WEIGHTS
+from slmpack.build.build import BUILD_LIMIT_SECONDS
+from slmpack.build.genai.data_file import JOB_WEIGHTS
+from slmpack.build.genai.memory import predicted_stock_peak
+from slmpack.build.genai.run_builder import BuildRequest, run_builder
+from slmpack.checkpoint.blocks import quantise_rows
+from slmpack.checkpoint.headers import read_weights
 from slmpack.errors import BuildError
-from slmpack.fetch import fetch_snapshot
-from slmpack.memory import predicted_stock_peak
+from slmpack.machine.child import run_in_child
 from slmpack.progress import logger as progress_logger
-from slmpack.quantise import quantise_rows
 from slmpack.records import Recipe, Target
-from slmpack.resolve import DEFAULT_SOURCE, resolve_source
+from slmpack.source.fetch import fetch_snapshot
+from slmpack.source.resolve import DEFAULT_SOURCE, resolve_source
 from slmpack.targets import RECIPES
-from slmpack.weights import read_weights
 
 OPTIONS = RECIPES[Target.CPU_INT4][Recipe.STOCK_SMALL]  # the builder's own int4, block 32
 THREADS = len(os.sched_getaffinity(0))

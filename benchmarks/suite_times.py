@@ -3,9 +3,9 @@
     PYTHONPATH=benchmarks .venv/bin/pytest -p suite_times -n 2 --dist loadfile [--suite-times FILE]
 
 A row a file: its tests, its seconds, the CPU seconds of the tests' process and of the children that it waited for, and
-what the seconds were spent on: importing modules, starting servers, sleeping, work in children (`slmpack.child`),
-commands (`subprocess.run`), and the rest, which is arithmetic and files in the tests' own process. An activity that
-happens within another counts as the outer one. What children import counts as their work.
+what the seconds were spent on: importing modules, starting servers, sleeping, work in children
+(`slmpack.machine.child`), commands (`subprocess.run`), and the rest, which is arithmetic and files in the tests' own
+process. An activity that happens within another counts as the outer one. What children import counts as their work.
 """
 
 import builtins
@@ -27,7 +27,7 @@ ACTIVITIES = ("importing", "servers", "sleeping", "children", "commands")
 FUNCTIONS = (
     ("time", "sleep", "sleeping"),
     ("subprocess", "run", "commands"),
-    ("slmpack.child", "run_in_child", "children"),
+    ("slmpack.machine.child", "run_in_child", "children"),
     ("mlflow_server", "_wait_until_healthy", "servers"),
     ("prefect_stack", "_wait_until_healthy", "servers"),
     ("postgres", "_initialise", "servers"),

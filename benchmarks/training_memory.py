@@ -24,16 +24,17 @@ from typing import NamedTuple
 from memory import AnonymousMemory
 from phi3_shape import write_phi3_shape
 
-from slmpack.child import run_in_child
+from slmpack.checkpoint.sizes import sizes_of
+from slmpack.checkpoint.windows import dtype_of
 from slmpack.errors import TrainError
-from slmpack.fetch import fetch_snapshot
+from slmpack.machine.child import run_in_child
 from slmpack.progress import logger as progress_logger
-from slmpack.reference import dtype_of
-from slmpack.resolve import DEFAULT_SOURCE, resolve_source
-from slmpack.train_losses import LOSSES, read_points
-from slmpack.train_memory import FLOAT_BYTES, Plan, chats_at_a_time, predicted_bytes, sizes_of
-from slmpack.train_run import TrainRequest, run_training
-from slmpack.train_settings import TrainSettings
+from slmpack.retrain.training.losses import LOSSES, read_points
+from slmpack.retrain.training.memory import FLOAT_BYTES, Plan, chats_at_a_time, predicted_bytes
+from slmpack.retrain.training.settings import TrainSettings
+from slmpack.retrain.training.trainer import TrainRequest, run_training
+from slmpack.source.fetch import fetch_snapshot
+from slmpack.source.resolve import DEFAULT_SOURCE, resolve_source
 
 STEPS = 2
 LIMIT_SECONDS = 3600.0

@@ -72,8 +72,8 @@ def _watch(process: "subprocess.Popen[str]") -> tuple[dict[str, int], int]:
 
 
 def _name_of(command: list[str]) -> str:
-    if "slmpack.child" in command:
-        return command[command.index("slmpack.child") + 1]
+    if "slmpack.machine.child" in command:
+        return command[command.index("slmpack.machine.child") + 1]
     if "flows.cli" in command:
         return "the flow"
     return "Prefect's server" if any("prefect" in word for word in command) else Path(command[0]).name

@@ -2,7 +2,7 @@
 
     python benchmarks/wrapper.py PACKAGE OTHER_CHAT_MODEL.py
 
-The second wrapper is a file, such as `git show COMMIT:slmpack/chat_model.py > FILE` gives.
+The second wrapper is a file, such as `git show COMMIT:slmpack/log/chat_model.py > FILE` gives.
 """
 
 import importlib.util

@@ -1,5 +1,5 @@
 """What runs, in which order. Telemetry is switched off before Prefect is imported."""
 
-from slmpack import surroundings
+from slmpack.machine import surroundings
 
 surroundings.prepare()

@@ -52,8 +52,8 @@ def run(arguments: list[str]) -> int:
 
 def _run(parsed: argparse.Namespace) -> int:
     from slmpack.errors import UsageError
-    from slmpack.expected import expected_error
-    from slmpack.surroundings import prepare_home
+    from slmpack.machine.expected import expected_error
+    from slmpack.machine.surroundings import prepare_home
 
     try:
         if parsed.run is not _targets:  # which needs no folder
@@ -75,10 +75,10 @@ def _kept_at(error: Exception) -> str:
     import traceback
 
     from slmpack.errors import WorkspaceError
+    from slmpack.machine.store import log_folder
     from slmpack.plain_text import harmless
+    from slmpack.publish.request import default_workspace
     from slmpack.redaction import redacted
-    from slmpack.request import default_workspace
-    from slmpack.store import log_folder
 
     try:
         log = log_folder(default_workspace()) / "last-error.log"
@@ -155,7 +155,7 @@ def _unknown_command(arguments: list[str]) -> int | None:
 
 
 def _targets(parsed: argparse.Namespace) -> int:
-    from slmpack.offers import offers, told_offer
+    from slmpack.machine.target_support import offers, told_offer
 
     for offer in offers():
         sys.stdout.write(f"{offer.model_dump_json() if parsed.json else told_offer(offer)}\n")

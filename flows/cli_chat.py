@@ -46,7 +46,7 @@ def _number(kind: type[int] | type[float], low: float, high: float) -> Callable[
 
 
 def _chat(parsed: argparse.Namespace) -> int:
-    from slmpack.chat import Asked, check_model, stream_answer
+    from slmpack.log.ask import Asked, check_model, stream_answer
     from slmpack.plain_text import harmless
 
     check_model(parsed.model_uri)

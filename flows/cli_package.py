@@ -24,14 +24,14 @@ from flows.cli_parser import (
 # What takes long to import is imported after the command's first line.
 if TYPE_CHECKING:
     from flows.display import Display
+    from slmpack.publish.request import Request
     from slmpack.records import Outcome, QualityPolicy, Target
-    from slmpack.request import Request
 
 
 def package_options(parser: CommandParser) -> None:
     """Add the options of `package`."""
     from slmpack.records import Recipe
-    from slmpack.resolve import DEFAULT_SOURCE
+    from slmpack.source.resolve import DEFAULT_SOURCE
 
     parser.add_argument(
         "source", nargs="?", default=DEFAULT_SOURCE, metavar="SOURCE",
@@ -72,8 +72,8 @@ def rollback_options(parser: CommandParser) -> None:
 
 
 def _package(parsed: argparse.Namespace) -> int:
+    from slmpack.log.mlflow_server import check_characters
     from slmpack.records import Target
-    from slmpack.registry import check_characters
     from slmpack.targets import recipe_for
 
     targets: list[Target] = list(dict.fromkeys(parsed.target or [Target.CPU_INT4]))
@@ -97,8 +97,8 @@ def _checked_request(target: Any, recipe: Any, interface: Any, parsed: argparse.
         UsageError: an option has a value that cannot be right.
     """
     from slmpack.errors import DataError, UsageError
+    from slmpack.publish.request import check_request
     from slmpack.records import QualityPolicy
-    from slmpack.request import check_request
 
     try:
         return check_request(
@@ -113,12 +113,12 @@ def _checked_request(target: Any, recipe: Any, interface: Any, parsed: argparse.
 def _package_all(parsed: argparse.Namespace, requests: "list[Request]", display: "Display") -> "list[Outcome]":
     """Run the flow here; one target is a run of its own, several are runs below one."""
     display.doing("looking at what MLflow has")
-    from slmpack.hardware import require_runtime
+    from slmpack.machine.hardware import require_runtime
 
     if len(requests) == 1:
         return [_outcome_of(requests[0].target, lambda: _package_one(parsed, requests[0], display), require_runtime)]
-    from slmpack.hub import require_hub
-    from slmpack.registry import require_registry
+    from slmpack.log.mlflow_server import require_registry
+    from slmpack.source.hub import require_hub
 
     require_registry()  # before Prefect starts its server; a flow on a worker looks itself
     require_hub(parsed.source)
@@ -139,14 +139,14 @@ def _package_all(parsed: argparse.Namespace, requests: "list[Request]", display:
 
 
 def _package_one(parsed: argparse.Namespace, request: "Request", display: "Display") -> "Outcome":
-    from slmpack.hub import require_hub
+    from slmpack.source.hub import require_hub
 
     require_hub(parsed.source)
     known = _known(parsed, [request], display)
     if known is not None:
         return known[0]
     display.doing("starting Prefect")
-    from slmpack.forks import TORCH, prepare_children
+    from slmpack.machine.forks import TORCH, prepare_children
 
     prepare_children(*TORCH)  # its server starts meanwhile
     from flows.package_model import package_model
@@ -158,7 +158,7 @@ def _known(parsed: argparse.Namespace, requests: "Sequence[Request]", display: "
     """Return the outcomes where none of the targets needs a run, else None."""
     if parsed.force:
         return None
-    from slmpack.known_outcome import known_outcome
+    from slmpack.publish.known_outcome import known_outcome
 
     outcomes: list[Outcome] = []
     for request in requests:
@@ -181,11 +181,11 @@ def _rest(parsed: argparse.Namespace) -> "tuple[Any, Any, Any, Any, QualityPolic
 
 
 def _verify(parsed: argparse.Namespace) -> int:
-    from slmpack.hardware import require_hardware
-    from slmpack.measure import checked_waiver
-    from slmpack.recall import check_uri, find_logged
+    from slmpack.log.mlflow_server import require_registry
+    from slmpack.log.restore import check_uri, find_logged
+    from slmpack.machine.hardware import require_hardware
+    from slmpack.prove.quality.text import checked_waiver
     from slmpack.records import QualityPolicy, Recipe
-    from slmpack.registry import require_registry
 
     check_uri(parsed.model_uri)
     if parsed.waive_quality is not None:
@@ -215,9 +215,9 @@ def _verify(parsed: argparse.Namespace) -> int:
 
 
 def _rollback(parsed: argparse.Namespace) -> int:
-    from slmpack.hardware import require_hardware
-    from slmpack.registry import check_characters, check_name
-    from slmpack.rollback import find_way_back
+    from slmpack.log.mlflow_server import check_characters, check_name
+    from slmpack.machine.hardware import require_hardware
+    from slmpack.publish.rollback import find_way_back
 
     check_characters(parsed.name)
     begin(f"rolling {parsed.name} back for {parsed.target}")
@@ -243,9 +243,9 @@ def _outcome_of(target: "Target", run: "Callable[[], Outcome]", require: "Callab
         require: refuses a machine that lacks what the flow needs for the target, before any server is asked.
     """
     from slmpack.errors import SlmpackError, UsageError
-    from slmpack.expected import translated
-    from slmpack.outcome import failed_outcome
-    from slmpack.registry import require_registry
+    from slmpack.log.mlflow_server import require_registry
+    from slmpack.machine.expected import translated
+    from slmpack.publish.outcome import failed_outcome
 
     try:
         with translated():
@@ -263,7 +263,7 @@ def _displayed(outcomes_of: "Callable[[Display], list[Outcome]]", *, proved_agai
     import logging
 
     from flows.display import Display
-    from slmpack.summary import summary_lines
+    from slmpack.publish.summary import summary_lines
 
     logging.captureWarnings(True)
     with Display() as display:
@@ -276,7 +276,7 @@ def _displayed(outcomes_of: "Callable[[Display], list[Outcome]]", *, proved_agai
 
 def _tell(outcomes: "list[Outcome]", parsed: argparse.Namespace) -> int:
     """Write what became of the targets and return the exit code."""
-    from slmpack.summary import json_of
+    from slmpack.publish.summary import json_of
 
     for outcome in outcomes:
         if parsed.json:

@@ -10,18 +10,18 @@ from pydantic import ValidationError
 from flows.cli_lines import FAILED, OK, begin, complain
 from flows.cli_parser import CommandParser, add_target_option, add_workspace_option
 from flows.display import Display
-from slmpack.chat_data import DataPolicy, least_chats
-from slmpack.chat_dataset import is_artifact
+from slmpack.chats.dataset import DataPolicy, least_chats
 from slmpack.errors import SlmpackError, UsageError
-from slmpack.expected import translated
-from slmpack.hub import require_hub
+from slmpack.log.chat_artifacts import is_artifact
+from slmpack.log.mlflow_server import check_characters, check_name, require_registry
+from slmpack.machine.expected import translated
+from slmpack.machine.surroundings import typed_path
+from slmpack.publish.summary import BEYOND_CONTRACT, summary_lines
 from slmpack.records import QualityPolicy, Record, Target
-from slmpack.registry import check_characters, check_name, require_registry
-from slmpack.resolve import DEFAULT_SOURCE
-from slmpack.retrain import RetrainOutcome, RetrainPolicy, told_retraining
-from slmpack.summary import BEYOND_CONTRACT, summary_lines
-from slmpack.surroundings import typed_path
-from slmpack.train_settings import TrainSettings
+from slmpack.retrain.evaluate import RetrainOutcome, RetrainPolicy, told_retraining
+from slmpack.retrain.training.settings import TrainSettings
+from slmpack.source.hub import require_hub
+from slmpack.source.resolve import DEFAULT_SOURCE
 
 Options = TypeVar("Options", bound=Record)
 

@@ -21,7 +21,7 @@ from slmpack import progress, records
 from slmpack.plain_text import harmless
 
 if TYPE_CHECKING:
-    from slmpack.outcome import StageEvent
+    from slmpack.publish.outcome import StageEvent
 
 SECONDS_BETWEEN_LINES = 5.0
 STAGE_CHARACTERS = 12

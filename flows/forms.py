@@ -12,7 +12,7 @@ from typing import Any
 
 from prefect.client.schemas.responses import DeploymentResponse
 
-from slmpack.parameters import INTERNAL
+from flows.parameters import INTERNAL
 from slmpack.records import Target
 
 TARGET = "target"

@@ -15,25 +15,7 @@ from typing import Any
 
 from prefect import flow
 
-from slmpack.build import package_digest
-from slmpack.errors import NetworkError, PublishError, QualityError, RecipeError, SlmpackError
-from slmpack.find import alias_of
-from slmpack.forks import MLFLOW, TOKENIZER, TORCH, prepare_children
-from slmpack.frontier import Rung
-from slmpack.hardware import require_runtime
-from slmpack.log import logged_digest
-from slmpack.outcome import (
-    Stages,
-    failed_outcome,
-    last_refused,
-    published_outcome,
-    refusal_of,
-    rung_of,
-    unbuilt_rung,
-    unchanged_outcome,
-    unproved_outcome,
-)
-from slmpack.parameters import (
+from flows.parameters import (
     CalibrationText,
     CheckpointUri,
     Force,
@@ -48,11 +30,29 @@ from slmpack.parameters import (
     Waiver,
     Workspace,
 )
-from slmpack.proof import Proofs
+from slmpack.build.build import package_digest
+from slmpack.errors import NetworkError, PublishError, QualityError, RecipeError, SlmpackError
+from slmpack.log.log import logged_digest
+from slmpack.machine.forks import MLFLOW, TOKENIZER, TORCH, prepare_children
+from slmpack.machine.hardware import require_runtime
+from slmpack.publish.find import alias_of
+from slmpack.publish.outcome import (
+    Stages,
+    failed_outcome,
+    last_refused,
+    published_outcome,
+    refusal_of,
+    rung_of,
+    unbuilt_rung,
+    unchanged_outcome,
+    unproved_outcome,
+)
+from slmpack.publish.page.frontier import Rung
+from slmpack.publish.page.log_page import Proofs
+from slmpack.publish.request import Request, check_request, on_chats, registered_name
+from slmpack.publish.wanted import wanted_key
 from slmpack.records import Interface, Outcome, Package, QualityPolicy, Recipe, Snapshot, Target
-from slmpack.request import Request, check_request, on_chats, registered_name
-from slmpack.resolve import DEFAULT_SOURCE, shown_source
-from slmpack.wanted import wanted_key
+from slmpack.source.resolve import DEFAULT_SOURCE, shown_source
 from tasks.build import build_package
 from tasks.deployment import require_own_target
 from tasks.fetch import fetch_snapshot, receive_snapshot

@@ -15,9 +15,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Completed, Failed
 
 from flows.package_model import package_model
-from slmpack.errors import SlmpackError
-from slmpack.outcome import Stages, failed_outcome, summary_of, verified_outcome
-from slmpack.parameters import (
+from flows.parameters import (
     CalibrationText,
     DispatchChoice,
     Force,
@@ -32,9 +30,11 @@ from slmpack.parameters import (
     Waiver,
     Workspace,
 )
+from slmpack.errors import SlmpackError
+from slmpack.publish.outcome import Stages, failed_outcome, summary_of, verified_outcome
+from slmpack.publish.request import check_request, registered_name, workspace_of
 from slmpack.records import Dispatch, Interface, ModelSource, Outcome, QualityPolicy, Recipe, Target
-from slmpack.request import check_request, registered_name, workspace_of
-from slmpack.resolve import DEFAULT_SOURCE, shown_source
+from slmpack.source.resolve import DEFAULT_SOURCE, shown_source
 from slmpack.targets import recipe_for
 from tasks.dispatch import await_target, cancel_started, start_target, start_verifying
 from tasks.fetch import fetch_snapshot

@@ -14,12 +14,7 @@ from typing import Any
 from prefect import flow
 
 from flows.package_targets import package_targets
-from slmpack.chat_data import ChatParts, DataPolicy
-from slmpack.chat_dataset import is_artifact
-from slmpack.errors import QualityError
-from slmpack.mlflow_dataset import FoundData
-from slmpack.outcome import Stages
-from slmpack.parameters import (
+from flows.parameters import (
     DataPolicyChoice,
     DataText,
     DispatchChoice,
@@ -33,22 +28,20 @@ from slmpack.parameters import (
     Waiver,
     Workspace,
 )
+from slmpack.chats.dataset import ChatParts, DataPolicy
+from slmpack.errors import QualityError
+from slmpack.log.chat_artifacts import is_artifact
+from slmpack.log.datasets import FoundData
+from slmpack.log.mlflow_server import check_name
+from slmpack.publish.outcome import Stages
+from slmpack.publish.request import registered_name, workspace_of
 from slmpack.records import Dispatch, Interface, ModelSource, Outcome, QualityPolicy, Recipe, Snapshot, Target
-from slmpack.registry import check_name
-from slmpack.request import registered_name, workspace_of
-from slmpack.resolve import DEFAULT_SOURCE, shown_source
-from slmpack.retrain import (
-    Perplexities,
-    RetrainOutcome,
-    RetrainPolicy,
-    TunedFigures,
-    judge_tuned,
-    retrain_key,
-)
-from slmpack.retrain_alone import retrain_alone
-from slmpack.retrain_refusals import PackageTerms
-from slmpack.retrain_run import Retraining
-from slmpack.train_settings import TrainSettings
+from slmpack.retrain.evaluate import Perplexities, RetrainOutcome, RetrainPolicy, TunedFigures, judge_tuned, retrain_key
+from slmpack.retrain.lock import retrain_alone
+from slmpack.retrain.mlflow_run import Retraining
+from slmpack.retrain.refusals import PackageTerms
+from slmpack.retrain.training.settings import TrainSettings
+from slmpack.source.resolve import DEFAULT_SOURCE, shown_source
 from tasks.fetch import fetch_snapshot
 from tasks.outcome import completed_retraining, keep_retraining
 from tasks.policies import INTERRUPTIONS

@@ -12,12 +12,12 @@ import logging
 
 from prefect import flow
 
+from flows.parameters import InterfaceChoice, PublishedName, TargetChoice, TrustCode, Workspace
 from slmpack.errors import SlmpackError
-from slmpack.outcome import Stages, failed_outcome
-from slmpack.parameters import InterfaceChoice, PublishedName, TargetChoice, TrustCode, Workspace
+from slmpack.publish.outcome import Stages, failed_outcome
+from slmpack.publish.request import workspace_of
+from slmpack.publish.rollback import UNUSABLE, check_rollback, failed_candidates, rolled_back_outcome
 from slmpack.records import Interface, Outcome, Target
-from slmpack.request import workspace_of
-from slmpack.rollback import UNUSABLE, check_rollback, failed_candidates, rolled_back_outcome
 from tasks.outcome import completed, keep_outcome
 from tasks.registry import require_registry
 from tasks.rollback import find_way_back, give_back, read_version

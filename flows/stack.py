@@ -23,7 +23,7 @@ from honcho import manager as honcho
 
 from flows.supervise import INTERRUPTED
 from slmpack.errors import SlmpackError, UsageError
-from slmpack.surroundings import prepare_home
+from slmpack.machine.surroundings import prepare_home
 
 HOST = "127.0.0.1"
 MARK = "SLMPACK_STACK"  # tells the stack's processes from others: runs are in sessions of their own

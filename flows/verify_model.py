@@ -11,14 +11,14 @@ from collections.abc import Iterable
 
 from prefect import flow
 
+from flows.parameters import CheckpointUri, ModelUri, Policy, QualityChats, QualityText, TrustCode, Waiver, Workspace
 from slmpack.errors import QualityError
-from slmpack.hardware import require_hardware
-from slmpack.outcome import REFUSALS, Stages, failed_outcome, published_outcome
-from slmpack.parameters import CheckpointUri, ModelUri, Policy, QualityChats, QualityText, TrustCode, Waiver, Workspace
-from slmpack.proof import Proofs
-from slmpack.provenance import source_of
+from slmpack.log.provenance import source_of
+from slmpack.machine.hardware import require_hardware
+from slmpack.publish.outcome import REFUSALS, Stages, failed_outcome, published_outcome
+from slmpack.publish.page.log_page import Proofs
+from slmpack.publish.request import Request, check_request, on_chats
 from slmpack.records import Check, LoggedModel, Outcome, Quality, QualityPolicy, Recipe, SmokeReport
-from slmpack.request import Request, check_request, on_chats
 from tasks.fetch import receive_snapshot
 from tasks.measure import measure_quality
 from tasks.outcome import completed, keep_outcome

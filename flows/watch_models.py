@@ -17,8 +17,8 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from slmpack.parameters import WatchedNames
-from slmpack.watch import Look, failed_look, summary_of
+from flows.parameters import WatchedNames
+from slmpack.publish.watch import Look, failed_look, summary_of
 from tasks.watch import announce_version, await_registry, find_new_version, find_watched, mark_announced
 
 

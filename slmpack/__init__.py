@@ -1,7 +1,8 @@
-"""What each stage does, in plain Python: the home of *what*.
+"""Package small language models for a piece of hardware, prove them, and publish them.
 
-Nothing here imports Prefect, `flows` or `tasks`, prints, or reads the environment. One file a stage
-(`resolve`, `fetch`, `build`, `log`, `validate`, `smoke`, `publish`), each the same verb as in `tasks/`.
+A folder a chapter, in the order of a model's way: `source`, `quantise`, `build`, `log`, `prove`, `publish`; `retrain`
+makes a source; `checkpoint`, `chats` and `machine` are used by all. pyproject.toml says which may import which.
+Nothing here imports Prefect, `flows` or `tasks`.
 """
 
 __version__: str

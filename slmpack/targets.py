@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from slmpack.errors import UsageError
 from slmpack.records import Provider, Recipe, Record, Target
-from slmpack.runtimes import release_of
 
 Precision = Literal["int4", "int8", "fp16"]
 Algorithm = Literal["default", "k_quant_mixed"]
@@ -96,12 +95,6 @@ PLAIN: dict[Target, BuilderOptions] = {
 }
 BY_NAME = (Recipe.BEST, Recipe.STOCK_SMALL, Recipe.STOCK_MIXED)  # `auto` does not try them
 
-_BUILDER = ("onnxruntime-genai", "onnxruntime", "onnx-ir", "transformers")
-
-# What the bytes of a build depend on.
-BUILDERS: dict[Target, tuple[str, ...]] = {
-    target: ("transformers",) if target is Target.TRANSFORMERS else _BUILDER for target in Target
-}
 
 # What a version's page says of batches. Source: the figures on the model card of microsoft/Phi-3-mini-4k-instruct-onnx,
 # for an A100: against PyTorch, 4 bits gain most for one request at a time, and at 16 less than float16 does.
@@ -109,16 +102,6 @@ BATCH_SIZES = {
     Target.CUDA_INT4: "good for one request at a time; take cuda-fp16 for batches of 16 (published figures of Phi-3)",
     Target.CUDA_FP16: "good for batches; cuda-int4 is faster for one request at a time (published figures of Phi-3)",
 }
-
-# An upper bound for the space check: tied embeddings may be stored twice, once in float32.
-BYTES_PER_PARAMETER = {
-    Target.CPU_INT4: 2.0, Target.CPU_INT8: 2.5, Target.CUDA_INT4: 2.0, Target.CUDA_FP16: 2.5, Target.TRANSFORMERS: 0.0,
-}  # fmt: skip
-
-
-def builder_versions(target: Target) -> dict[str, str]:
-    """Return the installed versions of what builds `target`."""
-    return {name: release_of(name) for name in BUILDERS[target]}
 
 
 def options_for(target: Target, recipe: Recipe | None) -> BuilderOptions | None:

@@ -5,7 +5,7 @@ Telemetry is switched off before Prefect is imported by any of them.
 
 import logging
 
-from slmpack import surroundings
+from slmpack.machine import surroundings
 
 surroundings.prepare()
 surroundings.name_font_cache(None)  # a command has done so, by the workspace that it was given

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prefect import task
 
-from slmpack import build
+from slmpack.build import build
 from slmpack.records import Package, Recipe, Snapshot, Target
 from tasks.policies import LOCAL
 from tasks.progress import progress_artifact

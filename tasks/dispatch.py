@@ -20,9 +20,9 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Cancelling
 
 from slmpack.errors import UsageError
-from slmpack.outcome import failed_outcome, lost_outcome
+from slmpack.machine.waits import no_worker_seconds
+from slmpack.publish.outcome import failed_outcome, lost_outcome
 from slmpack.records import Outcome, Target
-from slmpack.waits import no_worker_seconds
 from tasks.outcome import read_outcome
 from tasks.policies import LOCAL, REMOTE
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from prefect import task
 
-from slmpack import fetch, hand_over
+from slmpack.log import transfer
 from slmpack.records import ModelSource, Snapshot
+from slmpack.source import fetch
 from tasks.policies import REMOTE
 from tasks.progress import progress_artifact
 
@@ -21,4 +22,4 @@ def fetch_snapshot(source: ModelSource, workspace: Path) -> Snapshot:
 @progress_artifact("fetch")
 def receive_snapshot(uri: str, workspace: Path) -> Snapshot:
     """Take from MLflow what another run fetched; retried, since it is remote."""
-    return hand_over.receive_snapshot(uri, workspace)
+    return transfer.receive_snapshot(uri, workspace)

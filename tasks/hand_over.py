@@ -4,8 +4,8 @@ from pathlib import Path
 
 from prefect import task
 
-from slmpack import hand_over
-from slmpack.hand_over import HandOver
+from slmpack.log import transfer
+from slmpack.log.transfer import HandOver
 from slmpack.records import ModelSource, Snapshot
 from tasks.policies import REMOTE
 from tasks.progress import progress_artifact
@@ -15,17 +15,17 @@ from tasks.trace import trace_of_run
 @task(task_run_name="look for {source.text} in MLflow", **REMOTE)
 def find_checkpoint(source: ModelSource) -> HandOver | None:
     """Look for the same content, handed over before."""
-    return hand_over.find_checkpoint(source)
+    return transfer.find_checkpoint(source)
 
 
 @task(task_run_name="hand {snapshot.source.text} over", **REMOTE)
 @progress_artifact("hand-over")
 def hand_over_snapshot(snapshot: Snapshot, name: str, workspace: Path) -> HandOver:
     """Log the checkpoint; retried, since the tracking server is remote."""
-    return hand_over.hand_over(snapshot, name, workspace, trace_of_run())
+    return transfer.hand_over(snapshot, name, workspace, trace_of_run())
 
 
 @task(task_run_name="read {uri}", **REMOTE)
 def source_of_checkpoint(uri: str) -> ModelSource:
     """Read which source was handed over; retried, since the tracking server is remote."""
-    return hand_over.source_of_checkpoint(uri)
+    return transfer.source_of_checkpoint(uri)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prefect import task
 
-from slmpack import log
+from slmpack.log import log
 from slmpack.records import Interface, LoggedModel, Package
 from tasks.policies import REMOTE
 from tasks.progress import progress_artifact

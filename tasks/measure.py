@@ -5,11 +5,11 @@ from contextlib import contextmanager
 
 from prefect import task
 
-from slmpack import measure
-from slmpack.cores import share_of_cores, threads_of_children
+from slmpack.machine.cores import share_of_cores, threads_of_children
+from slmpack.machine.side_by_side import Job
+from slmpack.prove import measure
+from slmpack.publish.request import Request
 from slmpack.records import LoggedModel, QualityReport, Recipe, Snapshot, Target
-from slmpack.request import Request
-from slmpack.side_by_side import Job
 from tasks.policies import PROOF
 from tasks.progress import progress_artifact
 

@@ -9,10 +9,10 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.client.schemas.sorting import ArtifactSort
 from prefect.states import Completed, Failed
 
-from slmpack.links import linked, version_link
-from slmpack.outcome import summary_of, told_of
+from slmpack.log.links import linked, version_link
+from slmpack.publish.outcome import summary_of, told_of
 from slmpack.records import Outcome, Record
-from slmpack.retrain import RetrainOutcome, told_retraining
+from slmpack.retrain.evaluate import RetrainOutcome, told_retraining
 
 KEY = "outcome"
 BEGIN, END = "```json\n", "\n```\n"

@@ -7,9 +7,9 @@ from prefect.cache_policies import DEFAULT, NO_CACHE
 from prefect.exceptions import TerminationSignal
 
 from slmpack.errors import SlmpackError
-from slmpack.expected import why_unreachable
-from slmpack.registry import FINAL_ERRNOS
-from slmpack.waits import retry_seconds
+from slmpack.machine.expected import why_unreachable
+from slmpack.machine.waits import retry_seconds
+from slmpack.source.mlflow_errors import FINAL_ERRNOS
 
 # What ends a run from outside: Ctrl-C at a terminal, and a worker whose run is cancelled.
 INTERRUPTIONS = (KeyboardInterrupt, TerminationSignal)

@@ -3,9 +3,10 @@
 from prefect import task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from slmpack import find, links, publish
-from slmpack.find import PublishedLookup
-from slmpack.proof import Proofs
+from slmpack.log import links
+from slmpack.publish import find, publish
+from slmpack.publish.find import PublishedLookup
+from slmpack.publish.page.log_page import Proofs
 from slmpack.records import LoggedModel, PublishedVersion, Quality, Speed
 from tasks.policies import LOCAL, REMOTE
 from tasks.progress import progress_artifact

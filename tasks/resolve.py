@@ -4,8 +4,8 @@ from pathlib import Path
 
 from prefect import task
 
-from slmpack import mlflow_source, resolve
 from slmpack.records import ModelSource
+from slmpack.source import logged_model, resolve
 from tasks.policies import REMOTE
 
 
@@ -18,4 +18,4 @@ def resolve_source(text: str, workspace: Path) -> ModelSource:
 @task(task_run_name="look for the chats of {source.text}", **REMOTE)
 def chats_of(source: ModelSource) -> str | None:
     """Look for the chats that a tuned model was judged by; retried, since MLflow is remote."""
-    return mlflow_source.chats_of(source)
+    return logged_model.chats_of(source)

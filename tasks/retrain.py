@@ -4,15 +4,18 @@ from pathlib import Path
 
 from prefect import task
 
-from slmpack import general_text, mlflow_dataset, retrain, retrain_data, retrain_refusals, retrain_run, train, tuned
-from slmpack.chat_data import ChatData, ChatParts, DataPolicy
-from slmpack.mlflow_dataset import FoundData
+from slmpack.chats.dataset import ChatData, ChatParts, DataPolicy
+from slmpack.log import datasets
+from slmpack.log.datasets import FoundData
+from slmpack.prove.quality import general_text
 from slmpack.records import LoggedModel, Outcome, Snapshot, Target
-from slmpack.retrain import Settled, TunedFigures
-from slmpack.retrain_refusals import PackageTerms
-from slmpack.retrain_run import Retraining
-from slmpack.train import Tuned
-from slmpack.train_settings import TrainSettings
+from slmpack.retrain import data, evaluate, mlflow_run, refusals, tuned_model
+from slmpack.retrain.evaluate import Settled, TunedFigures
+from slmpack.retrain.mlflow_run import Retraining
+from slmpack.retrain.refusals import PackageTerms
+from slmpack.retrain.training import train
+from slmpack.retrain.training.settings import TrainSettings
+from slmpack.retrain.training.train import Tuned
 from tasks.policies import LOCAL, REMOTE
 from tasks.progress import progress_artifact
 from tasks.trace import trace_of_run
@@ -21,13 +24,13 @@ from tasks.trace import trace_of_run
 @task(task_run_name="look for {text}", **REMOTE)
 def find_data(text: str) -> FoundData:
     """Find what a dataset's name stands for now; retried, since MLflow is remote."""
-    return mlflow_dataset.find_data(text)
+    return datasets.find_data(text)
 
 
 @task(task_run_name="look at {found.text}", **REMOTE)
 def look_at_data(found: FoundData, policy: DataPolicy, workspace: Path) -> ChatData:
     """Read every line; retried, since the data may be in MLflow."""
-    return retrain_data.look_at_data(found, policy, workspace)
+    return data.look_at_data(found, policy, workspace)
 
 
 @task(task_run_name="divide {found.text}", **REMOTE)
@@ -35,69 +38,69 @@ def divide_data(
     found: FoundData, looked_at: ChatData, snapshot: Snapshot, workspace: Path
 ) -> tuple[ChatData, ChatParts]:
     """Read every line as the model does, and put the two parts into the workspace."""
-    return retrain_data.divide_data(found, looked_at, snapshot, workspace)
+    return data.divide_data(found, looked_at, snapshot, workspace)
 
 
 @task(task_run_name="look for the same retraining of {name}", **REMOTE)
 def find_settled(name: str, key: str) -> Settled | None:
     """Look for a run that ended; retried, since MLflow is remote."""
-    return retrain.find_settled(name, key)
+    return evaluate.find_settled(name, key)
 
 
 @task(task_run_name="look for what is in use of {name}", **REMOTE)
 def version_in_use(name: str) -> int | None:
     """Return the tuned version in use; retried, since the registry is remote."""
-    return retrain.version_in_use(name)
+    return evaluate.version_in_use(name)
 
 
 @task(task_run_name="begin the MLflow run of {retraining.name}", **REMOTE)
 def open_run(retraining: Retraining, data_source: str | None) -> str:
     """Begin the run, or find the one that this run began before; retried, since MLflow is remote."""
-    return retrain_run.open_run(retraining, data_source, trace_of_run())
+    return mlflow_run.open_run(retraining, data_source, trace_of_run())
 
 
 @task(task_run_name="keep the held-out chats", **REMOTE)
 def keep_held_out(run_id: str, parts: ChatParts) -> None:
     """Keep what packages are measured on with the run; retried, since MLflow is remote."""
-    retrain_run.keep_held_out(run_id, parts)
+    mlflow_run.keep_held_out(run_id, parts)
 
 
 @task(task_run_name="look for refusals of {name} {version}", **REMOTE)
 def find_refusals(name: str, version: int, targets: list[Target], asked: PackageTerms) -> dict[Target, Outcome]:
     """Look for targets that were refused before; retried, since the registry is remote."""
-    return retrain_refusals.find_refusals(name, version, targets, asked)
+    return refusals.find_refusals(name, version, targets, asked)
 
 
 @task(task_run_name="remember refusals of {name} {version}", **REMOTE)
 def remember_refusals(name: str, version: int, outcomes: list[Outcome], asked: PackageTerms) -> None:
     """Leave them on the version; retried, since the registry is remote."""
-    retrain_refusals.remember_refusals(name, version, outcomes, asked)
+    refusals.remember_refusals(name, version, outcomes, asked)
 
 
 @task(task_run_name="train {snapshot.source.name}", **LOCAL)
 @progress_artifact("train")
 def train_adapter(snapshot: Snapshot, parts: ChatParts, settings: TrainSettings, workspace: Path, run_id: str) -> Tuned:
     """Train, or go on where a killed run was; not retried by itself."""
-    return train.train_adapter(snapshot, parts.training, settings, workspace, retrain_run.tell_losses(run_id))
+    return train.train_adapter(snapshot, parts.training, settings, workspace, mlflow_run.tell_losses(run_id))
 
 
 @task(task_run_name="keep the loss curve", **REMOTE)
 def log_curve(run_id: str, trained: Tuned) -> None:
     """Keep the curve with the run; retried, since MLflow is remote."""
-    retrain_run.log_curve(run_id, trained.path)
+    mlflow_run.log_curve(run_id, trained.path)
 
 
 @task(task_run_name="take the tuned model", **LOCAL)
 def tuned_snapshot(trained: Tuned, base: Snapshot, workspace: Path) -> Snapshot:
     """Check the tuned checkpoint as any other."""
-    return tuned.tuned_snapshot(trained, base, workspace)
+    return tuned_model.tuned_snapshot(trained, base, workspace)
 
 
 @task(task_run_name="held-out perplexity of {snapshot.source.name}", **LOCAL)
 @progress_artifact("measure")
 def held_out_perplexity(snapshot: Snapshot, parts: ChatParts, workspace: Path) -> float:
     """Run the model on the held-out chats."""
-    return tuned.held_out_perplexity(snapshot, parts, workspace)
+    return tuned_model.held_out_perplexity(snapshot, parts, workspace)
 
 
 @task(task_run_name="general perplexity of {snapshot.source.name}", **LOCAL)
@@ -110,14 +113,14 @@ def general_perplexity(snapshot: Snapshot, workspace: Path) -> float:
 @task(task_run_name="log the figures", **REMOTE)
 def log_tuned_figures(run_id: str, figures: TunedFigures) -> None:
     """Log the perplexities; retried, since MLflow is remote."""
-    retrain_run.log_tuned_figures(run_id, figures)
+    mlflow_run.log_tuned_figures(run_id, figures)
 
 
 @task(task_run_name="log the tuned {retraining.name}", **REMOTE)
 @progress_artifact("log")
 def log_tuned(snapshot: Snapshot, retraining: Retraining, workspace: Path) -> LoggedModel:
     """Log the tuned checkpoint; retried, since MLflow is remote."""
-    return tuned.log_tuned(snapshot, retraining.name, workspace, trace_of_run())
+    return tuned_model.log_tuned(snapshot, retraining.name, workspace, trace_of_run())
 
 
 @task(task_run_name="register the tuned {retraining.name}", **REMOTE)
@@ -125,16 +128,16 @@ def register_tuned(
     model: LoggedModel, retraining: Retraining, run_id: str, figures: TunedFigures, beaten: int | None
 ) -> int:
     """Register the version and move its alias; retried, since the registry is remote."""
-    return retrain_run.register_tuned(model, retraining, run_id, figures, beaten)
+    return mlflow_run.register_tuned(model, retraining, run_id, figures, beaten)
 
 
 @task(task_run_name="refuse the tuned model", **LOCAL)
 def refuse_run(run_id: str, reason: str) -> None:
     """Leave the reason on the run."""
-    retrain_run.refuse_run(run_id, reason)
+    mlflow_run.refuse_run(run_id, reason)
 
 
 @task(task_run_name="close the MLflow run", **LOCAL)
 def close_run(run_id: str, status: str) -> None:
     """Close the run of a retraining that failed."""
-    retrain_run.close_run(run_id, status)
+    mlflow_run.close_run(run_id, status)

@@ -2,10 +2,10 @@
 
 from prefect import task
 
-from slmpack import rollback
-from slmpack.find import PublishedLookup
+from slmpack.publish import rollback
+from slmpack.publish.find import PublishedLookup
+from slmpack.publish.rollback import WayBack
 from slmpack.records import Interface, LoggedModel, Target
-from slmpack.rollback import WayBack
 from tasks.policies import REMOTE
 from tasks.progress import progress_artifact
 from tasks.trace import trace_of_run

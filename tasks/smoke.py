@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prefect import task
 
-from slmpack import smoke
+from slmpack.prove import smoke
 from slmpack.records import LoggedModel, SmokeReport
 from tasks.policies import PROOF
 from tasks.progress import progress_artifact

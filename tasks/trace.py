@@ -4,7 +4,7 @@ from prefect import runtime
 from prefect.settings import get_current_settings
 from prefect.utilities.urls import url_for
 
-from slmpack.log import PREFECT_RUN
+from slmpack.log.log import PREFECT_RUN
 
 
 def trace_of_run() -> dict[str, str]:

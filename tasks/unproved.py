@@ -2,10 +2,10 @@
 
 from prefect import task
 
-from slmpack import unproved
-from slmpack.proof import Proofs
+from slmpack.publish import unproved
+from slmpack.publish.page.log_page import Proofs
+from slmpack.publish.request import Request
 from slmpack.records import LoggedModel, Target, UnprovedModel
-from slmpack.request import Request
 from tasks.policies import REMOTE
 
 

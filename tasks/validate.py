@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prefect import task
 
-from slmpack import validate
+from slmpack.prove import validate
 from slmpack.records import LoggedModel, ValidationReport
 from tasks.policies import PROOF
 from tasks.progress import progress_artifact

@@ -9,9 +9,10 @@ from prefect.events import Event
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 
-from slmpack import registry, watch
 from slmpack.errors import SlmpackError, UsageError
-from slmpack.watch import SourceVersion
+from slmpack.log import mlflow_server
+from slmpack.publish import watch
+from slmpack.publish.watch import SourceVersion
 from tasks.policies import REMOTE
 
 EVENT = "slmpack.source.version"
@@ -25,7 +26,7 @@ def may_be_outage(_task: object, _run: object, state: Any) -> bool:
 @task(**REMOTE | {"retry_condition_fn": may_be_outage})
 def await_registry() -> None:
     """Wait for MLflow for most of a minute: unlike somebody at a keyboard, a poll need not be told at once."""
-    registry.require_registry(shared=runtime.deployment.id is not None)
+    mlflow_server.require_registry(shared=runtime.deployment.id is not None)
 
 
 @task(**REMOTE)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slmpack.build import Done
+from slmpack.build.build import Done
 from slmpack.records import Record
 
 IDS = (1, 1000, 2000, 3000, 4000, 5, 77, 2424)

@@ -5,10 +5,10 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from slmpack.plan import Plan
-from slmpack.preparation import Prepared, plan_of
+from slmpack.build.genai.streaming import Streaming, raise_to_int8, stream_weights
+from slmpack.quantise.plan import Plan
+from slmpack.quantise.prepare import Prepared, plan_of
 from slmpack.records import Record
-from slmpack.streaming import Streaming, raise_to_int8, stream_weights
 from slmpack.targets import BuilderOptions
 
 METHODS = ("make_quant_init", "make_initializer", "make_packed_matmul_float_class", "save_model")

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from slmpack.json_file import write_json
+from slmpack.machine.json_file import write_json
 
 # Enough for any family: 2 layers, and heads as small as ONNX Runtime takes them.
 SMALL: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""What the tests of `slmpack.child` run in a process of its own."""
+"""What the tests of `slmpack.machine.child` run in a process of its own."""
 
 import os
 import random
@@ -12,7 +12,7 @@ import psutil
 
 from slmpack import progress
 from slmpack.errors import SourceError
-from slmpack.forks import forked_with
+from slmpack.machine.forks import forked_with
 from slmpack.records import Record
 
 

@@ -20,12 +20,12 @@ from made_proofs import log_variant  # noqa: E402 - telemetry is off before anyt
 from mlflow_database import WORKSPACE, write_empty_database  # noqa: E402
 from mlflow_server import forget_tracking_uri  # noqa: E402
 
-from slmpack.build import build_package  # noqa: E402
-from slmpack.fetch import fetch_snapshot  # noqa: E402
+from slmpack.build.build import build_package  # noqa: E402
+from slmpack.machine.store import lock  # noqa: E402
 from slmpack.records import LoggedModel, Package, Recipe, Snapshot, Target  # noqa: E402
-from slmpack.resolve import DEFAULT_SOURCE, resolve_source  # noqa: E402
-from slmpack.store import lock  # noqa: E402
-from slmpack.wheel import download_member  # noqa: E402
+from slmpack.source.fetch import fetch_snapshot  # noqa: E402
+from slmpack.source.resolve import DEFAULT_SOURCE, resolve_source  # noqa: E402
+from slmpack.source.wheel import download_member  # noqa: E402
 
 SETTINGS = ("MLFLOW_", "PREFECT_", "HF_", "PIP_", "UV_", "XDG_", "HOME", "PATH", "PYTHONPATH")
 

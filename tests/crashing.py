@@ -29,7 +29,7 @@ from prefect.deployments import run_deployment
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_stack import PrefectServer, running_prefect_server
 
-from slmpack.child import kill_tree
+from slmpack.machine.child import kill_tree
 
 Found = TypeVar("Found")
 
@@ -40,9 +40,12 @@ LOOK_SECONDS, LOOK_FOR_STAGE_SECONDS = 1.0, 0.2
 DEPLOYMENT = "package-model/package-cpu-int4"
 # What works in a stage, where it is a function in a child process.
 CHILDREN = {
-    "fetch": "slmpack.shapes:", "build": "slmpack.builder:", "smoke": "slmpack.smoke:", "measure": "slmpack.compare:",
-    "validate": "slmpack.validate:",
-}  # fmt: skip
+    "fetch": "slmpack.checkpoint.shapes:",
+    "build": "slmpack.build.genai.run_builder:",
+    "smoke": "slmpack.prove.smoke:",
+    "measure": "slmpack.prove.quality.compare:",
+    "validate": "slmpack.prove.validate:",
+}
 STAGES = ("fetch", "build", "log", "smoke", "measure", "validate", "publish")
 
 

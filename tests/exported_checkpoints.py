@@ -7,10 +7,10 @@ from typing import Any
 from checkpoints import write_random
 from small_tokenizers import CHATML, LLAMA3, byte_level, split, token_id, write_source
 
-from slmpack.fetch import fetch_snapshot
+from slmpack.machine.store import lock
 from slmpack.records import Snapshot
-from slmpack.resolve import resolve_source
-from slmpack.store import lock
+from slmpack.source.fetch import fetch_snapshot
+from slmpack.source.resolve import resolve_source
 
 CONTENT = 1  # another number writes the checkpoints anew
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

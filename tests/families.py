@@ -20,7 +20,7 @@ from small_tokenizers import (
     write_source,
 )
 
-from slmpack.json_file import read_json
+from slmpack.machine.json_file import read_json
 from slmpack.records import Record
 
 BEGIN, END = "<!-- families: written by tests/end_to_end/test_families.py -->", "<!-- families end -->"

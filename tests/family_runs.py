@@ -10,22 +10,22 @@ from building import methods_put_back
 from families import FAMILIES, Family, Found, write_checkpoint, write_exported
 from numpy.typing import NDArray
 
-from slmpack.build import DriveRequest, build_package, drive_package
-from slmpack.builder import BuildRequest, run_builder
-from slmpack.calibrate import BUILT_IN_TEXT, Reading, run_calibration
-from slmpack.exporter_graph import GraphOptions
-from slmpack.exporter_package import PackageRequest, write_package
-from slmpack.exporter_run import GRAPH, export_graph
-from slmpack.fetch import fetch_snapshot
-from slmpack.json_file import read_json
-from slmpack.parity import ParityRequest, parity_of
-from slmpack.preparation import Prepared
+from slmpack.build.build import DriveRequest, build_package, drive_package
+from slmpack.build.genai.run_builder import BuildRequest, run_builder
+from slmpack.build.optimum.export import GRAPH, export_graph
+from slmpack.build.optimum.genai_config import PackageRequest, write_package
+from slmpack.build.optimum.quantise_graph import GraphOptions
+from slmpack.checkpoint.tokenizer import read_tokenizer
+from slmpack.checkpoint.windows import TEXT_FILE
+from slmpack.machine.json_file import read_json
+from slmpack.machine.store import sha256_of
+from slmpack.prove.parity.check import ParityRequest, parity_of
+from slmpack.quantise.calibrate import BUILT_IN_TEXT, Reading, run_calibration
+from slmpack.quantise.prepare import Prepared
 from slmpack.records import Recipe, Record, Target, digest_of
-from slmpack.reference import TEXT_FILE
-from slmpack.resolve import resolve_source
-from slmpack.store import sha256_of
+from slmpack.source.fetch import fetch_snapshot
+from slmpack.source.resolve import resolve_source
 from slmpack.targets import PLAIN, RECIPES, BuilderOptions
-from slmpack.tokenizer_pair import read_tokenizer
 
 Floats = NDArray[np.floating[Any]]
 

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from slmpack.child import limited
+from slmpack.machine.child import limited
 from slmpack.records import Record
 
 SLOW_TEXT = "i" * 2500 + "! a"  # seconds for an expression that backtracks
@@ -34,7 +34,7 @@ def abort(source: Source) -> Source:
 
 
 def try_folder(source: Source) -> Source:
-    from slmpack.text_trial import try_texts
+    from slmpack.checkpoint.text_trial import try_texts
 
     try_texts(source.folder, seconds=200.0, size_bytes=1 << 30)  # no case is one of time
     return source

@@ -208,8 +208,8 @@ def _copy(source: str, into: str) -> None:
 def resolve(source: Path) -> dict[str, Any]:
     """Resolve, and look into a GGUF file as fetching does; return what came of it, and what it cost in MB."""
     from slmpack.errors import SlmpackError
-    from slmpack.gguf_model import inspect_gguf
-    from slmpack.resolve import resolve_source
+    from slmpack.source.gguf.convert import inspect_gguf
+    from slmpack.source.resolve import resolve_source
 
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     began, before = time.monotonic(), _peak()
@@ -238,8 +238,8 @@ def main(checkpoint: Path, work: Path, seconds: float) -> None:
     import tokenizers  # noqa: F401 - once, not in every process
     import transformers.models.auto.auto_mappings  # noqa: F401
 
-    import slmpack.gguf_model
-    import slmpack.resolve  # noqa: F401
+    import slmpack.source.gguf.convert
+    import slmpack.source.resolve  # noqa: F401
 
     context = multiprocessing.get_context("fork")
     for kind in KINDS:

@@ -19,9 +19,9 @@ from pathlib import Path
 from slmpack import telemetry
 telemetry.switch_off()
 from slmpack.errors import SlmpackError
-from slmpack.fetch import fetch_snapshot
+from slmpack.source.fetch import fetch_snapshot
 from slmpack.progress import logger
-from slmpack.resolve import resolve_source
+from slmpack.source.resolve import resolve_source
 
 class Collect(logging.Handler):
     def emit(self, record):

@@ -14,8 +14,8 @@ from typing import NamedTuple
 from checkpoints import write_tiny_phi3
 from small_tokenizers import CHATML, QWEN2, TRAINING_TEXTS, byte_level, split, token_id, vocabulary, write_source
 
-from slmpack.chats import held_out, parse_chat
-from slmpack.store import lock
+from slmpack.chats.chat import held_out, parse_chat
+from slmpack.machine.store import lock
 
 TOWN = "Quillhaven"
 SYSTEM = "You are the help desk of a town."

@@ -8,10 +8,10 @@ from pathlib import Path
 from mlflow import MlflowClient
 
 from slmpack import progress
-from slmpack.frontier import Rung
-from slmpack.log import log_model
-from slmpack.proof import Proofs
-from slmpack.publish import publish_version
+from slmpack.log.log import log_model
+from slmpack.publish.page.frontier import Rung
+from slmpack.publish.page.log_page import Proofs
+from slmpack.publish.publish import publish_version
 from slmpack.records import (
     Check,
     Interface,

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from slmpack.store import lock
+from slmpack.machine.store import lock
 
 WORKSPACE = Path.home() / ".cache" / "slmpack-tests"
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from mlflow_database import write_empty_database
 
-from slmpack.child import kill_tree
+from slmpack.machine.child import kill_tree
 
 if TYPE_CHECKING:
     from postgres import Postgres

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from slmpack.quantise import Bits, Quantised, dequantise_rows, unpacked
+from slmpack.checkpoint.blocks import Bits, Quantised, dequantise_rows, unpacked
 
 
 def package_weights(package: Path, layer: int) -> dict[str, torch.Tensor]:

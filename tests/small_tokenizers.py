@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from slmpack.chat_format import write_chat_format
-from slmpack.json_file import write_json
-from slmpack.parity_corpus import CODE, PROSE, SCRIPTS
-from slmpack.tokenizer_pair import read_tokenizer
+from slmpack.checkpoint.chat_format import write_chat_format
+from slmpack.checkpoint.texts.sample_texts import CODE, PROSE, SCRIPTS
+from slmpack.checkpoint.tokenizer import read_tokenizer
+from slmpack.machine.json_file import write_json
 
 Rules = dict[str, Any]
 

@@ -12,11 +12,11 @@ from adapters import edit_config
 from safetensors.numpy import save_file
 from small_tokenizers import CHATML, QWEN2, byte_level, split, write_source
 
-from slmpack.adapter import AdapterFacts, inspect_folder, is_adapter, write_small_files
-from slmpack.chat_templates import templates_of
+from slmpack.checkpoint.chat_templates import templates_of
 from slmpack.errors import SourceError
-from slmpack.resolve import resolve_source
-from slmpack.source_files import adapter_files
+from slmpack.source.adapter import AdapterFacts, inspect_folder, is_adapter, write_small_files
+from slmpack.source.files import adapter_files
+from slmpack.source.resolve import resolve_source
 
 FACTOR = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

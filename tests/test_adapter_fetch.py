@@ -14,16 +14,16 @@ from hub_user import HubUser, running_hub_user
 from made_proofs import publish
 from mlflow import MlflowClient
 
-from slmpack.build import build_package
+from slmpack.build.build import build_package
 from slmpack.errors import CheckError, SourceError
-from slmpack.fetch import fetch_snapshot, snapshot_key
-from slmpack.known_parity import known_parity
-from slmpack.log import log_model
-from slmpack.origin import snapshot_path
-from slmpack.provenance import Provenance, provenance_of, source_of
+from slmpack.log.log import log_model
+from slmpack.log.origin import snapshot_path
+from slmpack.log.provenance import Provenance, provenance_of, source_of
+from slmpack.log.tags import facts_in
+from slmpack.prove.parity.cache import known_parity
 from slmpack.records import Interface, ModelSource, Recipe, Snapshot, SourceKind, Target
-from slmpack.resolve import resolve_source
-from slmpack.version_tags import facts_in
+from slmpack.source.fetch import fetch_snapshot, snapshot_key
+from slmpack.source.resolve import resolve_source
 
 pytestmark = pytest.mark.slow
 

@@ -10,9 +10,9 @@ import pytest
 from adapters import distance, edit_config, logits_of_folder, write_adapter, write_base
 
 from slmpack import progress
-from slmpack.adapter_merge import Merged, MergeRequest, merge_adapter, merge_bytes
+from slmpack.checkpoint.headers import Tensor, read_weights
 from slmpack.errors import SourceError
-from slmpack.weights import Tensor, read_weights
+from slmpack.source.merge_adapter import Merged, MergeRequest, merge_adapter, merge_bytes
 
 pytestmark = pytest.mark.slow  # torch, transformers and peft are imported
 

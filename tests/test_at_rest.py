@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from slmpack.at_rest import at_rest, derive_folder, linked_files
-from slmpack.build import build_package
+from slmpack.build.build import build_package
 from slmpack.errors import BuildError, SourceError, WorkspaceError
-from slmpack.fetch import fetch_snapshot
-from slmpack.gguf_model import inspect_gguf
+from slmpack.machine.at_rest import at_rest, derive_folder, linked_files
+from slmpack.prove.quality.reference import source_reference
 from slmpack.records import Recipe, Snapshot, Target
-from slmpack.reference import source_reference
-from slmpack.resolve import resolve_source
+from slmpack.source.fetch import fetch_snapshot
+from slmpack.source.gguf.convert import inspect_gguf
+from slmpack.source.resolve import resolve_source
 
 pytestmark = pytest.mark.slow
 

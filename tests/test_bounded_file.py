@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from slmpack.bounded_file import (
+from slmpack.chats.dataset import check_chats, read_good_chats
+from slmpack.checkpoint.licence import licence_of
+from slmpack.errors import DataError, UsageError
+from slmpack.machine.bounded_file import (
     MOST_DEPTH,
     IrregularFileError,
     LargeFileError,
@@ -16,14 +19,11 @@ from slmpack.bounded_file import (
     parse_json,
     read_bounded,
 )
-from slmpack.bounded_yaml import parse_yaml
-from slmpack.chat_data import check_chats, read_good_chats
-from slmpack.errors import DataError, UsageError
-from slmpack.json_file import read_json
-from slmpack.licence import licence_of
-from slmpack.measure import read_text
+from slmpack.machine.bounded_yaml import parse_yaml
+from slmpack.machine.json_file import read_json
+from slmpack.machine.store import sha256_of
+from slmpack.prove.quality.text import read_text
 from slmpack.records import FileDigest
-from slmpack.store import sha256_of
 
 
 def test_reads_a_regular_file_and_one_behind_a_link(tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from slmpack import builder
-from slmpack.build import DriveRequest, build_package, drive_package, package_digest
-from slmpack.child import run_in_child
+from slmpack.build.build import DriveRequest, build_package, drive_package, package_digest
+from slmpack.build.genai import run_builder
 from slmpack.errors import BuildError, UsageError, WorkspaceError
+from slmpack.machine.child import run_in_child
+from slmpack.machine.store import damage
 from slmpack.records import Package, Recipe, Snapshot, Target
-from slmpack.store import damage
 from slmpack.targets import RECIPES, ladder_for
 
 
@@ -95,7 +95,7 @@ def test_a_killed_builder_is_an_error_that_names_its_log(tiny_snapshot: Snapshot
 
 def kill_first_builder() -> None:
     """Kill our first child that runs the builder."""
-    wanted = f"{builder.run_builder.__module__}:{builder.run_builder.__qualname__}"
+    wanted = f"{run_builder.run_builder.__module__}:{run_builder.run_builder.__qualname__}"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         for child in psutil.Process().children(recursive=True):

@@ -9,9 +9,9 @@ import pytest
 from onnx import TensorProto, helper
 from transformers import Gemma3TextConfig, LlamaConfig, OlmoConfig, PhiConfig
 
-from slmpack.builder_mends import complete_config
+from slmpack.build.genai.patches import complete_config
+from slmpack.build.genai.sliding_window import move_window_into_attention
 from slmpack.errors import BuildError
-from slmpack.sliding_window import move_window_into_attention
 
 
 def test_norms_that_the_builder_would_leave_out_are_refused() -> None:

@@ -7,21 +7,14 @@ from typing import Any
 import pytest
 from checkpoints import SMALL, copy_tokenizer, write_mute_phi3, write_random
 
-from slmpack.calibrate import (
-    ENERGY_FILE,
-    Reading,
-    calibrate,
-    measure_energy,
-    read_energy,
-    run_calibration,
-)
+from slmpack.checkpoint.forward import load_source
+from slmpack.checkpoint.windows import TEXT_FILE
 from slmpack.errors import BuildError, UsageError
-from slmpack.fetch import fetch_snapshot
+from slmpack.machine.store import Manifest
+from slmpack.quantise.calibrate import ENERGY_FILE, Reading, calibrate, measure_energy, read_energy, run_calibration
 from slmpack.records import Snapshot
-from slmpack.reference import TEXT_FILE
-from slmpack.resolve import resolve_source
-from slmpack.source_model import load_source
-from slmpack.store import Manifest
+from slmpack.source.fetch import fetch_snapshot
+from slmpack.source.resolve import resolve_source
 
 pytestmark = pytest.mark.slow
 

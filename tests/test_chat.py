@@ -11,11 +11,11 @@ from command_line import SLMPACK, environment, error_lines
 from mlflow.models import ModelSignature, infer_signature
 from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
 
-from slmpack import chat_model
-from slmpack.chat import Asked, stream_answer
 from slmpack.errors import SourceError
+from slmpack.log import chat_model
+from slmpack.log.ask import Asked, stream_answer
+from slmpack.machine.store import MANIFEST, Manifest, digest_files
 from slmpack.records import Package
-from slmpack.store import MANIFEST, Manifest, digest_files
 
 pytestmark = pytest.mark.slow
 

@@ -8,17 +8,9 @@ from typing import Any
 
 import pytest
 
-from slmpack.chat_data import (
-    MIN_CHATS,
-    MIN_HELD_OUT,
-    ChatData,
-    DataPolicy,
-    check_chats,
-    read_chats,
-    store_parts,
-)
-from slmpack.chat_files import MAX_LINE_BYTES
-from slmpack.chats import Chat, ChatError, held_out, parse_chat
+from slmpack.chats.chat import Chat, ChatError, held_out, parse_chat
+from slmpack.chats.dataset import MIN_CHATS, MIN_HELD_OUT, ChatData, DataPolicy, check_chats, read_chats, store_parts
+from slmpack.chats.files import MAX_LINE_BYTES
 from slmpack.errors import DataError
 
 HALF = DataPolicy(held_out_share=0.5)

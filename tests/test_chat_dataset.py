@@ -11,9 +11,9 @@ from mlflow.entities import DatasetInput
 from mlflow_server import used_mlflow_server
 from test_chat_data import lines, written
 
-from slmpack.chat_data import ChatData, DataPolicy, check_chats
-from slmpack.chat_dataset import DIGEST_CHARACTERS, fetch_data, is_artifact, log_chat_dataset
+from slmpack.chats.dataset import ChatData, DataPolicy, check_chats
 from slmpack.errors import DataError, PublishError, UsageError
+from slmpack.log.chat_artifacts import DIGEST_CHARACTERS, fetch_data, is_artifact, log_chat_dataset
 
 NO_RUN = "0" * 32
 

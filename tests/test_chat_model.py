@@ -19,10 +19,10 @@ from mlflow.pyfunc.model import PythonModelContext
 from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
 from small_tokenizers import sentencepiece
 
-from slmpack import chat_model
-from slmpack.chat_model import ChatModel, IntegrityError, RequestError, StopStrings, TokenizerError, verify_package
+from slmpack.log import chat_model
+from slmpack.log.chat_model import ChatModel, IntegrityError, RequestError, StopStrings, TokenizerError, verify_package
+from slmpack.machine.store import MANIFEST, Manifest, digest_files
 from slmpack.records import Package
-from slmpack.store import MANIFEST, Manifest, digest_files
 
 Answer: TypeAlias = dict[str, Any]
 Edit: TypeAlias = Callable[[Any], None]

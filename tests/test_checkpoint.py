@@ -13,9 +13,9 @@ import pytest
 from checkpoints import write_tiny_phi3
 from safetensors.numpy import save_file
 
-from slmpack.checkpoint import inspect_checkpoint, relevant_files
+from slmpack.checkpoint.inspect import inspect_checkpoint, relevant_files
+from slmpack.checkpoint.licence import licence_of
 from slmpack.errors import SourceError
-from slmpack.licence import licence_of
 from slmpack.records import Snapshot
 
 pytestmark = pytest.mark.slow  # every test starts from a real checkpoint

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from small_tokenizers import CHATML, QWEN2, byte_level, split, write_source
 
-from slmpack.checkpoint import inspect_checkpoint
-from slmpack.shapes import ShapeRequest, compare_shapes
+from slmpack.checkpoint.inspect import inspect_checkpoint
+from slmpack.checkpoint.shapes import ShapeRequest, compare_shapes
 
 pytestmark = pytest.mark.slow  # torch and transformers are imported
 

@@ -35,9 +35,9 @@ from child_functions import (
 )
 
 from slmpack import progress
-from slmpack.child import run_in_child
 from slmpack.errors import BuildError, SourceError
-from slmpack.forks import prepare_children
+from slmpack.machine.child import run_in_child
+from slmpack.machine.forks import prepare_children
 
 WAIT_SECONDS = 30.0
 
@@ -153,7 +153,7 @@ PARENT = """
 import sys
 from pathlib import Path
 from child_functions import Marker, {function}
-from slmpack.child import run_in_child
+from slmpack.machine.child import run_in_child
 from slmpack.errors import BuildError
 run_in_child({function}, Marker(path=Path(sys.argv[1])), log=Path(sys.argv[1] + ".log"),
              limit_seconds=600, failure=BuildError, doing="it")
@@ -210,7 +210,7 @@ def test_a_fork_has_the_folder_variables_and_group_of_its_parent_and_random_numb
     assert first.parent == second.parent != os.getpid()
     assert first.group == second.group == os.getpgrp()
     assert not set(first.drawn) & set(second.drawn)
-    assert first.title.endswith("-m slmpack.child child_functions:look_around_in_a_fork")
+    assert first.title.endswith("-m slmpack.machine.child child_functions:look_around_in_a_fork")
     assert not first.writes_bytecode  # as a wrapper that is loaded in place has none beside it
     assert "-B" not in psutil.Process(first.parent).cmdline()  # else torch is compiled by every command
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from slmpack.compare import PackageRun, run_package
-from slmpack.measure import read_text
+from slmpack.checkpoint.windows import REFERENCE_FILE
+from slmpack.prove.quality.compare import PackageRun, run_package
+from slmpack.prove.quality.reference import Reference, source_reference
+from slmpack.prove.quality.text import read_text
 from slmpack.records import Package
-from slmpack.reference import REFERENCE_FILE, Reference, source_reference
 
 
 @pytest.mark.slow

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from child_functions import Marker, Number, count_threads, count_threads_in_a_fork
 
-from slmpack.child import run_in_child
-from slmpack.cores import share_of_cores, threads_of_children
 from slmpack.errors import BuildError
+from slmpack.machine.child import run_in_child
+from slmpack.machine.cores import share_of_cores, threads_of_children
 
 ALL = len(os.sched_getaffinity(0))
 

@@ -16,7 +16,7 @@ STAGES = """
 import logging, time
 from flows.display import Display
 from slmpack.errors import RecipeError
-from slmpack.outcome import Stages
+from slmpack.publish.outcome import Stages
 from slmpack.progress import report
 logger, stages = logging.getLogger("slmpack.test"), Stages()
 with Display() as display:

@@ -12,9 +12,9 @@ from mlflow import MlflowClient
 from mlflow_database import write_empty_database
 
 from slmpack.errors import LogError, UsageError
-from slmpack.experiment import EXPERIMENT, experiment_id, location_beside, require_experiment
-from slmpack.lifetime import database_folder, obstacle, temporary_folder
-from slmpack.registry import require_registry
+from slmpack.log.experiment import EXPERIMENT, experiment_id, location_beside, require_experiment
+from slmpack.log.lifetime import database_folder, obstacle, temporary_folder
+from slmpack.log.mlflow_server import require_registry
 
 WORK = Path("/srv/work")
 RUN = Path(tempfile.gettempdir(), "tmpa1b2c3d4prefect")

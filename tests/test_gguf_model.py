@@ -11,10 +11,10 @@ import pytest
 from gguf_files import CONTEXT, HEADS, HIDDEN, byte_level_fields, write_gguf
 
 from slmpack.errors import SourceError
-from slmpack.gguf_header import read_header
-from slmpack.gguf_model import ARCHITECTURES, QUANTISED, GgufConversion, convert_gguf, inspect_gguf
+from slmpack.machine.store import digest_files
 from slmpack.records import Snapshot
-from slmpack.store import digest_files
+from slmpack.source.gguf.convert import ARCHITECTURES, QUANTISED, GgufConversion, convert_gguf, inspect_gguf
+from slmpack.source.gguf.header import read_header
 
 
 @pytest.fixture

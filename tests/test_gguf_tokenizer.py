@@ -11,10 +11,10 @@ from gguf_files import TRAINING_TEXT, byte_level_fields, llama_cpp, sentencepiec
 from tokenizers import Tokenizer
 
 from slmpack.errors import SourceError
-from slmpack.gguf_header import read_header
-from slmpack.gguf_pretokenizers import PRE_TOKENIZERS
-from slmpack.gguf_tokenizer import read_vocabulary, write_tokenizer
 from slmpack.records import Package, Snapshot
+from slmpack.source.gguf.header import read_header
+from slmpack.source.gguf.pretokenizers import PRE_TOKENIZERS
+from slmpack.source.gguf.tokenizer import read_vocabulary, write_tokenizer
 
 TEXTS = (
     "", " ", "Hello, world!", "In 1984, 3.14159 and 1,000,000; 2² + ½.", "I'm you're THEY'LL we'D 'S 's 't",

@@ -13,24 +13,24 @@ from checkpoints import SMALL, write_random
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from slmpack.calibrate import measure_energy
+from slmpack.checkpoint.blocks import Quantised, dequantise_rows
+from slmpack.checkpoint.forward import load_source
+from slmpack.checkpoint.headers import Tensor as Tensors
+from slmpack.checkpoint.headers import read_weights
+from slmpack.checkpoint.windows import TEXT_FILE
 from slmpack.errors import BuildError, UsageError
-from slmpack.fetch import fetch_snapshot
-from slmpack.fold import Fold
-from slmpack.gptq import DAMPING, Factor, factorise, solve
-from slmpack.gptq_cost import Speed, cost_of, predicted_seconds
-from slmpack.gptq_file import open_gptq, write_solved
-from slmpack.gptq_model import covariance, solve_model
-from slmpack.gptq_run import GptqText, quantise_by_gptq, run_gptq
-from slmpack.quantise import Quantised, dequantise_rows
+from slmpack.machine.store import Manifest
+from slmpack.quantise.awq.channel_pairs import Fold
+from slmpack.quantise.calibrate import measure_energy
+from slmpack.quantise.gptq.codes_file import open_gptq, write_solved
+from slmpack.quantise.gptq.cost import Speed, cost_of, predicted_seconds
+from slmpack.quantise.gptq.gptq import GptqText, quantise_by_gptq, run_gptq
+from slmpack.quantise.gptq.layers import covariance, solve_model
+from slmpack.quantise.gptq.solve import DAMPING, Factor, factorise, solve
+from slmpack.quantise.zero_point_search import search_zero_points
 from slmpack.records import Snapshot
-from slmpack.reference import TEXT_FILE
-from slmpack.resolve import resolve_source
-from slmpack.source_model import load_source
-from slmpack.store import Manifest
-from slmpack.weights import Tensor as Tensors
-from slmpack.weights import read_weights
-from slmpack.zero_point_search import search_zero_points
+from slmpack.source.fetch import fetch_snapshot
+from slmpack.source.resolve import resolve_source
 
 GENERATOR = torch.Generator().manual_seed(0)
 ROWS, BLOCK = 24, 32

@@ -9,10 +9,10 @@ from typing import Any
 import onnx
 import pytest
 
-from slmpack.chat_model import IntegrityError, read_config
 from slmpack.errors import CheckError
-from slmpack.graph import GraphRequest, read_graph
-from slmpack.json_file import read_json, write_json
+from slmpack.log.chat_model import IntegrityError, read_config
+from slmpack.machine.json_file import read_json, write_json
+from slmpack.prove.onnx_graph import GraphRequest, read_graph
 from slmpack.records import Package
 
 pytestmark = pytest.mark.slow

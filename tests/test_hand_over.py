@@ -6,13 +6,13 @@ import pytest
 from checkpoints import write_tiny_phi3
 from mlflow import MlflowClient
 
-from slmpack.build import package_digest
+from slmpack.build.build import package_digest
+from slmpack.checkpoint.gguf_storages import kept_types
 from slmpack.errors import CheckError, SourceError
-from slmpack.fetch import fetch_snapshot
-from slmpack.hand_over import find_checkpoint, hand_over, pinned_text, receive_snapshot, source_of_checkpoint
-from slmpack.kept_blocks import kept_types
+from slmpack.log.transfer import find_checkpoint, hand_over, pinned_text, receive_snapshot, source_of_checkpoint
 from slmpack.records import ModelSource, Recipe, Snapshot, SourceKind, Target
-from slmpack.resolve import resolve_source
+from slmpack.source.fetch import fetch_snapshot
+from slmpack.source.resolve import resolve_source
 
 pytestmark = pytest.mark.slow
 

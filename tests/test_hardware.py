@@ -7,7 +7,8 @@ import pytest
 from command_line import objects, slmpack
 
 from slmpack.errors import HardwareError
-from slmpack.hardware import (
+from slmpack.log.requirements import requirements_for
+from slmpack.machine.hardware import (
     LIBRARIES,
     obstacle_to_prove,
     provider_here,
@@ -17,10 +18,9 @@ from slmpack.hardware import (
     require_recent,
     require_runtime,
 )
-from slmpack.offers import offers
+from slmpack.machine.runtimes import CUDA_LIBRARIES, installed_runtime, release_of
+from slmpack.machine.target_support import offers
 from slmpack.records import Device, Target
-from slmpack.requirements import CUDA_LIBRARIES, requirements_for
-from slmpack.runtimes import installed_runtime, release_of
 
 CUDA = [Target.CUDA_INT4, Target.CUDA_FP16]
 H100 = "echo 'NVIDIA H100 80GB HBM3, 580.95.05, 9.0'"

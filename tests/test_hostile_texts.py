@@ -14,7 +14,9 @@ from jinja2 import TemplateError
 from small_tokenizers import CHATML, QWEN2, Rules, byte_level, split, write_source
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from slmpack.chat_model import (
+from slmpack.checkpoint.chat_templates import require_templates
+from slmpack.errors import SourceError
+from slmpack.log.chat_model import (
     MOST_STUCK,
     ChatTemplate,
     TemplateFileError,
@@ -22,9 +24,7 @@ from slmpack.chat_model import (
     TextTokenizer,
     TokenizerError,
 )
-from slmpack.chat_templates import require_templates
-from slmpack.child import limited, run_in_child
-from slmpack.errors import SourceError
+from slmpack.machine.child import limited, run_in_child
 
 HI = [{"role": "user", "content": "Hi"}]
 MEMORY = 700 << 20  # beyond what the tests' own process has

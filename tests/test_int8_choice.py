@@ -1,7 +1,7 @@
 """Int8 choice: which groups of matrices have 8 bits, and what a version's page says of it."""
 
-from slmpack.int8_choice import choose_int8, told_int8
-from slmpack.sensitivity_groups import Group
+from slmpack.quantise.mixed_precision.choose_int8 import choose_int8, told_int8
+from slmpack.quantise.mixed_precision.groups import Group
 
 
 def group(name: str, weights: int, loss: float) -> Group:

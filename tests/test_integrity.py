@@ -10,10 +10,10 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from slmpack.build import build_package
+from slmpack.build.build import build_package
 from slmpack.errors import CheckError
-from slmpack.integrity import read_back
-from slmpack.log import log_model
+from slmpack.log.log import log_model
+from slmpack.log.read_back import read_back
 from slmpack.records import Interface, LoggedModel, Package, Snapshot, Target
 
 pytestmark = pytest.mark.usefixtures("store")

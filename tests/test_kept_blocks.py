@@ -11,14 +11,15 @@ from gguf_files import byte_level_fields, write_gguf
 from numpy.typing import NDArray
 from package_weights import layer_weights, package_weights
 
-from slmpack.build import build_package
-from slmpack.fetch import fetch_snapshot
-from slmpack.gguf_model import ARCHITECTURES
-from slmpack.gguf_names import checkpoint_name
-from slmpack.kept_blocks import BITS, exact_rows, kept_sentences, kept_types
-from slmpack.quantise import Bits, dequantise_rows, quantise_rows
+from slmpack.build.build import build_package
+from slmpack.checkpoint.blocks import Bits, dequantise_rows, quantise_rows
+from slmpack.checkpoint.gguf_storages import kept_types
+from slmpack.quantise.lossless import BITS, exact_rows, kept_sentences
 from slmpack.records import Recipe, Snapshot, Target
-from slmpack.resolve import resolve_source
+from slmpack.source.fetch import fetch_snapshot
+from slmpack.source.gguf.convert import ARCHITECTURES
+from slmpack.source.gguf.names import checkpoint_name
+from slmpack.source.resolve import resolve_source
 
 RANDOM = np.random.default_rng(3)
 

@@ -1,11 +1,11 @@
 """Keys: what makes a result another one is in the key that it is found again by."""
 
-from slmpack.chat_data import ChatData, DataPolicy
-from slmpack.fetch import snapshot_key
+from slmpack.chats.dataset import ChatData, DataPolicy
+from slmpack.publish.request import check_request
 from slmpack.records import Interface, ModelSource, QualityPolicy, Recipe, SourceKind, Target
-from slmpack.request import check_request
-from slmpack.retrain import RetrainPolicy, retrain_key
-from slmpack.train_settings import TrainSettings
+from slmpack.retrain.evaluate import RetrainPolicy, retrain_key
+from slmpack.retrain.training.settings import TrainSettings
+from slmpack.source.fetch import snapshot_key
 
 WHEEL = ModelSource(
     text="pypi://a==1/small.gguf", kind=SourceKind.WHEEL, location="a==1", revision="1", member="small.gguf", name="a"

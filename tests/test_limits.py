@@ -1,6 +1,6 @@
 """Time limits grow with what has to be read."""
 
-from slmpack.limits import limit_seconds
+from slmpack.machine.limits import limit_seconds
 
 
 def test_a_larger_model_has_more_time_and_a_small_one_no_less() -> None:

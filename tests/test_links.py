@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from slmpack.links import linked, page_address, version_address, version_link
+from slmpack.log.links import linked, page_address, version_address, version_link
 
 
 @pytest.fixture

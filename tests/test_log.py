@@ -17,12 +17,12 @@ from mlflow_server import free_port
 
 from slmpack import progress
 from slmpack.errors import LogError, PublishError, UsageError
-from slmpack.log import log_model, logged_digest
-from slmpack.mlflow_source import pin
+from slmpack.log.log import log_model, logged_digest
+from slmpack.log.mlflow_server import require_registry
+from slmpack.log.requirements import requirements_for
+from slmpack.log.staging import link_or_copy
 from slmpack.records import Interface, LoggedModel, Package, Snapshot, Target
-from slmpack.registry import require_registry
-from slmpack.requirements import requirements_for
-from slmpack.staging import link_or_copy
+from slmpack.source.logged_model import pin
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_logged_model_says_what_it_is(logged: LoggedModel, tiny_package: Package
 
 @pytest.mark.slow
 def test_transformers_weights_are_linked(store: Path, tiny_snapshot: Snapshot, own_workspace: Path) -> None:
-    from slmpack.build import build_package
+    from slmpack.build.build import build_package
 
     package = build_package(tiny_snapshot, Target.TRANSFORMERS, None, own_workspace)
 

@@ -9,8 +9,8 @@ import pytest
 from mlflow import MlflowClient
 
 from slmpack import progress
-from slmpack.log import log_model
-from slmpack.publish import mark_refused
+from slmpack.log.log import log_model
+from slmpack.publish.publish import mark_refused
 from slmpack.records import Interface, Package
 
 pytestmark = pytest.mark.slow

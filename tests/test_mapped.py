@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from slmpack.mapped import Maps, tensor_at
+from slmpack.checkpoint.mapped_rows import Maps, tensor_at
 
 
 @pytest.fixture

@@ -10,14 +10,20 @@ from checkpoints import SMALL_VOCABULARY
 from mlflow import MlflowClient
 from numpy.typing import NDArray
 
-from slmpack.build import build_package
-from slmpack.chat_reference import chat_reference
-from slmpack.compare import Compared, compare, require_vocabulary, summarise, window_logits
+from slmpack.build.build import build_package
+from slmpack.build.open_package import open_package
+from slmpack.checkpoint.windows import LOG_PROBABILITIES_FILE, REFERENCE_FILE, cut_windows
 from slmpack.errors import DataError, QualityError, UsageError
-from slmpack.json_file import read_json, write_json
-from slmpack.log import log_model
-from slmpack.measure import CORPUS, CheckedTexts, checked_waiver, judge, measure_quality, read_text
-from slmpack.packaged import open_package
+from slmpack.log.log import log_model
+from slmpack.machine.json_file import read_json, write_json
+from slmpack.machine.store import Manifest, digest_files
+from slmpack.prove.measure import CheckedTexts, judge, measure_quality
+from slmpack.prove.quality.chat_reference import chat_reference
+from slmpack.prove.quality.compare import Compared, compare, require_vocabulary, summarise, window_logits
+from slmpack.prove.quality.reference import Reference, source_reference
+from slmpack.prove.quality.repetition import Answer, count_new_loops, source_answers
+from slmpack.prove.quality.text import CORPUS, checked_waiver, read_text
+from slmpack.publish.request import check_request, checked_chats
 from slmpack.records import (
     Interface,
     LoggedModel,
@@ -30,10 +36,6 @@ from slmpack.records import (
     Target,
     digest_of,
 )
-from slmpack.reference import LOG_PROBABILITIES_FILE, REFERENCE_FILE, Reference, cut_windows, source_reference
-from slmpack.repetition import Answer, count_new_loops, source_answers
-from slmpack.request import check_request, checked_chats
-from slmpack.store import Manifest, digest_files
 
 PINNED = "10e3f9696ac8d88e6ba6557b7db63e5ce3c11efb5ce7e1b1c9439dd2554a07ae"
 LOOSE = QualityPolicy(max_perplexity_ratio=1000.0, allow_new_loops=True)

@@ -6,11 +6,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from slmpack.build import build_package
+from slmpack.build.build import build_package
+from slmpack.build.genai.memory import predicted_stock_peak
+from slmpack.checkpoint.headers import Tensor, read_weights
 from slmpack.errors import RecipeError
-from slmpack.memory import CGROUPS, available_bytes, predicted_stock_peak, require_memory
+from slmpack.machine.memory import CGROUPS, available_bytes, require_memory
 from slmpack.records import Recipe, Snapshot, Target
-from slmpack.weights import Tensor, read_weights
 
 MIB = 1 << 20
 NO_LIMIT_V1 = 9223372036854771712

@@ -13,11 +13,11 @@ from mlflow.entities import Dataset, DatasetInput
 from mlflow_server import used_mlflow_server
 from test_chat_data import lines, written
 
-from slmpack.chat_data import DataPolicy, check_chats
-from slmpack.chat_dataset import fetch_data, log_chat_dataset
+from slmpack.chats.dataset import DataPolicy, check_chats
 from slmpack.errors import DataError, UsageError
-from slmpack.mlflow_dataset import FoundData, find_data
-from slmpack.retrain_data import look_at_data
+from slmpack.log.chat_artifacts import fetch_data, log_chat_dataset
+from slmpack.log.datasets import FoundData, find_data
+from slmpack.retrain.data import look_at_data
 
 HALF = DataPolicy(held_out_share=0.5)
 

@@ -8,15 +8,15 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from slmpack.errors import UsageError
-from slmpack.find import find_published
-from slmpack.hardware import obstacle_to_prove
-from slmpack.log import log_model
-from slmpack.names import NAME_TAG, is_generic, logged_name, model_name, name_of_path
+from slmpack.log.log import log_model
+from slmpack.log.mlflow_server import check_name
+from slmpack.machine.hardware import obstacle_to_prove
+from slmpack.publish.find import find_published
+from slmpack.publish.request import registered_name
+from slmpack.publish.unproved import find_unproved, find_unproved_wanted, leave_unproved
 from slmpack.records import Interface, ModelSource, Package, SourceKind, Target
-from slmpack.registry import check_name
-from slmpack.request import registered_name
-from slmpack.resolve import resolve_source
-from slmpack.unproved import find_unproved, find_unproved_wanted, leave_unproved
+from slmpack.source.names import NAME_TAG, is_generic, logged_name, model_name, name_of_path
+from slmpack.source.resolve import resolve_source
 
 COMMIT = "0a1b2c3d4e5f60718293a4b5c6d7e8f901234567"
 

@@ -1,8 +1,8 @@
 """Outcome: what a ladder that was climbed in vain says."""
 
 from slmpack.errors import BuildError, QualityError, RecipeError
-from slmpack.frontier import Rung
-from slmpack.outcome import failed_outcome, last_refused, refusal_of, unbuilt_rung
+from slmpack.publish.outcome import failed_outcome, last_refused, refusal_of, unbuilt_rung
+from slmpack.publish.page.frontier import Rung
 from slmpack.records import Quality, Recipe, Speed, Target
 
 QUALITY = Quality(

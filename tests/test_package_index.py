@@ -10,8 +10,8 @@ import pytest
 from uv import find_uv_bin
 
 from slmpack.errors import CheckError
-from slmpack.package_index import parse_pip_config, read_pip_config, settings_for_uv
-from slmpack.uv_environment import reason_of_uv, run_to_log
+from slmpack.machine.environments import reason_of_uv, run_to_log
+from slmpack.machine.pip_config import parse_pip_config, read_pip_config, settings_for_uv
 
 LISTING = """\
 :env:.cert='/etc/ssl/ca.crt'

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from flows.cli import command_parser
-from slmpack.frontier import Rung
-from slmpack.machine import this_machine
-from slmpack.page import commands_of, page_summary, state_of, verdict_of, version_page
-from slmpack.page_changes import requirement_changes, template_difference
-from slmpack.page_facts import Earlier, Machine, PageFacts, facts_of, read_earlier, summary_json
+from slmpack.publish.page.changes import requirement_changes, template_difference
+from slmpack.publish.page.facts import Earlier, Machine, PageFacts, facts_of, read_earlier, summary_json
+from slmpack.publish.page.frontier import Rung
+from slmpack.publish.page.machine import this_machine
+from slmpack.publish.page.render import commands_of, page_summary, state_of, verdict_of, version_page
 from slmpack.records import (
     Check,
     FileDigest,

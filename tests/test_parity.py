@@ -23,17 +23,17 @@ from small_tokenizers import (
     write_source,
 )
 
-from slmpack.build import build_package
-from slmpack.chat_templates import require_templates
-from slmpack.end_of_turn import end_ids_of
+from slmpack.build.build import build_package
+from slmpack.build.repair_tokenizer import repair_tokenizer
+from slmpack.checkpoint.chat_templates import require_templates
+from slmpack.checkpoint.tokenizer import end_ids_of, read_tokenizer
 from slmpack.errors import CheckError, SourceError
-from slmpack.json_file import write_json
-from slmpack.known_parity import known_parity
-from slmpack.parity import TEMPLATE_CHECKS, ParityRequest, check_parity, parity_of
+from slmpack.machine.json_file import write_json
+from slmpack.machine.store import digest_files
+from slmpack.prove.parity.cache import known_parity
+from slmpack.prove.parity.check import TEMPLATE_CHECKS, ParityRequest, check_parity, parity_of
+from slmpack.prove.parity.pair import Pair
 from slmpack.records import Package, Recipe, Target
-from slmpack.repair import repair_tokenizer
-from slmpack.store import digest_files
-from slmpack.tokenizer_pair import Pair, read_tokenizer
 
 NAMES = [
     "tokenizer file",

@@ -8,8 +8,8 @@ import pytest
 
 from flows.display import Display
 from slmpack.errors import SourceError
-from slmpack.outcome import failed_outcome
 from slmpack.plain_text import harmless, make_logs_harmless, one_line, tag_text
+from slmpack.publish.outcome import failed_outcome
 from slmpack.records import Target
 
 HOSTILE = "\x1b]52;c;cm0gLXJmIH4=\x07\x1b[2J\x9b31m\x7f\r\b\u202egnp\u2066x\u2028y\u200f\x00"
@@ -57,7 +57,7 @@ def test_the_display_shows_names_and_log_lines_harmless(capfd: pytest.CaptureFix
 
 LOGS = """
 import logging, sys
-from slmpack import surroundings
+from slmpack.machine import surroundings
 surroundings.prepare()
 logging.basicConfig(stream=sys.stderr, level=logging.INFO)
 for name in ("slmpack.fetch", "prefect.flow_runs", "prefect.task_runs", "other"):

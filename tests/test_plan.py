@@ -13,12 +13,12 @@ from runtime import logits_of
 from safetensors.torch import load_file, save_file
 from test_streaming import checkpoints, run_cases, tokenizer
 
-from slmpack.calibrate import ENERGY_FILE
-from slmpack.fold import FOLD_FILE, Fold, fold_of, read_fold
-from slmpack.fold_map import fold_map
-from slmpack.preparation import Prepared
-from slmpack.quantise import dequantise_rows, quantise_rows
-from slmpack.zero_point_search import search_zero_points
+from slmpack.checkpoint.blocks import dequantise_rows, quantise_rows
+from slmpack.quantise.awq.channel_pairs import Fold, fold_map
+from slmpack.quantise.awq.fold import FOLD_FILE, fold_of, read_fold
+from slmpack.quantise.calibrate import ENERGY_FILE
+from slmpack.quantise.prepare import Prepared
+from slmpack.quantise.zero_point_search import search_zero_points
 
 __all__ = ["checkpoints", "tokenizer"]  # fixtures
 

@@ -9,10 +9,10 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from slmpack.errors import WorkspaceError
-from slmpack.private import append_log, empty_log, open_lock, open_log, replace_text, require_private
-from slmpack.request import workspace_of
-from slmpack.retrain_alone import retrain_alone
-from slmpack.store import lock, log_folder
+from slmpack.machine.private import append_log, empty_log, open_lock, open_log, replace_text, require_private
+from slmpack.machine.store import lock, log_folder
+from slmpack.publish.request import workspace_of
+from slmpack.retrain.lock import retrain_alone
 
 OTHER_USER = 65534
 

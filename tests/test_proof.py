@@ -19,10 +19,10 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from slmpack.errors import CheckError
-from slmpack.proof import page_uri
-from slmpack.publish import publish_version
+from slmpack.log.tags import facts_in
+from slmpack.publish.page.log_page import page_uri
+from slmpack.publish.publish import publish_version
 from slmpack.records import LoggedModel
-from slmpack.version_tags import facts_in
 
 LogIt = Callable[..., LoggedModel]
 

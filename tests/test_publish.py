@@ -24,11 +24,11 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from slmpack.errors import CheckError, PublishError, UsageError
-from slmpack.find import find_published
-from slmpack.publish import mark_refused, publish_version
+from slmpack.log.mlflow_server import check_name
+from slmpack.log.tags import FACTS, facts_in
+from slmpack.publish.find import find_published
+from slmpack.publish.publish import mark_refused, publish_version
 from slmpack.records import LoggedModel
-from slmpack.registry import check_name
-from slmpack.version_tags import FACTS, facts_in
 
 LogIt = Callable[..., LoggedModel]
 

@@ -11,8 +11,9 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from slmpack.errors import PublishError
-from slmpack.find import PUBLISHED, find_published
-from slmpack.publish import publish_version
+from slmpack.log.tags import PUBLISHED
+from slmpack.publish.find import find_published
+from slmpack.publish.publish import publish_version
 from slmpack.records import LoggedModel, Target
 
 LogIt = Callable[..., LoggedModel]

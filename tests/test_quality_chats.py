@@ -9,15 +9,15 @@ from mlflow import MlflowClient
 from test_measure import a_quality, a_report
 
 from flows.package_model import package_model
-from slmpack.chat_loss import chat_loss
-from slmpack.chat_reference import MAX_ANSWER_TOKENS, MAX_TOKENS, enough_of, marked_in
+from slmpack.chats.examples import IGNORED, Example
 from slmpack.errors import DataError, QualityError, TrainError, UsageError
-from slmpack.log import log_model
-from slmpack.measure import judge, measure_quality
+from slmpack.log.log import log_model
+from slmpack.log.tags import facts_in
+from slmpack.prove.measure import judge, measure_quality
+from slmpack.prove.quality.chat_loss import chat_loss
+from slmpack.prove.quality.chat_reference import MAX_ANSWER_TOKENS, MAX_TOKENS, enough_of, marked_in
+from slmpack.publish.request import Request, check_request
 from slmpack.records import ChatQuality, Interface, LoggedModel, Outcome, Package, QualityPolicy, Recipe, Target
-from slmpack.request import Request, check_request
-from slmpack.train_examples import IGNORED, Example
-from slmpack.version_tags import facts_in
 
 LOOSE = QualityPolicy(max_perplexity_ratio=1000.0, allow_new_loops=True, max_chat_perplexity_ratio=1000.0)
 

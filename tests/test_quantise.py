@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 from onnxruntime.capi._pybind_state import quantize_matmul_4bits, quantize_matmul_8bits
 
-from slmpack.quantise import Bits, Quantised, quantise_rows
+from slmpack.checkpoint.blocks import Bits, Quantised, quantise_rows
 
 GENERATOR = torch.Generator().manual_seed(0)
 ROWS = 64

@@ -17,23 +17,17 @@ from package_weights import layer_weights, package_weights
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from slmpack.build import build_package
-from slmpack.checkpoint import inspect_checkpoint
-from slmpack.child import run_in_child
-from slmpack.dequantise import (
-    DequantiseRequest,
-    KeptForm,
-    dequantise_checkpoint,
-    kept_folder,
-    kept_form,
-    kept_sentence,
-)
+from slmpack.build.build import build_package
+from slmpack.checkpoint.blocks import Bits
+from slmpack.checkpoint.inspect import inspect_checkpoint
+from slmpack.checkpoint.original_form import KeptForm, kept_folder, kept_form, kept_sentence
 from slmpack.errors import BuildError, SourceError
-from slmpack.fetch import fetch_snapshot
-from slmpack.quantise import Bits
+from slmpack.machine.child import run_in_child
+from slmpack.machine.store import damage
 from slmpack.records import Recipe, Target
-from slmpack.resolve import resolve_source
-from slmpack.store import damage
+from slmpack.source.dequantise import DequantiseRequest, dequantise_checkpoint
+from slmpack.source.fetch import fetch_snapshot
+from slmpack.source.resolve import resolve_source
 
 VOCABULARY = 4096  # more than the largest of `asking.IDS`
 SIZES = SMALL | {"vocab_size": VOCABULARY, "intermediate_size": 96, "pad_token_id": 2, "eos_token_id": 2}

@@ -10,17 +10,18 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from slmpack.build import build_package
+from slmpack.build.build import build_package
 from slmpack.errors import CheckError, SourceError, UsageError
-from slmpack.fetch import fetch_snapshot
-from slmpack.log import log_model
-from slmpack.origin import source_here
-from slmpack.provenance import PROVENANCE, provenance_of
-from slmpack.recall import find_logged, recall_model, standing_of
+from slmpack.log.log import log_model
+from slmpack.log.origin import source_here
+from slmpack.log.provenance import PROVENANCE, provenance_of
+from slmpack.log.restore import find_logged, recall_model
+from slmpack.machine.store import MANIFEST, damage
+from slmpack.prove.validate import validate_model
+from slmpack.publish.find import standing_of
 from slmpack.records import Interface, LoggedModel, Package, Snapshot, Target
-from slmpack.resolve import resolve_source
-from slmpack.store import MANIFEST, damage
-from slmpack.validate import validate_model
+from slmpack.source.fetch import fetch_snapshot
+from slmpack.source.resolve import resolve_source
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("store")]
 NO_ID = "m-" + "0" * 32

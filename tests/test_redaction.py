@@ -6,7 +6,7 @@ import pytest
 from command_line import error_lines, slmpack
 
 from slmpack.errors import SourceError
-from slmpack.outcome import failed_outcome
+from slmpack.publish.outcome import failed_outcome
 from slmpack.records import Target
 from slmpack.redaction import redacted
 

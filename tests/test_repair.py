@@ -7,10 +7,11 @@ from typing import Any
 
 from small_tokenizers import CHATML, QWEN2, byte_level, sentencepiece, split, write_package, write_source
 
-from slmpack.parity import ParityRequest, parity_of
-from slmpack.repair import repair_tokenizer
-from slmpack.runtime_reading import compare_runtime
-from slmpack.tokenizer_pair import Pair, read_tokenizer
+from slmpack.build.repair_tokenizer import repair_tokenizer
+from slmpack.checkpoint.tokenizer import read_tokenizer
+from slmpack.prove.parity.check import ParityRequest, parity_of
+from slmpack.prove.parity.pair import Pair
+from slmpack.prove.parity.runtime_reading import compare_runtime
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 NAMED = {"eos_token": "<|im_end|>"}

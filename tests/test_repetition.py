@@ -2,8 +2,8 @@
 
 import pytest
 
+from slmpack.prove.quality.repetition import ANSWER_TOKENS, Answer, loops
 from slmpack.records import Snapshot
-from slmpack.repetition import ANSWER_TOKENS, Answer, loops
 
 SENTENCE = " The lighthouse keeper was a man of great courage and he was always ready to help."
 LOOPS = {

@@ -12,8 +12,8 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc.model import PythonModelContext
 
-from slmpack import chat_model
-from slmpack.chat_model import ChatModel, RequestError
+from slmpack.log import chat_model
+from slmpack.log.chat_model import ChatModel, RequestError
 from slmpack.records import Package
 
 pytestmark = pytest.mark.slow

@@ -3,8 +3,8 @@
 import pytest
 
 from slmpack.errors import CheckError
+from slmpack.log.requirements import LARGEST_REQUIREMENTS, plain_pins, requirements_for
 from slmpack.records import Target
-from slmpack.requirements import LARGEST_REQUIREMENTS, plain_pins, requirements_for
 
 
 def test_what_we_log_is_plain() -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from slmpack.errors import SourceError, UsageError
+from slmpack.machine.store import sha256_of
 from slmpack.progress import logger
 from slmpack.records import SourceKind
-from slmpack.resolve import DEFAULT_SOURCE, resolve_source
-from slmpack.store import sha256_of
+from slmpack.source.resolve import DEFAULT_SOURCE, resolve_source
 
 
 def test_the_default_is_pinned_without_asking_anybody(monkeypatch: pytest.MonkeyPatch) -> None:

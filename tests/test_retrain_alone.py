@@ -12,12 +12,12 @@ from command_line import environment, slmpack
 from invented_town import chats, write_chats
 
 from slmpack.errors import WorkspaceError
-from slmpack.retrain_alone import retrain_alone
+from slmpack.retrain.lock import retrain_alone
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from slmpack.retrain_alone import retrain_alone
+from slmpack.retrain.lock import retrain_alone
 with retrain_alone(sys.argv[1], Path(sys.argv[2])):
     print("held", flush=True)
     time.sleep(600)

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from test_chat_data import lines, written
 
-from slmpack.chat_data import DataPolicy
+from slmpack.chats.dataset import DataPolicy
 from slmpack.errors import DataError
-from slmpack.mlflow_dataset import FoundData, find_data
+from slmpack.log.datasets import FoundData, find_data
 from slmpack.records import Snapshot
-from slmpack.retrain_data import divide_data, look_at_data
+from slmpack.retrain.data import divide_data, look_at_data
 
 HALF = DataPolicy(held_out_share=0.5)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from slmpack.retrain_run import tell_losses
-from slmpack.train_losses import TrainingPoint
+from slmpack.retrain.mlflow_run import tell_losses
+from slmpack.retrain.training.losses import TrainingPoint
 
 
 def point(step: int, steps: int) -> TrainingPoint:

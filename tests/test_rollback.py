@@ -12,13 +12,13 @@ from mlflow import MlflowClient
 from flows.package_model import package_model
 from flows.rollback_model import rollback_model
 from slmpack.errors import CheckError, PublishError, SourceError, UsageError
-from slmpack.find import find_published, find_wanted
-from slmpack.hardware import obstacle_to_prove
-from slmpack.health import UNHEALTHY
-from slmpack.publish import publish_version
+from slmpack.log.health import UNHEALTHY
+from slmpack.log.tags import facts_in
+from slmpack.machine.hardware import obstacle_to_prove
+from slmpack.publish.find import find_published, find_wanted
+from slmpack.publish.publish import publish_version
+from slmpack.publish.rollback import WayBack, find_way_back, give_back, read_version
 from slmpack.records import Interface, LoggedModel, Outcome, Recipe, Target
-from slmpack.rollback import WayBack, find_way_back, give_back, read_version
-from slmpack.version_tags import facts_in
 
 LogIt = Callable[..., LoggedModel]
 pytestmark = pytest.mark.slow  # each of them packages tiny Phi-3, where that was not done before

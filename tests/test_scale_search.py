@@ -7,9 +7,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from slmpack.checkpoint.blocks import Bits, Quantised, quantise_rows
 from slmpack.errors import BuildError
-from slmpack.quantise import Bits, Quantised, quantise_rows
-from slmpack.scale_search import CANDIDATES, PIECE_WEIGHTS, search_rows
+from slmpack.quantise.scale_search import CANDIDATES, PIECE_WEIGHTS, search_rows
 
 GENERATOR = torch.Generator().manual_seed(0)
 ROWS = 24

@@ -7,13 +7,19 @@ from typing import Any
 import pytest
 from checkpoints import SMALL, copy_tokenizer, write_random, write_tiny_gpt2
 
-from slmpack.calibrate import ENERGY_FILE, calibrate, measure_energy, read_energy
+from slmpack.checkpoint.blocks import dequantise_rows
+from slmpack.checkpoint.forward import load_source
+from slmpack.checkpoint.headers import Tensor
+from slmpack.checkpoint.windows import TEXT_FILE
 from slmpack.errors import BuildError
-from slmpack.fold import FOLD_FILE, Fold, fold_channels
-from slmpack.quantise import dequantise_rows
-from slmpack.records import Snapshot
-from slmpack.reference import TEXT_FILE
-from slmpack.sensitivity import (
+from slmpack.machine.store import Manifest
+from slmpack.quantise.awq.channel_pairs import Fold
+from slmpack.quantise.awq.fold import FOLD_FILE, fold_channels
+from slmpack.quantise.calibrate import ENERGY_FILE, calibrate, measure_energy, read_energy
+from slmpack.quantise.mixed_precision.estimate import estimate_losses
+from slmpack.quantise.mixed_precision.groups import groups_of
+from slmpack.quantise.mixed_precision.perturbed_forward import Int4, UnfitError, measure_losses
+from slmpack.quantise.mixed_precision.sensitivity import (
     LEAST_TOKENS,
     MOST_OPERATIONS,
     MOST_TOKENS,
@@ -24,13 +30,8 @@ from slmpack.sensitivity import (
     read_sensitivity,
     run_sensitivity,
 )
-from slmpack.sensitivity_estimate import estimate_losses
-from slmpack.sensitivity_groups import groups_of
-from slmpack.sensitivity_run import Int4, UnfitError, measure_losses
-from slmpack.source_model import load_source
-from slmpack.store import Manifest
-from slmpack.weights import Tensor
-from slmpack.zero_point_search import search_zero_points
+from slmpack.quantise.zero_point_search import search_zero_points
+from slmpack.records import Snapshot
 
 WINDOW = (1, 5, 9, 7, 3, 88, 2, 4, 6, 8, 11, 12, 13, 14, 99, 98, 21, 22)
 NO_FOLD = Fold()

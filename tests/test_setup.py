@@ -35,7 +35,7 @@ def test_a_pip_that_fails_is_told_in_a_few_lines_with_the_place_of_its_log(tmp_p
 def test_uv_is_told_where_pip_looks(tmp_path: Path) -> None:
     unreachable = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_CONFIG_FILE": os.devnull}
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "slmpack.uv_install", "--dry-run", "--no-cache", "no-such-package-of-anybody"],
+        [sys.executable, "-P", "-m", "slmpack.machine.uv_install", "--dry-run", "--no-cache", "no-such-package"],
         env=os.environ | unreachable | {"PIP_EXTRA_INDEX_URL": "", "PIP_FIND_LINKS": "", "UV_HTTP_RETRIES": "0"},
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from slmpack.checkpoint.shapes import ShapeReport, ShapeRequest, compare_shapes
 from slmpack.errors import SourceError
-from slmpack.fetch import fetch_snapshot
-from slmpack.resolve import resolve_source
-from slmpack.shapes import ShapeReport, ShapeRequest, compare_shapes
+from slmpack.source.fetch import fetch_snapshot
+from slmpack.source.resolve import resolve_source
 
 pytestmark = pytest.mark.slow  # transformers makes every model
 

@@ -9,9 +9,9 @@ import psutil
 import pytest
 from child_functions import Marker, start_grandchild_and_wait
 
-from slmpack.child import run_in_child
 from slmpack.errors import BuildError, CheckError
-from slmpack.side_by_side import Job, side_by_side
+from slmpack.machine.child import run_in_child
+from slmpack.machine.side_by_side import Job, side_by_side
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import torch
 from package_weights import all_weights
 from runtime import logits_of
 
-from slmpack.measure import CORPUS
+from slmpack.prove.quality.text import CORPUS
 from slmpack.records import Package
 
 NOISE = 0.01  # nats a token

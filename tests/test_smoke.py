@@ -8,9 +8,9 @@ from mlflow.models import ModelSignature
 from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
 
 from slmpack.errors import SmokeError
-from slmpack.log import log_model
+from slmpack.log.log import log_model
+from slmpack.prove.smoke import SmokeRequest, ask_model, smoke_test
 from slmpack.records import Interface, LoggedModel, Package
-from slmpack.smoke import SmokeRequest, ask_model, smoke_test
 
 # An honest model but for `answer`, which each test replaces; it counts words as tokens.
 MODEL = """

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from slmpack.checkpoint import relevant_files
+from slmpack.checkpoint.inspect import relevant_files
+from slmpack.machine.store import digest_files
 from slmpack.progress import logger
 from slmpack.records import digest_of_files
-from slmpack.source_digest import digest_folder
-from slmpack.store import digest_files
+from slmpack.source.folder import digest_folder
 
 
 class Read(logging.Handler):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from slmpack.errors import SourceError
-from slmpack.source_files import adapter_files, checkpoint_files, require_small_sizes
+from slmpack.source.files import adapter_files, checkpoint_files, require_small_sizes
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from checkpoints import SMALL, write_random
 
+from slmpack.checkpoint.forward import load_source, logits_of, vocabulary_of
 from slmpack.errors import QualityError
-from slmpack.source_model import load_source, logits_of, vocabulary_of
 
 WINDOWS = ((1, 5, 9, 7, 3, 88, 2), (4, 6, 8), (11, 12, 13, 14, 99))
 # The square root of 64, by which Gemma scales, is the same number in any precision.

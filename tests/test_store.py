@@ -15,8 +15,8 @@ import pytest
 
 from slmpack import progress
 from slmpack.errors import WorkspaceError
-from slmpack.stamps import keep_stamps, stamps_of, untouched_since
-from slmpack.store import Manifest, damage, damage_since, require_space, store_folder
+from slmpack.machine.stamps import keep_stamps, stamps_of, untouched_since
+from slmpack.machine.store import Manifest, damage, damage_since, require_space, store_folder
 
 
 def fill(into: Path) -> dict[str, str | int | None]:
@@ -91,7 +91,7 @@ def test_a_link_is_digested_by_its_target_and_left_writable(tmp_path: Path) -> N
 HOLDER = """
 import sys, time
 from pathlib import Path
-from slmpack.store import store_folder
+from slmpack.machine.store import store_folder
 def make(into):
     (into / "half").write_text("half")
     print("holding", flush=True)

@@ -12,10 +12,10 @@ from families import qwen_tokenizer
 from runtime import logits_of
 from safetensors.torch import load_file, save_file
 
-from slmpack import streaming
-from slmpack.builder import BuildRequest, Built, run_builder
-from slmpack.child import ChildRun, run_in_child
+from slmpack.build.genai import streaming
+from slmpack.build.genai.run_builder import BuildRequest, Built, run_builder
 from slmpack.errors import BuildError
+from slmpack.machine.child import ChildRun, run_in_child
 from slmpack.records import Snapshot
 from slmpack.targets import BuilderOptions
 

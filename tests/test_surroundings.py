@@ -14,11 +14,11 @@ import pytest
 from command_line import SLMPACK, environment, error_lines, slmpack
 
 from slmpack.errors import NetworkError, SlmpackError, WorkspaceError
-from slmpack.expected import expected_error, translated
-from slmpack.fetch import fetch_snapshot
-from slmpack.resolve import DEFAULT_SOURCE, resolve_source
-from slmpack.store import require_space
-from slmpack.surroundings import cache_folder, require_writable
+from slmpack.machine.expected import expected_error, translated
+from slmpack.machine.store import require_space
+from slmpack.machine.surroundings import cache_folder, require_writable
+from slmpack.source.fetch import fetch_snapshot
+from slmpack.source.resolve import DEFAULT_SOURCE, resolve_source
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port, on which nothing listens
 SOON_SECONDS = 30  # on a machine that is busy with other tests; alone it is 3

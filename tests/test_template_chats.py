@@ -11,12 +11,12 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from published_templates import PUBLISHED, SPECIALS, TEMPLATES, unreached
 
-from slmpack.chat_format import CHAT_FORMAT
-from slmpack.chat_model import ChatTemplate
-from slmpack.json_file import write_json
-from slmpack.template_branches import Branch, BranchMeter, rendering_environment
-from slmpack.template_chats import MOST_CHATS, TemplateChat, chats_of
-from slmpack.template_words import words_of
+from slmpack.checkpoint.chat_format import CHAT_FORMAT
+from slmpack.checkpoint.texts.template_branches import Branch, BranchMeter, rendering_environment
+from slmpack.checkpoint.texts.template_chats import MOST_CHATS, TemplateChat, chats_of
+from slmpack.checkpoint.texts.template_words import words_of
+from slmpack.log.chat_model import ChatTemplate
+from slmpack.machine.json_file import write_json
 
 Prompts = list[str | None]
 EVERY = pytest.mark.parametrize("name", TEMPLATES)

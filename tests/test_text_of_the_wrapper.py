@@ -11,9 +11,9 @@ import pytest
 from jinja2 import TemplateError
 from small_tokenizers import CHATML, QWEN2, Rules, byte_level, sentencepiece, split, write_package, write_source
 
-from slmpack.chat_model import MOST_HELD_TOKENS, ChatTemplate, TextStream, TextTokenizer, TokenizerError
-from slmpack.parity_corpus import CORPUS
-from slmpack.tokenizer_pair import read_tokenizer
+from slmpack.checkpoint.texts.sample_texts import CORPUS
+from slmpack.checkpoint.tokenizer import read_tokenizer
+from slmpack.log.chat_model import MOST_HELD_TOKENS, ChatTemplate, TextStream, TextTokenizer, TokenizerError
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 NAMED = {"eos_token": "<|im_end|>", "bos_token": "<|endoftext|>"}

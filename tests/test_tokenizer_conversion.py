@@ -10,14 +10,14 @@ from small_tokenizers import PHI3_CHAT, Rules, sentencepiece
 from transformers import AutoTokenizer
 from transformers.convert_slow_tokenizer import import_protobuf
 
+from slmpack.checkpoint.texts.sample_texts import CORPUS
+from slmpack.checkpoint.tokenizer import read_tokenizer
 from slmpack.errors import SourceError
-from slmpack.fetch import fetch_snapshot
-from slmpack.json_file import write_json
-from slmpack.parity_corpus import CORPUS
+from slmpack.machine.json_file import write_json
 from slmpack.records import Snapshot
-from slmpack.resolve import resolve_source
-from slmpack.tokenizer_conversion import convert_tokenizer
-from slmpack.tokenizer_pair import read_tokenizer
+from slmpack.source.fetch import fetch_snapshot
+from slmpack.source.resolve import resolve_source
+from slmpack.source.tokenizer_conversion import convert_tokenizer
 
 SPECIALS = ("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>")
 

@@ -11,9 +11,16 @@ import pytest
 from small_tokenizers import LLAMA3, QWEN2, Rules, byte_level, sentencepiece, split, vocabulary
 from tokenizers import Tokenizer
 
-from slmpack.tokenizer_edges import expressions_of
-from slmpack.tokenizer_texts import MOST_SEQUENCES, MOST_TEXTS, byte_letters, id_sequences, random_texts, texts_of
-from slmpack.unicode_texts import BLOCKS, LONG_BYTES, class_texts
+from slmpack.checkpoint.texts.tokenizer_edges import expressions_of
+from slmpack.checkpoint.texts.tokenizer_texts import (
+    MOST_SEQUENCES,
+    MOST_TEXTS,
+    byte_letters,
+    id_sequences,
+    random_texts,
+    texts_of,
+)
+from slmpack.checkpoint.texts.unicode_texts import BLOCKS, LONG_BYTES, class_texts
 
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 ADDED = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

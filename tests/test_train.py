@@ -13,16 +13,16 @@ from families import PLAIN, TOKENIZERS
 from invented_town import chats, write_chats
 from pydantic import ValidationError
 
-from slmpack.checkpoint import inspect_checkpoint
+from slmpack.checkpoint.headers import read_weights
+from slmpack.checkpoint.inspect import inspect_checkpoint
 from slmpack.errors import TrainError, WorkspaceError
-from slmpack.fetch import fetch_snapshot
 from slmpack.records import Snapshot
-from slmpack.resolve import resolve_source
-from slmpack.train import Tuned, read_training, train_adapter
-from slmpack.train_checkpoints import last_whole, mark_whole, no_room
-from slmpack.train_losses import TrainingPoint, following, read_points, write_points
-from slmpack.train_settings import TrainSettings
-from slmpack.weights import read_weights
+from slmpack.retrain.training.checkpoints import last_whole, mark_whole, no_room
+from slmpack.retrain.training.losses import TrainingPoint, following, read_points, write_points
+from slmpack.retrain.training.settings import TrainSettings
+from slmpack.retrain.training.train import Tuned, read_training, train_adapter
+from slmpack.source.fetch import fetch_snapshot
+from slmpack.source.resolve import resolve_source
 
 QUICK = TrainSettings(epochs=2, rank=8, learning_rate=2e-2, batch_size=4, max_length=256)
 SAME_BYTES = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")

@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 from families import TOKENIZERS
 
-from slmpack.end_of_turn import end_ids_of
+from slmpack.chats.examples import IGNORED, Example, examples_of, read_examples
+from slmpack.checkpoint.tokenizer import end_ids_of, read_tokenizer
 from slmpack.errors import TrainError
-from slmpack.tokenizer_pair import read_tokenizer
-from slmpack.train_examples import IGNORED, Example, examples_of, read_examples
 
 FIRST = [
     {"role": "user", "content": "What is the river?"},

@@ -9,9 +9,9 @@ from checkpoints import write_random
 from families import PLAIN, TOKENIZERS
 from invented_town import chats, write_chats
 
-from slmpack.chat_loss import chat_loss, chat_perplexity, parts_of
+from slmpack.chats.examples import IGNORED, Example, read_examples
 from slmpack.errors import QualityError, SourceError
-from slmpack.train_examples import IGNORED, Example, read_examples
+from slmpack.prove.quality.chat_loss import chat_loss, chat_perplexity, parts_of
 
 
 def example(size: int) -> Example:

@@ -9,27 +9,26 @@ import torch
 from checkpoints import copy_tokenizer, write_random
 from invented_town import ask, write_chats
 
-from slmpack.child import run_in_child
+from slmpack.checkpoint.sizes import ModelSizes, sizes_of
 from slmpack.errors import TrainError
-from slmpack.fetch import fetch_snapshot
+from slmpack.machine.child import run_in_child
 from slmpack.records import Snapshot
-from slmpack.resolve import resolve_source
-from slmpack.train import read_training, train_adapter
-from slmpack.train_checkpoints import needed_bytes
-from slmpack.train_memory import (
+from slmpack.retrain.training.checkpoints import needed_bytes
+from slmpack.retrain.training.memory import (
     FLOAT_BYTES,
     MARGIN,
     PART_BYTES,
-    ModelSizes,
     Plan,
     chats_at_a_time,
     choose_plan,
     predicted_bytes,
-    sizes_of,
     trained_parameters,
 )
-from slmpack.train_run import PRECISION, TrainRequest, dtypes_for, run_training
-from slmpack.train_settings import TrainSettings
+from slmpack.retrain.training.settings import TrainSettings
+from slmpack.retrain.training.train import read_training, train_adapter
+from slmpack.retrain.training.trainer import PRECISION, TrainRequest, dtypes_for, run_training
+from slmpack.source.fetch import fetch_snapshot
+from slmpack.source.resolve import resolve_source
 
 DEFAULTS = TrainSettings()
 DTYPES = ("float32", "bfloat16")  # of the base under an adapter on a CPU

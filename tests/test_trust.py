@@ -15,15 +15,15 @@ import yaml  # type: ignore[import-untyped]
 from command_line import SLMPACK, environment, error_lines, slmpack
 from mlflow import MlflowClient
 
-from slmpack.build import build_package
-from slmpack.chat import Asked, stream_answer
+from slmpack.build.build import build_package
 from slmpack.errors import SourceError, TrustError
-from slmpack.log import MANIFEST_TAG, log_model
-from slmpack.recall import recall_model
+from slmpack.log.ask import Asked, stream_answer
+from slmpack.log.log import MANIFEST_TAG, log_model
+from slmpack.log.restore import recall_model
+from slmpack.log.trust import known_wrappers, require_trusted_folder
+from slmpack.machine.store import sha256_of
+from slmpack.publish.rollback import read_version
 from slmpack.records import Interface, LoggedModel, Package, Snapshot, Target, digest_of
-from slmpack.rollback import read_version
-from slmpack.store import sha256_of
-from slmpack.trust import known_wrappers, require_trusted_folder
 
 Change = Callable[[Path], object]
 STRANGER = """

@@ -11,15 +11,15 @@ from mlflow.exceptions import MlflowException
 
 from flows.package_model import package_model
 from flows.verify_model import verify_model
-from slmpack.environment import check_resolution
 from slmpack.errors import CheckError, HardwareError, PublishError
-from slmpack.hardware import obstacle_to_prove
-from slmpack.proof import Proofs
-from slmpack.publish import publish_version
-from slmpack.recall import find_logged, recall_model
+from slmpack.log.requirements import requirements_for
+from slmpack.log.restore import find_logged, recall_model
+from slmpack.log.tags import facts_in
+from slmpack.machine.hardware import obstacle_to_prove
+from slmpack.prove.clean_environment.check import check_resolution
+from slmpack.publish.page.log_page import Proofs
+from slmpack.publish.publish import publish_version
 from slmpack.records import Device, LoggedModel, Outcome, QualityPolicy, Recipe, Target
-from slmpack.requirements import requirements_for
-from slmpack.version_tags import facts_in
 
 pytestmark = [
     pytest.mark.slow,

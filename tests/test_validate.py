@@ -12,16 +12,16 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.pyfunc.model import PythonModel
 
-from slmpack.build import build_package
+from slmpack.build.build import build_package
 from slmpack.errors import CheckError
-from slmpack.interfaces import check_answer, input_example_of, signature_of, wrapper_signature_of
-from slmpack.log import log_model
+from slmpack.log.interfaces import check_answer, input_example_of, signature_of, wrapper_signature_of
+from slmpack.log.log import log_model
+from slmpack.log.requirements import requirements_for
+from slmpack.log.staging import link_tree
+from slmpack.machine.environments import run_to_log
+from slmpack.machine.side_by_side import side_by_side
+from slmpack.prove.validate import validate_model
 from slmpack.records import Interface, LoggedModel, Package, Snapshot, Target
-from slmpack.requirements import requirements_for
-from slmpack.side_by_side import side_by_side
-from slmpack.staging import link_tree
-from slmpack.uv_environment import run_to_log
-from slmpack.validate import validate_model
 
 CHECK_NAMES = [
     "signature", "input example", "no pickle", "requirements", "metadata", "no leak", "files", "graph", "prediction",

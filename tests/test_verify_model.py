@@ -11,14 +11,14 @@ from mlflow import MlflowClient
 
 from flows.package_model import package_model
 from flows.verify_model import verify_model
-from slmpack.build import build_package
+from slmpack.build.build import build_package
 from slmpack.errors import CheckError, SmokeError
-from slmpack.fetch import fetch_snapshot
-from slmpack.health import UNHEALTHY
-from slmpack.log import log_model
-from slmpack.outcome import verified_outcome
-from slmpack.proof import Proofs
-from slmpack.publish import publish_version
+from slmpack.log.health import UNHEALTHY
+from slmpack.log.log import log_model
+from slmpack.publish.outcome import verified_outcome
+from slmpack.publish.page.log_page import Proofs
+from slmpack.publish.publish import publish_version
+from slmpack.publish.rollback import read_version
 from slmpack.records import (
     Check,
     Interface,
@@ -33,8 +33,8 @@ from slmpack.records import (
     Target,
     ValidationReport,
 )
-from slmpack.resolve import resolve_source
-from slmpack.rollback import read_version
+from slmpack.source.fetch import fetch_snapshot
+from slmpack.source.resolve import resolve_source
 from tasks.outcome import read_outcome
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_api")]

@@ -8,11 +8,11 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
 from slmpack.errors import PublishError
-from slmpack.find import find_published
-from slmpack.publish import publish_version
+from slmpack.log.tags import FACTS, facts_in, version_tags, with_more
+from slmpack.publish.find import find_published
+from slmpack.publish.publish import publish_version
+from slmpack.publish.rollback import find_way_back, give_back
 from slmpack.records import Interface, LoggedModel, Target
-from slmpack.rollback import find_way_back, give_back
-from slmpack.version_tags import FACTS, facts_in, version_tags, with_more
 
 LogIt = Callable[..., LoggedModel]
 MOST_TAGS = 12

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 from made_proofs import proofs_of
 
-from slmpack.hardware import obstacle_to_prove
-from slmpack.publish import mark_refused
+from slmpack.machine.hardware import obstacle_to_prove
+from slmpack.publish.publish import mark_refused
+from slmpack.publish.unproved import find_unproved, find_unproved_wanted, leave_unproved
 from slmpack.records import LoggedModel, Target
-from slmpack.unproved import find_unproved, find_unproved_wanted, leave_unproved
 
 TARGET = Target.CUDA_INT4
 WANTED = "a" * 64

@@ -3,7 +3,7 @@
 import pytest
 
 from slmpack.errors import UsageError
-from slmpack.waits import no_worker_seconds, retry_seconds
+from slmpack.machine.waits import no_worker_seconds, retry_seconds
 from tasks import policies
 
 

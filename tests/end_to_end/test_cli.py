@@ -17,11 +17,11 @@ from families import VOCABULARY, phi3_tokenizer
 from mlflow import MlflowClient
 
 from flows.cli_lines import complain, interrupted
-from slmpack.build import build_package
-from slmpack.fetch import fetch_snapshot
-from slmpack.json_file import read_json
+from slmpack.build.build import build_package
+from slmpack.machine.json_file import read_json
 from slmpack.records import Recipe, Target
-from slmpack.resolve import resolve_source
+from slmpack.source.fetch import fetch_snapshot
+from slmpack.source.resolve import resolve_source
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def wait_for_children(pid: int) -> list[psutil.Process]:
 
 def is_at_work(child: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
-        return "slmpack.child" in child.cmdline()
+        return "slmpack.machine.child" in child.cmdline()
     return False
 
 

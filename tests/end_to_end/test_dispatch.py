@@ -18,7 +18,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 from prefect_stack import PrefectServer, running_prefect_server, running_worker
 
-from slmpack.hardware import obstacle_to_prove
+from slmpack.machine.hardware import obstacle_to_prove
 from slmpack.records import Target
 
 pytestmark = [

@@ -16,12 +16,13 @@ import pytest
 from mlflow import MlflowClient
 from mlflow_server import used_mlflow_server
 
-from slmpack import consumer, progress
-from slmpack.environment import check_clean_environment, check_resolution
+from slmpack import progress
 from slmpack.errors import CheckError
-from slmpack.log import log_model
+from slmpack.log.log import log_model
+from slmpack.machine.environments import run_to_log
+from slmpack.prove.clean_environment import consumer
+from slmpack.prove.clean_environment.check import check_clean_environment, check_resolution
 from slmpack.records import Interface, LoggedModel, Package
-from slmpack.uv_environment import run_to_log
 
 
 @pytest.fixture(scope="module")

@@ -18,21 +18,21 @@ from runtime import logits_of
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from slmpack.build import build_package, package_digest
-from slmpack.child import run_in_child
+from slmpack.build.build import build_package, package_digest
+from slmpack.build.optimum.check_logits import CheckRequest, compare_with_source
+from slmpack.build.optimum.environment import exporter_python
+from slmpack.build.optimum.export import build_exported, export_graph
+from slmpack.build.optimum.genai_config import PackageRequest, write_package
+from slmpack.build.optimum.quantise_graph import GraphOptions
+from slmpack.build.optimum.recipes import MODEL_TYPES, exporter_versions
 from slmpack.errors import BuildError, RecipeError
-from slmpack.exporter import MODEL_TYPES, exporter_versions
-from slmpack.exporter_check import CheckRequest, compare_with_source
-from slmpack.exporter_environment import exporter_python
-from slmpack.exporter_graph import GraphOptions
-from slmpack.exporter_package import PackageRequest, write_package
-from slmpack.exporter_run import build_exported, export_graph
-from slmpack.fetch import fetch_snapshot
-from slmpack.json_file import read_json, write_json
-from slmpack.known_parity import known_parity
+from slmpack.machine.child import run_in_child
+from slmpack.machine.json_file import read_json, write_json
+from slmpack.machine.store import MANIFEST, damage, store_folder
+from slmpack.prove.parity.cache import known_parity
 from slmpack.records import Recipe, Snapshot, Target
-from slmpack.resolve import resolve_source
-from slmpack.store import MANIFEST, damage, store_folder
+from slmpack.source.fetch import fetch_snapshot
+from slmpack.source.resolve import resolve_source
 
 pytestmark = pytest.mark.slow
 

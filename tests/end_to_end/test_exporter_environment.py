@@ -18,8 +18,8 @@ import psutil
 import pytest
 
 from slmpack import progress
+from slmpack.build.optimum.environment import exporter_python
 from slmpack.errors import BuildError
-from slmpack.exporter_environment import exporter_python
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +27,7 @@ REQUIREMENTS = "# tiny\nslmpack-tiny==1.0\n"
 MAKE = """
 import sys
 from pathlib import Path
-from slmpack.exporter_environment import exporter_python
+from slmpack.build.optimum.environment import exporter_python
 exporter_python(Path(sys.argv[1]), sys.argv[2])
 """
 

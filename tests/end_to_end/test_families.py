@@ -10,8 +10,8 @@ import pytest
 from families import COLUMNS, EXPORTED, FAMILIES, Found, table, table_in, with_table
 from family_runs import Where, build_families, export_family
 
-from slmpack.child import run_in_child
 from slmpack.errors import BuildError
+from slmpack.machine.child import run_in_child
 
 pytestmark = [pytest.mark.slow, pytest.mark.families]
 

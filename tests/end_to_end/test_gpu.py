@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 
 from flows.package_model import package_model
 from flows.verify_model import verify_model
-from slmpack.hardware import device_of, obstacle_to_prove, require_hardware
+from slmpack.machine.hardware import device_of, obstacle_to_prove, require_hardware
 from slmpack.records import Recipe, Snapshot, Target
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow, pytest.mark.usefixtures("prefect_api")]

@@ -30,7 +30,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.deployments import run_deployment
 from prefect_stack import running_worker
 
-from slmpack.child import kill_tree
+from slmpack.machine.child import kill_tree
 
 pytestmark = pytest.mark.slow
 

@@ -13,19 +13,19 @@ from mlflow_server import used_mlflow_server
 
 from slmpack import progress
 from slmpack.errors import CheckError, SourceError
-from slmpack.find import alias_of, find_published
-from slmpack.hand_over import hand_over, receive_snapshot
-from slmpack.integrity import read_back
-from slmpack.log import log_model
-from slmpack.measure import measure_quality
-from slmpack.proof import Proofs
-from slmpack.publish import publish_version
-from slmpack.recall import recall_model
+from slmpack.log.log import log_model
+from slmpack.log.mlflow_server import require_registry
+from slmpack.log.read_back import read_back
+from slmpack.log.restore import recall_model
+from slmpack.log.transfer import hand_over, receive_snapshot
+from slmpack.machine.store import damage
+from slmpack.prove.measure import measure_quality
+from slmpack.prove.smoke import smoke_test
+from slmpack.prove.validate import validate_model
+from slmpack.publish.find import alias_of, find_published
+from slmpack.publish.page.log_page import Proofs
+from slmpack.publish.publish import publish_version
 from slmpack.records import Interface, LoggedModel, Package, QualityPolicy, Snapshot, Target
-from slmpack.registry import require_registry
-from slmpack.smoke import smoke_test
-from slmpack.store import damage
-from slmpack.validate import validate_model
 
 pytestmark = pytest.mark.slow
 

@@ -17,11 +17,11 @@ from flows.package_model import climb, package_model
 from flows.package_targets import package_targets
 from flows.retrain_model import retrain_model
 from slmpack.errors import RecipeError, SmokeError, SourceError, UsageError
-from slmpack.fetch import fetch_snapshot
-from slmpack.outcome import Stages
+from slmpack.publish.outcome import Stages
+from slmpack.publish.request import check_request
 from slmpack.records import Interface, Outcome, Package, QualityPolicy, Recipe, Snapshot, Target
-from slmpack.request import check_request
-from slmpack.resolve import resolve_source
+from slmpack.source.fetch import fetch_snapshot
+from slmpack.source.resolve import resolve_source
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_api")]
 

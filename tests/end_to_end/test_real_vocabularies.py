@@ -11,11 +11,11 @@ from real_vocabularies import VOCABULARIES, real_vocabulary
 from small_tokenizers import Rules, vocabulary
 from tokenizers import Tokenizer
 
-from slmpack.chat_format import CHAT_FORMAT
-from slmpack.chat_model import TextTokenizer
-from slmpack.json_file import write_json
-from slmpack.tokenizer_pair import read_tokenizer
-from slmpack.tokenizer_texts import MOST_SEQUENCES, MOST_TEXTS, id_sequences, random_texts, texts_of
+from slmpack.checkpoint.chat_format import CHAT_FORMAT
+from slmpack.checkpoint.texts.tokenizer_texts import MOST_SEQUENCES, MOST_TEXTS, id_sequences, random_texts, texts_of
+from slmpack.checkpoint.tokenizer import read_tokenizer
+from slmpack.log.chat_model import TextTokenizer
+from slmpack.machine.json_file import write_json
 
 TOGETHER = 500
 RANDOM_TEXTS = 100_000 // len(VOCABULARIES)  # others for each

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from slmpack.build import build_package
-from slmpack.log import log_model
-from slmpack.measure import measure_quality
+from slmpack.build.build import build_package
+from slmpack.log.log import log_model
+from slmpack.prove.measure import measure_quality
 from slmpack.records import Interface, Package, Quality, QualityPolicy, Recipe, Snapshot, Target
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from command_line import SLMPACK, environment, objects, slmpack, versions
 
-from slmpack.store import damage
+from slmpack.machine.store import damage
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ def wait_for(folder: Path, pattern: str, process: "subprocess.Popen[bytes]") -> 
 
 def is_ours(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
-        return "slmpack.child" in process.cmdline()
+        return "slmpack.machine.child" in process.cmdline()
     return False
 
 

@@ -18,9 +18,9 @@ from mlflow import MlflowClient
 from flows.retrain_model import retrain_model
 from slmpack.errors import DataError, SlmpackError, SourceError, TrainError, WorkspaceError
 from slmpack.records import Target
-from slmpack.retrain import RetrainOutcome, RetrainPolicy
-from slmpack.train import read_training
-from slmpack.train_settings import TrainSettings
+from slmpack.retrain.evaluate import RetrainOutcome, RetrainPolicy
+from slmpack.retrain.training.settings import TrainSettings
+from slmpack.retrain.training.train import read_training
 
 pytestmark = pytest.mark.slow
 

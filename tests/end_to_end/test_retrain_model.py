@@ -12,12 +12,12 @@ from mlflow import MlflowClient
 
 from flows.package_model import package_model
 from flows.retrain_model import retrain_model
-from slmpack.chat_data import DataPolicy
+from slmpack.chats.dataset import DataPolicy
 from slmpack.errors import DataError, QualityError, UsageError
+from slmpack.log.tags import facts_in
 from slmpack.records import QualityPolicy, Target
-from slmpack.retrain import Perplexities, RetrainOutcome, RetrainPolicy, TunedFigures, judge_tuned
-from slmpack.train_settings import TrainSettings
-from slmpack.version_tags import facts_in
+from slmpack.retrain.evaluate import Perplexities, RetrainOutcome, RetrainPolicy, TunedFigures, judge_tuned
+from slmpack.retrain.training.settings import TrainSettings
 
 FAST = TrainSettings(epochs=2, rank=8, learning_rate=5e-3, batch_size=16, max_length=128)
 EASY = RetrainPolicy(min_gain=0.02, max_forgetting=100.0)

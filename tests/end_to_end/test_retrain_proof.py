@@ -9,12 +9,12 @@ from invented_town import FACTS, HELD_OUT, ask, chats, mixed_up, question, write
 from mlflow import MlflowClient
 
 from flows.retrain_model import retrain_model
-from slmpack.build import build_package
-from slmpack.packaged import open_package
+from slmpack.build.build import build_package
+from slmpack.build.open_package import open_package
+from slmpack.checkpoint.tokenizer import read_tokenizer
 from slmpack.records import Recipe, Snapshot, Target
-from slmpack.retrain import RetrainOutcome, RetrainPolicy
-from slmpack.tokenizer_pair import read_tokenizer
-from slmpack.train_settings import TrainSettings
+from slmpack.retrain.evaluate import RetrainOutcome, RetrainPolicy
+from slmpack.retrain.training.settings import TrainSettings
 
 pytestmark = pytest.mark.slow
 

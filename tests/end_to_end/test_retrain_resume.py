@@ -28,8 +28,8 @@ from prefect.deployments import run_deployment
 from prefect.states import Cancelling
 from prefect_stack import running_worker
 
-from slmpack.child import kill_tree
-from slmpack.train import read_training
+from slmpack.machine.child import kill_tree
+from slmpack.retrain.training.train import read_training
 
 pytestmark = pytest.mark.slow
 

@@ -26,8 +26,8 @@ from prefect.states import Cancelling
 from prefect_stack import running_worker
 from test_mlflow_dataset import log_chats
 
-from slmpack.retrain import RetrainPolicy
-from slmpack.train_settings import TrainSettings
+from slmpack.retrain.evaluate import RetrainPolicy
+from slmpack.retrain.training.settings import TrainSettings
 
 pytestmark = pytest.mark.slow
 

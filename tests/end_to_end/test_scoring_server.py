@@ -15,9 +15,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import scoring_server
 from mlflow_server import running_scoring_server
 
-from slmpack.interfaces import signature_of
+from slmpack.log.interfaces import signature_of
+from slmpack.log.staging import staged_model
 from slmpack.records import Interface, Package
-from slmpack.staging import staged_model
 
 pytestmark = pytest.mark.slow
 

@@ -20,7 +20,7 @@ from prefect.deployments import run_deployment
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.stack import HOST, end_marked
-from slmpack.child import kill_tree
+from slmpack.machine.child import kill_tree
 from slmpack.telemetry import SWITCHES
 
 pytestmark = pytest.mark.slow

@@ -15,9 +15,9 @@ from command_line import environment, objects, slmpack
 from hub_server import HubServer, Repository
 from machines import write_variant
 
+from slmpack.publish.request import Request, check_request
+from slmpack.publish.wanted import wanted_key
 from slmpack.records import Interface, ModelSource, QualityPolicy, Recipe, SourceKind, Target
-from slmpack.request import Request, check_request
-from slmpack.wanted import wanted_key
 
 pytestmark = pytest.mark.slow
 

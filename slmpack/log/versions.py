@@ -1,0 +1,18 @@
+"""Versions of a registered model, by tag."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+
+def versions_with(name: str, key: str, value: str) -> list["ModelVersion"]:
+    """Return the versions of `name` with that tag, lowest number first."""
+    from mlflow import MlflowClient
+
+    client, token, found = MlflowClient(), None, []
+    while token != "":
+        page = client.search_model_versions(f"name = '{name}' AND tags.`{key}` = '{value}'", page_token=token)
+        found += list(page)
+        token = page.token or ""
+    return sorted(found, key=lambda version: int(version.version))

@@ -1,0 +1,67 @@
+"""Offers: what each target is, and whether this machine can build it and prove it."""
+
+from slmpack.errors import HardwareError
+from slmpack.machine.hardware import device_of, obstacle_to_prove, require_runtime
+from slmpack.records import Device, Provider, Record, Target
+
+ABOUT = {
+    Target.TRANSFORMERS: "the checkpoint itself, by MLflow's transformers flavour; nothing is exported",
+    Target.CPU_INT4: "ONNX for CPUs, weights of 4 bits",
+    Target.CPU_INT8: "ONNX for CPUs, weights of 8 bits",
+    Target.CUDA_INT4: "ONNX for NVIDIA GPUs, weights of 4 bits, the rest float16",
+    Target.CUDA_FP16: "ONNX for NVIDIA GPUs, float16",
+}
+
+
+class Offer(Record):
+    """A target on this machine.
+
+    Attributes:
+        pool: whose workers can prove it.
+        device: what it would be proved on; None where it cannot be.
+        reason: why it cannot be built, or not be proved; None if both can be.
+    """
+
+    target: Target
+    about: str
+    pool: Provider
+    builds: bool
+    proves: bool
+    device: Device | None
+    reason: str | None
+
+
+def offers() -> tuple[Offer, ...]:
+    """Return what this machine can do for each target."""
+    return tuple(_offer(target) for target in Target)
+
+
+def _offer(target: Target) -> Offer:
+    builds = _obstacle_to_build(target)
+    proves = builds or obstacle_to_prove(target)
+    reason = builds or proves
+    return Offer(
+        target=target,
+        about=ABOUT[target],
+        pool=target.provider,
+        builds=builds is None,
+        proves=proves is None,
+        device=None if proves else device_of(target.provider),
+        reason=None if reason is None else str(reason),
+    )
+
+
+def _obstacle_to_build(target: Target) -> HardwareError | None:
+    try:
+        require_runtime(target)
+    except HardwareError as obstacle:
+        return obstacle
+    return None
+
+
+def told_offer(offer: Offer) -> str:
+    """Say it in a line."""
+    state = "builds and proves" if offer.proves else "builds, does not prove" if offer.builds else "does not build"
+    where = f" on {offer.device.name}" if offer.device and offer.device.name else ""
+    reason = f": {offer.reason}" if offer.reason else ""
+    return f"{offer.target:<13} {state}{where}{reason}\n{'':<13} {offer.about}"

@@ -1,0 +1,1 @@
+"""The logged model where nothing is installed but its own requirements, without a network."""

@@ -1,0 +1,241 @@
+"""Find: which versions of a registered model are published, and which of them still can be used.
+
+A version is known by its tags: `slmpack.digest` says what it is, `slmpack.published` that the alias was moved to it,
+`slmpack.unhealthy` that its files were missing or damaged when they were looked at last.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from slmpack.errors import PublishError
+from slmpack.log.health import UNHEALTHY, clear_version, damage_known, damage_of, mark_content, mark_version
+from slmpack.log.mlflow_server import check_alias, check_name
+from slmpack.log.tags import DIGEST, HELD_ALIAS, MODEL_ID, PUBLISHED, SUPERSEDED_BY, WANTED, facts_in
+from slmpack.log.versions import versions_with
+from slmpack.records import Interface, LoggedModel, PublishedVersion, QualityFigures, Record, Speed, Target
+from slmpack.source.mlflow_errors import is_absent
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+Told = TypeVar("Told", bound=Record)
+
+ASKED, ASKED_SEPARATOR = "slmpack.asked", ", "
+
+
+class PublishedLookup(Record):
+    """A healthy version that was published before.
+
+    Attributes:
+        alias: the alias that was moved to it then; a rollback may have given it to another version since.
+        recipe: as in the version's tag; None for a target that is not quantised.
+        asked: what ended with this version: the recipe itself or `auto`, each with the policy it was under.
+        speed: as it was measured then; None if a tag is missing.
+    """
+
+    name: str
+    version: int
+    alias: str
+    digest: str
+    model_id: str
+    run_id: str
+    target: Target
+    recipe: str | None
+    size_bytes: int
+    asked: tuple[str, ...]
+    speed: Speed | None
+    quality: QualityFigures | None
+
+
+def alias_of(target: Target, interface: Interface) -> str:
+    """Return the alias of a target: `cpu-int4`, or `cpu-int4-prompt` for the prompt interface."""
+    return str(target) if interface is Interface.CHAT else f"{target}-{interface}"
+
+
+def find_published(name: str, digest: str, alias: str) -> PublishedLookup | None:
+    """Return the newest version of `name` with that digest that was published under `alias` and still is whole.
+
+    Raises:
+        UsageError: MLflow would refuse the name or the alias.
+    """
+    return _newest_published(name, alias, DIGEST, digest)
+
+
+def find_wanted(name: str, wanted: str, alias: str) -> PublishedLookup | None:
+    """Return the version that a run of that `wanted_key` published or found; nothing of the source is looked at.
+
+    Raises:
+        UsageError: MLflow would refuse the name or the alias.
+    """
+    return _newest_published(name, alias, wanted_tag(wanted), alias)
+
+
+def find_rung(
+    name: str, digests: Sequence[str], alias: str, asked: str, wanted: str | None = None
+) -> PublishedLookup | None:
+    """Return the published version of one of the recipes' digests, and let `find_wanted` find it the next time.
+
+    A single digest is enough by itself. Of several, as `auto` tries them, one counts only if it was what `auto` ended
+    with under the same policy: the user may have published a dearer recipe by name, or loosened the policy since.
+    """
+    lookups = [lookup for digest in digests if (lookup := find_published(name, digest, alias)) is not None]
+    found = next((lookup for lookup in lookups if len(digests) == 1 or asked in lookup.asked), None)
+    if found is not None and wanted is not None:
+        remember_wanted(name, found.version, wanted, alias)
+    return found
+
+
+def wanted_tag(wanted: str) -> str:
+    """Return the name of the tag by which a version is found again."""
+    return f"{WANTED}{wanted[:24]}"
+
+
+def remember_wanted(name: str, version: int, wanted: str, alias: str) -> None:
+    from mlflow import MlflowClient
+
+    MlflowClient().set_model_version_tag(name, str(version), wanted_tag(wanted), alias)
+
+
+def _newest_published(name: str, alias: str, key: str, value: str) -> PublishedLookup | None:
+    check_name(name)
+    check_alias(alias)
+    holder = holder_of(name, alias)
+    if holder is None:  # deleted, or gone with the version that had it
+        return None
+    published = (version for version in versions_with(name, key, value) if version.tags.get(PUBLISHED) == alias)
+    found = next((version for version in reversed([*published]) if is_whole(version)), None)
+    if found is None or (found.version != holder.version and is_lost(holder)):  # the alias must not stay where it is
+        return None
+    return lookup_of(found, alias)
+
+
+def lookup_of(version: "ModelVersion", alias: str) -> PublishedLookup:
+    """Describe a version of ours.
+
+    Raises:
+        PublishError: somebody took facts away from it that it was published with.
+    """
+    facts = facts_in(version.tags)
+    if lacking := {"recipe", "digest", "model_id", "mlflow_run", "target", "size_bytes"} - facts.keys():
+        raise PublishError(
+            f"{version.name} version {version.version} has no {', '.join(sorted(lacking))} in its tags",
+            "the tags that it was published with", "delete that version and package it again",
+        )  # fmt: skip
+    recipe = facts["recipe"]
+    return PublishedLookup(
+        name=version.name,
+        version=int(version.version),
+        alias=alias,
+        digest=facts["digest"],
+        model_id=facts["model_id"],
+        run_id=facts["mlflow_run"],
+        target=Target(facts["target"]),
+        recipe=None if recipe == "none" else recipe,
+        size_bytes=int(facts["size_bytes"]),
+        asked=asked_in(version.tags),
+        speed=figures_in(version.tags, Speed),
+        quality=figures_in(version.tags, QualityFigures),
+    )
+
+
+def asked_in(tags: Mapping[str, str]) -> tuple[str, ...]:
+    """Return all that was asked for and ended with what has the tags: a version, or a model that waits."""
+    return tuple(tags.get(ASKED, "").split(ASKED_SEPARATOR))
+
+
+def with_asked(tags: Mapping[str, str], *asked: str) -> str:
+    """Return the value of the tag with `asked` added, each once."""
+    return ASKED_SEPARATOR.join(filter(None, dict.fromkeys((*asked_in(tags), *asked))))
+
+
+def figures_in(tags: Mapping[str, str], figures: type[Told]) -> Told | None:
+    """Read figures back from tags; None where one is missing that there always is."""
+    facts = facts_in(tags)
+    values = {name: facts[name] for name in figures.model_fields if name in facts}
+    if any(field.is_required() and name not in values for name, field in figures.model_fields.items()):
+        return None
+    return figures.model_validate({name: float(value) for name, value in values.items()})
+
+
+def whole_versions(name: str, key: str, value: str) -> list["ModelVersion"]:
+    return [version for version in versions_with(name, key, value) if is_whole(version)]
+
+
+def is_whole(version: "ModelVersion") -> bool:
+    """Tell whether all the files of the version's model are there; a published one without them is marked, loudly."""
+    model_id = version.tags.get(MODEL_ID)
+    if model_id is None:  # deleted while MLflow read it: tags come with a query of their own
+        return False
+    damage = damage_known(version.tags)
+    if damage is not None:
+        mark_content(version, damage)
+        return False
+    damage = damage_of(model_id)
+    if damage is None:
+        clear_version(version)
+    elif PUBLISHED in version.tags:
+        mark_version(version, damage)
+    return damage is None
+
+
+def is_lost(version: "ModelVersion") -> bool:
+    """Tell whether a version of ours points at a model that cannot be used; one that somebody else made does not."""
+    return MODEL_ID in version.tags and not is_whole(version)
+
+
+def unhealthy_before(name: str, version: int, alias: str, digest: str) -> tuple[str, ...]:
+    """Return which published versions `version` takes the place of because they cannot be used, a sentence each."""
+    same = versions_with(name, DIGEST, digest)
+    superseded = versions_with(name, SUPERSEDED_BY, str(version))
+    others = {int(other.version): other.tags for other in (*same, *superseded) if other.version != str(version)}
+    return tuple(
+        f"version {number} was published and cannot be used, {tags[UNHEALTHY]}"
+        for number, tags in sorted(others.items())
+        if UNHEALTHY in tags and tags.get(PUBLISHED) == alias and number < version
+    )
+
+
+def holder_of(name: str, alias: str) -> "ModelVersion | None":
+    """Return the version that has the alias now."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return MlflowClient().get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if is_absent(error):
+            return None
+        raise
+
+
+def holder_before(version: "ModelVersion", alias: str) -> "ModelVersion | None":
+    """Return the version that has the alias, or that had it until `version` got it."""
+    holder = holder_of(version.name, alias)
+    if holder is not None and holder.version != version.version:
+        return holder
+    told = versions_with(version.name, SUPERSEDED_BY, str(version.version))
+    return next((other for other in reversed(told) if other.tags.get(HELD_ALIAS) == alias), None)
+
+
+class Standing(Record):
+    """What the registry has of a logged model.
+
+    Attributes:
+        published: the version of this very model to which an alias was moved, now or once.
+        holder: the number of the version that has the alias of its target now, which may be another's.
+    """
+
+    published: PublishedVersion | None
+    holder: int | None
+
+
+def standing_of(model: LoggedModel) -> Standing:
+    """Return what the registry has of `model` now."""
+    alias = alias_of(model.package.target, model.interface)
+    holder = holder_of(model.name, alias)
+    published = [
+        PublishedVersion(model=model, name=model.name, version=int(version.version), alias=alias, digest=model.digest)
+        for version in versions_with(model.name, MODEL_ID, model.model_id)
+        if version.tags.get(PUBLISHED) == alias
+    ]
+    return Standing(published=published[-1] if published else None, holder=int(holder.version) if holder else None)

@@ -1,0 +1,105 @@
+"""Proof: the page of a version, kept with the run that made it.
+
+runs:/<run>/proof/version.html   every check with its figure, to be read by a person
+runs:/<run>/proof/facts.json     the same for programs; the next version's page compares itself with it
+runs:/<run>/proof/frontier.svg   size against quality of every recipe that was tried
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from slmpack.log.tags import facts_in
+from slmpack.publish.page.facts import Earlier, PageFacts, facts_of, read_earlier, summary_json
+from slmpack.publish.page.frontier import Rung, frontier_svg
+from slmpack.publish.page.machine import this_machine
+from slmpack.publish.page.render import page_summary, version_page
+from slmpack.records import Check, Package, QualityReport, Record, SmokeReport, ValidationReport
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+PAGE = "proof/version.html"
+FACTS = "proof/facts.json"
+FRONTIER = "proof/frontier.svg"
+
+
+class Proofs(Record):
+    """All that was found out about one model, and the recipes that were tried before it."""
+
+    validation: ValidationReport
+    quality: QualityReport
+    smoke: SmokeReport
+    rungs: tuple[Rung, ...] = ()
+
+    def table(self) -> list[dict[str, str]]:
+        """Return every check that held, a row each: the proof, the check and what was found."""
+        validation = self.validation
+        proofs = {
+            "smoke": self.smoke.checks, "quality": self.quality.checks, "validation": validation.checks,
+            "parity": validation.parity, "clean environment": validation.clean_environment,
+        }  # fmt: skip
+        return [
+            {"proof": proof, "check": check.name, "found": " ".join(check.found.split())}
+            for proof, checks in proofs.items()
+            for check in checks
+        ]
+
+
+def page_facts(
+    proofs: Proofs, integrity: Sequence[Check], version: int, alias: str, holder: "ModelVersion | None"
+) -> PageFacts:
+    """Gather what the page of `version` tells; `holder` has the alias until now."""
+    validation = proofs.validation
+    others: dict[str, tuple[Check, ...]] = {} if not validation.parity else {"parity": validation.parity}
+    others |= {"clean environment": validation.clean_environment, "integrity": tuple(integrity)}
+    return facts_of(
+        validation,
+        proofs.quality,
+        proofs.smoke,
+        version=version,
+        alias=alias,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=this_machine(proofs.smoke.device),
+        chat_template=_chat_template(validation.model.package),
+        others=others,
+        rungs=proofs.rungs,
+        previous=_earlier(holder),
+    )
+
+
+def log_page(facts: PageFacts, run_id: str) -> str:
+    """Keep the page with its run; return its summary in Markdown."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    client.log_text(run_id, version_page(facts), PAGE)
+    client.log_text(run_id, summary_json(facts), FACTS)
+    if facts.rungs:
+        client.log_text(run_id, frontier_svg(facts.rungs, facts.policy), FRONTIER)
+    return page_summary(facts)
+
+
+def page_uri(run_id: str) -> str:
+    """Return where the page of a run is."""
+    return f"runs:/{run_id}/{PAGE}"
+
+
+def _chat_template(package: Package) -> str | None:
+    path: Path = package.path / "chat_template.jinja"
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def _earlier(holder: "ModelVersion | None") -> Earlier | None:
+    """Read the facts of the version that holds the alias; one that has none is known by its number."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    if holder is None:
+        return None
+    try:
+        text = mlflow.artifacts.load_text(f"runs:/{facts_in(holder.tags).get('mlflow_run')}/{FACTS}")
+    except (MlflowException, OSError):  # published by an earlier release, or its run was deleted
+        text = "{}"
+    return read_earlier(text, int(holder.version))

@@ -1,0 +1,107 @@
+"""Unproved: a model that is logged, and waits for a machine with the hardware that it is for.
+
+    slmpack.unproved on the logged model and its run      no version, no alias
+    runs:/<run>/proof/unproved.json                       what was checked without that hardware
+
+`slmpack verify` runs the rest there, by the same URI, and publishes it. Until then the same request finds it again.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from slmpack.errors import HardwareError, PublishError
+from slmpack.log.log import ready_models
+from slmpack.log.tags import DIGEST, REFUSED, UNPROVED, version_tags
+from slmpack.machine.hardware import obstacle_to_prove
+from slmpack.publish.find import ASKED, asked_in, figures_in, wanted_tag, with_asked
+from slmpack.publish.page.log_page import Proofs
+from slmpack.publish.publish import figures_of, log_figures
+from slmpack.records import LoggedModel, QualityFigures, Target, UnprovedModel
+from slmpack.source.mlflow_errors import final_errors
+from slmpack.source.names import name_of_logged
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel as MlflowModel
+
+CHECKS = "proof/unproved.json"
+
+
+def leave_unproved(model: LoggedModel, proofs: Proofs, asked: str, wanted: str) -> UnprovedModel:
+    """Leave on the logged model and its run what it waits for, what was measured and what was checked.
+
+    Args:
+        asked: what `find_unproved` finds an `auto` by.
+        wanted: what `find_unproved_wanted` finds the model by.
+
+    Raises:
+        PublishError: MLflow refuses.
+    """
+    from mlflow import MlflowClient
+
+    client, figures = MlflowClient(), figures_of(None, proofs.quality.quality)
+    with final_errors(PublishError, f"to mark {model.uri} as unproved"):
+        log_figures(model, figures)
+        client.log_text(model.run_id, json.dumps(proofs.table(), indent=1), CHECKS)
+        client.set_logged_model_tags(model.model_id, version_tags(figures))
+        target = model.package.target
+        _remember(client.get_logged_model(model.model_id), asked, target, wanted)
+        client.set_tag(model.run_id, UNPROVED, target.provider)
+        client.set_terminated(model.run_id, "FINISHED")
+        client.set_logged_model_tags(model.model_id, {UNPROVED: target.provider})  # last: it is found by it
+        return _described(client.get_logged_model(model.model_id), target)
+
+
+def find_unproved_wanted(name: str, target: Target, wanted: str) -> UnprovedModel | None:
+    """Return the model that a run of that `wanted_key` left unproved; nothing of the source is looked at."""
+    waiting = _waiting(name, target, {wanted_tag(wanted): str(target)})
+    return _described(waiting[0], target) if waiting else None
+
+
+def find_unproved(name: str, target: Target, digests: Sequence[str], asked: str, wanted: str) -> UnprovedModel | None:
+    """Return the newest model of one of the recipes' digests, and let `find_unproved_wanted` find it the next time.
+
+    A single digest is enough by itself. Of several, as `auto` tries them, one counts only if it was what the same
+    `asked` ended with.
+    """
+    for logged in (logged for digest in digests for logged in _waiting(name, target, {DIGEST: digest})):
+        if len(digests) == 1 or asked in asked_in(logged.tags):
+            _remember(logged, asked, target, wanted)
+            return _described(logged, target)
+    return None
+
+
+def _waiting(name: str, target: Target, tags: dict[str, str]) -> "list[MlflowModel]":
+    """Return the models with those tags that wait for the target's hardware, if this machine lacks it too."""
+    if obstacle_to_prove(target) is None:
+        return []
+    found = ready_models(tags | {UNPROVED: target.provider})
+    return [logged for logged in found if name_of_logged(logged) == name and REFUSED not in logged.tags]
+
+
+def _remember(logged: "MlflowModel", asked: str, target: Target, wanted: str) -> None:
+    from mlflow import MlflowClient
+
+    tags = {ASKED: with_asked(logged.tags, asked), wanted_tag(wanted): str(target)}
+    MlflowClient().set_logged_model_tags(logged.model_id, tags)
+
+
+def _described(logged: "MlflowModel", target: Target) -> UnprovedModel:
+    tags, facts = logged.tags, logged.params
+    return UnprovedModel(
+        name=name_of_logged(logged),
+        model_id=str(logged.model_id),
+        target=target,
+        recipe=None if facts["recipe"] == "none" else facts["recipe"],
+        digest=str(tags[DIGEST]),
+        size_bytes=int(facts["size_bytes"]),
+        quality=figures_in(tags, QualityFigures),
+        reason=_reason(f"models:/{logged.model_id}", target),
+    )
+
+
+def _reason(uri: str, target: Target) -> str:
+    obstacle = obstacle_to_prove(target)
+    found = str(obstacle).partition(";")[0] if obstacle else "another machine built it"
+    return str(HardwareError(f"target {target} needs an NVIDIA GPU, and {found}", "one to prove it on",
+                             f"on a machine of the pool {target.provider}, type: slmpack verify {uri}"))  # fmt: skip

@@ -1,0 +1,1 @@
+"""GPTQ: each column compensates the rounding error of those before it."""

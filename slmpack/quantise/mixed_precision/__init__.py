@@ -1,0 +1,1 @@
+"""Mixed precision: which matrices lose most in 4 bits and get 8."""

@@ -1,0 +1,1 @@
+"""Training: settings, predicted memory, the trainer with its checkpoints and losses."""

@@ -1,0 +1,176 @@
+"""MLflow as a source: a transformers model that was logged there, such as last night's fine-tune."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from slmpack.checkpoint.licence import is_placeholder, licence_text, stated_licence
+from slmpack.errors import SourceError, UsageError
+from slmpack.machine.bounded_file import MIB, read_bounded
+from slmpack.machine.bounded_yaml import parse_yaml
+from slmpack.records import ModelSource, Record, SourceKind
+from slmpack.source.absence import Absence, absence_of
+from slmpack.source.files import checkpoint_files, require_own
+from slmpack.source.names import name_of_logged
+
+_FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID or runs:/RUN_ID/NAME"
+_FORM = re.compile(r"models:/m-[0-9a-f]{32}|models:/(?P<name>[^/@]+)(/\d+|@(?P<alias>[\w-]+))|runs:/[^/]+/.+")
+QUALITY_CHATS = "slmpack.quality_chats"  # of a logged model: the chats whose answers its packages have to keep
+_FLAVOUR = "transformers"
+_WEIGHTS = "model"  # the folder in a logged model
+
+
+class PinnedModel(Record):
+    """What a URI names today: a URI that names it for ever, an id, and the name it goes by."""
+
+    location: str
+    revision: str
+    name: str
+    licence: str | None
+
+
+def pin(uri: str) -> PinnedModel:
+    """Find what `uri` names now.
+
+    Raises:
+        UsageError: `uri` is not one of MLflow's forms, or not one that names a single model.
+        SourceError: there is no such model, or it is not of the transformers flavour.
+    """
+    if not _FORM.fullmatch(uri):
+        raise UsageError(f"{uri!r} names no single model", _FORMS, "write one of those")
+    import mlflow
+
+    client = mlflow.MlflowClient()
+    with _translated(uri):
+        location, name = _unmoving(client, uri)
+        _require_bounded(uri, _metadata_file(client, location))
+        info = mlflow.models.get_model_info(location)
+        _check_flavour(uri, info.flavors)
+        revision = info.model_id or f"{info.run_id}/{info.artifact_path}"
+        if info.model_id and (logged := _logged_model(client, info.model_id)):
+            location, name = f"models:/{logged.model_id}", name or name_of_logged(logged)
+    metadata = info.metadata or {}
+    return PinnedModel(
+        location=location,
+        revision=revision,
+        name=name or location.split("/")[-1],
+        licence=stated_licence(metadata.get("license") or metadata.get("licence")),
+    )
+
+
+def chats_of(source: ModelSource) -> str | None:
+    """Return the chats that a tuned model was judged by, of whatever name it is asked for; None for other sources."""
+    import mlflow
+
+    if source.kind is not SourceKind.MLFLOW or not source.location.startswith("models:/m-"):
+        return None
+    logged = _logged_model(mlflow.MlflowClient(), source.location.removeprefix("models:/"))
+    return None if logged is None else logged.tags.get(QUALITY_CHATS)
+
+
+def _unmoving(client: Any, uri: str) -> tuple[str, str | None]:
+    """Return a URI that will not name another model tomorrow, and the registered model's name if there is one."""
+    match = _FORM.fullmatch(uri)
+    assert match is not None
+    if match["alias"]:
+        version = client.get_model_version_by_alias(match["name"], match["alias"])
+        return f"models:/{version.name}/{version.version}", match["name"]
+    return uri, match["name"]
+
+
+def _logged_model(client: Any, model_id: str) -> Any:
+    """Return the logged model, or None where the id is another server's: a model that was copied here."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_logged_model(model_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+
+
+def _metadata_file(client: Any, location: str) -> Path:
+    """Return the place of a logged model's MLmodel file here, downloaded where the artifact store is elsewhere."""
+    import mlflow
+
+    place = location
+    if location.startswith("models:/m-"):  # MLflow takes no path after such a URI
+        place = client.get_logged_model(location.removeprefix("models:/")).artifact_location
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{place}/MLmodel"))
+
+
+def _require_bounded(uri: str, path: Path) -> None:
+    """Refuse an MLmodel file before MLflow reads it into memory, if that could fill it.
+
+    Raises:
+        SourceError: it is no regular file, is too large, or is no YAML of a plain size.
+    """
+    try:
+        parse_yaml(read_bounded(path, MIB).decode())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SourceError(f"the MLmodel file of {uri} cannot be used ({reason})", "one that MLflow wrote",
+                          "log the model again") from error  # fmt: skip
+
+
+def _check_flavour(uri: str, flavours: dict[str, Any]) -> None:
+    if _FLAVOUR not in flavours:
+        raise SourceError(
+            f"{uri} has the flavours {', '.join(sorted(flavours))}", f"the flavour {_FLAVOUR}",
+            "log it with mlflow.transformers.log_model",
+        )  # fmt: skip
+    flavour = flavours[_FLAVOUR]
+    if "peft_adaptor" in flavour:
+        raise SourceError(f"{uri} is an adapter", "a whole model", "download its peft folder and name that")
+    if "model_binary" not in flavour:
+        raise SourceError(
+            f"{uri} was logged without its weights", "a model that holds them", "log it with save_pretrained=True"
+        )
+
+
+def download(source: ModelSource, into: Path) -> dict[str, Path]:
+    """Return the files of a logged model's checkpoint, their path in the checkpoint to their path on disk.
+
+    MLflow keeps a model and its tokenizer apart; the result has both. Files in an artifact store that is a folder of
+    this machine are returned where they are, others are downloaded below `into`.
+
+    Raises:
+        SourceError: the logged files are gone.
+    """
+    import mlflow
+
+    with _translated(source.text):
+        place = source.location
+        if source.revision == source.location.removeprefix("models:/"):  # MLflow takes no path after such a URI
+            place = mlflow.MlflowClient().get_logged_model(source.revision).artifact_location
+        model = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{place}/MLmodel")).parent
+        if not (model / _WEIGHTS).is_dir():  # MLmodel came alone: it is a temporary copy
+            model = Path(mlflow.artifacts.download_artifacts(artifact_uri=source.location, dst_path=str(into)))
+    # The model's own files come first: MLflow saves the tokenizer anew.
+    tokenizer = model / "components" / "tokenizer"
+    files = checkpoint_files(tokenizer, inside=model) | checkpoint_files(model / _WEIGHTS, inside=model)
+    licence = model / "LICENSE.txt"
+    if licence.is_file():
+        require_own(licence, model)
+        if not is_placeholder(licence_text(licence)):
+            files.setdefault(licence.name, licence)
+    return files
+
+
+@contextmanager
+def _translated(uri: str) -> Iterator[None]:
+    """Turn MLflow's "there is no such thing" into our error; a server that cannot be reached stays what it is."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        # An alias that does not exist is an invalid parameter to MLflow.
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        reason = " ".join(error.message.split())
+        absence = absence_of(uri) or Absence(reason, _FORMS, "check MLFLOW_TRACKING_URI and the name")
+        raise SourceError(f"MLflow has no {uri}: {absence.found}", absence.known, absence.advice) from error
