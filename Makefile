@@ -5,9 +5,9 @@ PYTHON ?= python3
 HARDWARE ?= cpu
 BIN := .venv/bin
 SETUP_LOG := .venv/setup.log
-# A file's tests stay together, since they share what they built, and files begin in the order of their names: those of
-# few tests, which are the longest, would otherwise come last. Two processes with a thread each do not wait for each
-# other; with two threads each they would, at every barrier.
+# A file's tests stay together, since they share what they built; files begin in the order of their folders, whole runs
+# first (tests/conftest.py). Two processes with a thread each do not wait for each other; with two threads each they
+# would, at every barrier.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 DEMO_NAME := smollm2-135m-instruct
 MLFLOW_PORT ?= 5000

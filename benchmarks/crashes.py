@@ -1,7 +1,7 @@
 """Crashes: the flow, its worker, or both are killed in each stage; what state is found, and what a retry does.
 
-    PYTHONPATH=tests python benchmarks/crashes.py           about twenty minutes
-    PYTHONPATH=tests python benchmarks/crashes.py both      one of flow, worker, both, cancel
+    PYTHONPATH=tests/harness python benchmarks/crashes.py           about twenty minutes
+    PYTHONPATH=tests/harness python benchmarks/crashes.py both      one of flow, worker, both, cancel
 
 All runs of a round are held in their stage, each in its own, and then killed together. Prints a Markdown table.
 """

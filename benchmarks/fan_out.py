@@ -1,7 +1,7 @@
 """Fan-out: models x targets queued at once, with builds that do nothing: what Prefect itself takes, and of what.
 
-    PYTHONPATH=tests python benchmarks/fan_out.py --models 8       40 runs: about 3 minutes
-    PYTHONPATH=tests python benchmarks/fan_out.py --minutes 60     200 models x 5 targets; stops after an hour
+    PYTHONPATH=tests/harness python benchmarks/fan_out.py --models 8       40 runs: about 3 minutes
+    PYTHONPATH=tests/harness python benchmarks/fan_out.py --minutes 60     200 models x 5 targets; stops after an hour
 
 The Prefect server is as in production, on PostgreSQL and with basic auth. Two pools have two workers each and run four
 flows at a time, all on this machine. Processor time is of whole process trees: a flow's is what its worker has waited

@@ -177,7 +177,7 @@ def run_tests(
     copy: Path, nodes: list[str], home: Path, option: str, limit_seconds: float = LIMIT_SECONDS
 ) -> tuple[int | None, str, float]:
     """Run the tests on the copy; return pytest's exit code, None where it came to no end, what it said, and seconds."""
-    path = os.pathsep.join([str(copy), str(copy / "tests")])
+    path = os.pathsep.join([str(copy), str(copy / "tests" / "harness")])
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", option, *nodes]
     environment = os.environ | {"HOME": str(home), "PYTHONPATH": path}
     started = time.monotonic()

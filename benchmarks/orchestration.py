@@ -1,6 +1,6 @@
 """Orchestration: what Prefect adds to a run, beside its own flow that does nothing.
 
-    PYTHONPATH=tests python benchmarks/orchestration.py       about five minutes
+    PYTHONPATH=tests/harness python benchmarks/orchestration.py       about five minutes
 
 The overhead of a run is its wall time, from the command to its end, less the sum of its stages. It is measured without
 a server, where Prefect starts one for the run, and with one; each command in turn, several times, medians shown. What a

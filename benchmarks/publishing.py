@@ -1,7 +1,7 @@
 """What publishing through the HTTP server of MLflow takes: bytes sent, and memory of both sides.
 
-    PYTHONPATH=tests python benchmarks/publishing.py               packages of 50 and 500 MB: about a minute
-    PYTHONPATH=tests python benchmarks/publishing.py --mb 500 5000 10 GB of disk
+    PYTHONPATH=tests/harness python benchmarks/publishing.py               packages of 50 and 500 MB: about a minute
+    PYTHONPATH=tests/harness python benchmarks/publishing.py --mb 500 5000 10 GB of disk
 
 The server is as in production: PostgreSQL, basic auth, artifacts handed out by itself. The client, a process of its
 own, logs a package whose weights are random bytes, reads it back and publishes it, through a proxy that counts.

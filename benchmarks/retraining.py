@@ -1,6 +1,6 @@
 """What a retraining comes to, on real content: SmolLM2-135M learns an invented town, and goes on as a 4-bit package.
 
-    PYTHONPATH=tests python benchmarks/retraining.py FOLDER   MLflow's store goes there; 20 minutes, 3 GB of disk
+    PYTHONPATH=tests/harness python benchmarks/retraining.py FOLDER   for MLflow's store; 20 minutes, 3 GB of disk
 
 Prints the loss curve, the three perplexities on both texts, what base and tuned package answer to questions that
 neither was taught, and the chain from the data to the alias as MLflow tells it.
@@ -99,7 +99,7 @@ def tell_perplexities(version: int) -> None:
 def tell_answers(workspace: Path) -> None:
     """Ask both, in ways that were not taught."""
     import mlflow
-    from test_retrain_proof import greedy_answers
+    from invented_town import greedy_answers
 
     from slmpack.build.build import build_package
     from slmpack.records import Recipe, Target

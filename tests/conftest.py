@@ -30,6 +30,11 @@ from slmpack.source.wheel import download_member  # noqa: E402
 SETTINGS = ("MLFLOW_", "PREFECT_", "HF_", "PIP_", "UV_", "XDG_", "HOME", "PATH", "PYTHONPATH")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let whole runs begin first: they are the longest, and two processes share all files."""
+    items.sort(key=lambda item: "runs" not in item.path.parts)
+
+
 @pytest.fixture(autouse=True)
 def settings_put_back() -> Iterator[None]:
     """Put back what a test changed in the environment: MLflow writes its addresses there, for the next."""

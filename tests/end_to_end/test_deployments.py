@@ -9,13 +9,14 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from places import PROJECT
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect_stack import PrefectServer, running_prefect_server
+from prefect_stack import PrefectServer, deploy, running_prefect_server
 
 from flows.deploy import LOST_RUNS, STUCK_RUNS
 from slmpack.records import Target
@@ -23,14 +24,7 @@ from slmpack.telemetry import SWITCHES
 
 pytestmark = pytest.mark.slow
 
-PROJECT = Path(__file__).parents[2]
 SCHEDULER_SECONDS = 120  # it looks once a minute
-
-
-def deploy(folder: Path, environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
-    """Deploy from anywhere, as `make deploy` does from the project."""
-    command = [sys.executable, "-m", "flows.deploy"]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")

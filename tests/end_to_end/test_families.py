@@ -9,20 +9,21 @@ from pathlib import Path
 import pytest
 from families import COLUMNS, EXPORTED, FAMILIES, Found, table, table_in, with_table
 from family_runs import Where, build_families, export_family
+from places import HARNESS, PROJECT
 
 from slmpack.errors import BuildError
 from slmpack.machine.child import run_in_child
 
 pytestmark = [pytest.mark.slow, pytest.mark.families]
 
-README = Path(__file__).parents[2] / "README.md"
+README = PROJECT / "README.md"
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Found]:
     folder = tmp_path_factory.mktemp("families")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+        patch.setenv("PYTHONPATH", str(HARNESS))
         builds, _ = run_in_child(
             build_families, Where(folder=folder), log=folder / "log", limit_seconds=900, failure=BuildError,
             doing="the builds of all families",

@@ -19,8 +19,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect_stack import PrefectServer, running_prefect_server, running_worker
-from test_deployments import deploy
+from prefect_stack import PrefectServer, deploy, running_prefect_server, running_worker
 
 pytestmark = pytest.mark.slow
 

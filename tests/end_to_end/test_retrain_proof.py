@@ -5,13 +5,11 @@ from typing import Any
 
 import mlflow
 import pytest
-from invented_town import FACTS, HELD_OUT, ask, chats, mixed_up, question, write_chats
+from invented_town import FACTS, HELD_OUT, ask, chats, greedy_answers, mixed_up, question, write_chats
 from mlflow import MlflowClient
 
 from flows.retrain_model import retrain_model
 from slmpack.build.build import build_package
-from slmpack.build.open_package import open_package
-from slmpack.checkpoint.tokenizer import read_tokenizer
 from slmpack.records import Recipe, Snapshot, Target
 from slmpack.retrain.evaluate import RetrainOutcome, RetrainPolicy
 from slmpack.retrain.training.settings import TrainSettings
@@ -62,23 +60,6 @@ def test_the_package_answers_a_paraphrase_that_nobody_taught_it_and_the_base_can
     assert known(answers) >= len(FACTS) - 2, answers
     base = build_package(smollm2, Target.CPU_INT8, Recipe.ACCURATE, workspace)
     assert known(greedy_answers(base.path, ASKED)) == 0
-
-
-def greedy_answers(package: Path, asked: list[str]) -> list[str]:
-    import onnxruntime_genai as og
-
-    model, tokenizer, answers = open_package(package, "cpu"), read_tokenizer(package), []
-    for each in asked:
-        text = tokenizer.apply_chat_template(ask(each), tokenize=False, add_generation_prompt=True)
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        parameters = og.GeneratorParams(model)
-        parameters.set_search_options(max_length=len(ids) + 24, do_sample=False)
-        generator = og.Generator(model, parameters)
-        generator.append_tokens(ids)
-        while not generator.is_done():
-            generator.generate_next_token()
-        answers.append(tokenizer.decode(generator.get_sequence(0)[len(ids) :], skip_special_tokens=True))
-    return answers
 
 
 def test_what_keeps_the_prose_and_loses_the_facts_is_not_published(tuned: RetrainOutcome) -> None:

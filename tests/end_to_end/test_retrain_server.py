@@ -10,6 +10,7 @@ from uuid import UUID
 import pytest
 from crashing import Site, read, running_site, until, until_state
 from invented_town import ASKED, chats, write_chats
+from logged_chats import log_chats
 from mlflow import MlflowClient
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentUpdate
@@ -24,7 +25,6 @@ from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.deployments import run_deployment
 from prefect.states import Cancelling
 from prefect_stack import running_worker
-from test_mlflow_dataset import log_chats
 
 from slmpack.retrain.evaluate import RetrainPolicy
 from slmpack.retrain.training.settings import TrainSettings

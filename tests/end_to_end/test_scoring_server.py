@@ -14,6 +14,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import scoring_server
 from mlflow_server import running_scoring_server
+from places import PROJECT
 
 from slmpack.log.interfaces import signature_of
 from slmpack.log.staging import staged_model
@@ -194,7 +195,7 @@ PROBES: dict[str, Probe] = {
 
 def table() -> dict[str, dict[str, str]]:
     """Return the README's table: what is asked -> the way -> what comes of it."""
-    text = (Path(__file__).parents[2] / "README.md").read_text()
+    text = (PROJECT / "README.md").read_text()
     found = TABLE.search(text)
     assert found
     head, _, *lines = found.group(0).strip().split("\n")

@@ -1,0 +1,111 @@
+"""A real Prefect server on the loopback, and real workers, each with a home of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from command_line import NOT_INHERITED
+from mlflow_server import free_port
+
+from slmpack.machine.child import kill_tree
+from slmpack.telemetry import SWITCHES
+
+START_SECONDS = 180
+
+
+@dataclass(frozen=True)
+class PrefectServer:
+    """Where the server answers, and what a client needs to know of it."""
+
+    api: str
+    folder: Path
+
+    @property
+    def address(self) -> str:
+        """Where a browser finds the dashboard."""
+        return self.api.removesuffix("/api")
+
+    def environment(self, **extra: str) -> dict[str, str]:
+        """Return the environment of a client, with `extra` on top; nothing of the tests' own settings is in it."""
+        kept = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
+        return kept | SWITCHES | {"PREFECT_API_URL": self.api, "PREFECT_HOME": str(self.folder / "client")} | extra
+
+
+@contextmanager
+def running_prefect_server(folder: Path, **environment: str) -> Iterator[PrefectServer]:
+    """Yield a server that keeps everything in `folder`, where its log is, too: prefect-server.log.
+
+    Args:
+        folder: its home; its database is SQLite there unless the environment says otherwise.
+        environment: settings of the server, such as PREFECT_SERVER_DATABASE_CONNECTION_URL.
+    """
+    server = PrefectServer(f"http://127.0.0.1:{(port := free_port())}/api", folder)
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    settings = server.environment(PREFECT_HOME=str(folder / "prefect"), **environment)
+    log = folder / "prefect-server.log"
+    with log.open("wb") as noise:
+        process = subprocess.Popen(command, env=settings, stdout=noise, stderr=noise, cwd=folder)
+        try:
+            _wait_until_healthy(server, process, log)
+            yield server
+        finally:
+            kill_tree(process.pid)
+            process.wait()
+
+
+def _wait_until_healthy(server: PrefectServer, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"{server.api}/health", timeout=2) as answer:
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise RuntimeError(f"the Prefect server did not start:\n{log.read_text()[-2000:]}")
+
+
+@contextmanager
+def running_worker(
+    pool: str, folder: Path, environment: dict[str, str], name: str
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Yield a process worker of `pool`; its home is `folder`/`name`, its log beside it: `name`.log.
+
+    It shares uv's downloads with the rest of the machine, as machines would share a package mirror.
+    """
+    home = folder / name
+    home.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", "--name", name]
+    shared = {"UV_CACHE_DIR": str(Path.home() / ".cache" / "uv"), "PREFECT_WORKER_QUERY_SECONDS": "2"}
+    settings = shared | environment | {
+        "HOME": str(home), "PREFECT_HOME": str(home / ".prefect"),
+    }  # fmt: skip
+    with (folder / f"{name}.log").open("ab") as log:
+        process = subprocess.Popen(
+            command, env=settings, stdout=log, stderr=log, cwd=home,
+            preexec_fn=_with_default_interrupt,  # noqa: PLW1509 - a shell's `&` may have had it ignored
+        )  # fmt: skip
+        try:
+            yield process
+        finally:
+            kill_tree(process.pid)
+            process.wait()
+
+
+def _with_default_interrupt() -> None:
+    """A worker that inherits an ignored SIGINT ignores SIGTERM, too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def deploy(folder: Path, environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    """Deploy from anywhere, as `make deploy` does from the project."""
+    command = [sys.executable, "-m", "flows.deploy"]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
