@@ -37,7 +37,6 @@ from slmpack.records import FileDigest, Record
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-READ_BYTES = 1 << 20
 
 
 class Manifest(Record):
@@ -58,12 +57,9 @@ def log_folder(workspace: Path) -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file in hexadecimal, reading 1 MiB at a time."""
-    digest = hashlib.sha256()
+    """Return the sha256 of a file in hexadecimal."""
     with open_regular(path) as file:
-        while block := file.read(READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest_files(folder: Path, stage: str, leave_out: frozenset[str] = frozenset()) -> tuple[FileDigest, ...]:
