@@ -12,8 +12,9 @@ import errno
 import json
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 MIB = 1 << 20
 SMALL_BYTES = 16 * MIB  # of a configuration, a template, a licence, a model card
@@ -85,7 +86,7 @@ def _require_at_most(path: Path, size: int, most_bytes: int) -> None:
         raise LargeFileError(errno.EFBIG, f"it has {size:,} bytes, more than {most_bytes:,}", str(path))
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a regular file for reading; opening never waits for a writer, and never wakes a device.
 
     Raises:
