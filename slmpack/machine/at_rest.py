@@ -13,7 +13,7 @@ from pathlib import Path
 
 from slmpack.errors import SlmpackError, SourceError, WorkspaceError
 from slmpack.machine.stamps import Stamp, stamp_of
-from slmpack.machine.store import damage_since, lock, store_folder
+from slmpack.machine.store import Facts, damage_since, lock, store_folder
 from slmpack.records import Snapshot
 
 _AT_REST, _AGAIN = "files at rest", "start again"
@@ -91,9 +91,7 @@ def unchanged(snapshot: Snapshot) -> Iterator[None]:
         _require_whole(snapshot)
 
 
-def derive_folder(
-    snapshot: Snapshot, workspace: Path, kind: str, key: str, make: Callable[[Path], dict[str, str | int | None]]
-) -> Path:
+def derive_folder(snapshot: Snapshot, workspace: Path, kind: str, key: str, make: Callable[[Path], Facts]) -> Path:
     """Return the folder `<workspace>/<kind>/<key>` as `store_folder` does, of something that is made of `snapshot`.
 
     What was made while a file of the snapshot changed is thrown away.
@@ -107,7 +105,7 @@ def derive_folder(
         WorkspaceError: the snapshot is gone.
     """
 
-    def make_at_rest(into: Path) -> dict[str, str | int | None]:
+    def make_at_rest(into: Path) -> Facts:
         with unchanged(snapshot):
             return make(into)
 

@@ -2,13 +2,12 @@
 
     <workspace>/snapshots/<key>/   checkpoints           <workspace>/locks/    one flock file a key
     <workspace>/packages/<key>/    built packages        <workspace>/scratch/  folders not finished yet
-    <workspace>/references/<key>/  sources' own logits   <workspace>/logs/     what child processes wrote
+    <workspace>/tunings/<key>/     tuned models          <workspace>/training/ checkpoints of trainings that run
+    <workspace>/chats/<key>/       chats, some held out  <workspace>/logs/     what child processes wrote
     <workspace>/parities/<key>/    tokenizers compared   <workspace>/stamps/   what need not be hashed again
     <workspace>/kept/<key>/        checkpoints as they were quantised, beside plain snapshots of the same key
     <workspace>/exports/<key>/     float32 graphs from optimum, beside environments/<key>/, in which it runs
-    <workspace>/chats/<key>/       chats to learn from, and chats held out
-    <workspace>/tunings/<key>/     tuned models           <workspace>/training/ checkpoints of trainings that run
-    <workspace>/environments/<key>/ what exports models that the builder does not know
+    <workspace>/references/, chat-references/<key>/  sources' own logits and answers, on a text and on chats
     <workspace>/calibrations/, folds/, sensitivities/, gptq/<key>/  what was found out about a source for its recipes
 
 A folder is made in `scratch/`, synced, made read-only and renamed into place, so a whole one is never half one.
@@ -38,12 +37,14 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 
+Facts = dict[str, str | int | None]  # of a manifest: what the maker of a folder wants to remember of it
+
 
 class Manifest(Record):
     """What a stored folder holds, and what its maker wants to remember of it."""
 
     files: tuple[FileDigest, ...]
-    facts: dict[str, str | int | None]
+    facts: Facts
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
@@ -141,7 +142,7 @@ def lock(workspace: Path, key: str) -> Iterator[None]:
         os.close(handle)
 
 
-def store_folder(workspace: Path, kind: str, key: str, make: Callable[[Path], dict[str, str | int | None]]) -> Path:
+def store_folder(workspace: Path, kind: str, key: str, make: Callable[[Path], Facts]) -> Path:
     """Return the folder `<workspace>/<kind>/<key>`, made by `make` unless a whole one is there.
 
     Args:
@@ -174,7 +175,7 @@ def store_folder(workspace: Path, kind: str, key: str, make: Callable[[Path], di
     return place
 
 
-def _seal(folder: Path, facts: dict[str, str | int | None], stage: str) -> None:
+def _seal(folder: Path, facts: Facts, stage: str) -> None:
     """Write the manifest, sync every file and make it read-only; a link's target is not ours to change."""
     manifest = Manifest(files=digest_files(folder, stage), facts=facts)
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")

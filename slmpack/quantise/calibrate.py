@@ -25,11 +25,10 @@ from slmpack.checkpoint.forward import load_source, logits_of, tensor_names, voc
 from slmpack.checkpoint.texts.sample_texts import CODE, PROSE, SCRIPTS
 from slmpack.checkpoint.windows import TEXT_FILE, cut_windows, dtype_of, first_ids, prefix_of
 from slmpack.errors import BuildError, QualityError
-from slmpack.machine.at_rest import derive_folder
-from slmpack.machine.child import limited, run_in_child
+from slmpack.machine.child import limited
 from slmpack.machine.forks import TORCH, forked_with
-from slmpack.machine.limits import limit_seconds
-from slmpack.machine.store import log_folder
+from slmpack.machine.remember import ChildWork, remembered
+from slmpack.machine.store import Facts
 from slmpack.progress import report
 from slmpack.records import Record, Snapshot, digest_of
 
@@ -93,29 +92,22 @@ def calibrate(snapshot: Snapshot, text: str | None, workspace: Path) -> Path:
     read = BUILT_IN_TEXT if text is None else text
     key = digest_of([CALIBRATION, snapshot.digest, text])
 
-    def make(into: Path) -> dict[str, str | int | None]:
+    def request(into: Path) -> Reading:
         logger.info("calibrating %s on %d tokens", snapshot.source.name, TOKENS)
         (into / TEXT_FILE).write_text(read, encoding="utf-8", newline="")
-        request = Reading(
+        return Reading(
             snapshot=snapshot.path, dtype=dtype_of(snapshot), context_length=snapshot.context_length,
             text_tokens=text_tokens, random_tokens=random_tokens, into=into,
         )  # fmt: skip
-        calibrated, run = run_in_child(
-            run_calibration, request,
-            log=log_folder(workspace) / f"calibration-{key[:12]}.log",
-            limit_seconds=limit_seconds(CALIBRATION_LIMIT_SECONDS, snapshot.size_bytes),
-            failure=BuildError, doing="the calibration",
-        )  # fmt: skip
-        logger.info("that took %.0f s and %.1f GB", run.seconds, run.peak_private_bytes / 1e9)
+
+    def facts(calibrated: Calibrated) -> Facts:
         if calibrated.silent:
             logger.warning("%d matrices saw only zeros, the first is %s: they are quantised without a calibration",
                            len(calibrated.silent), calibrated.silent[0])  # fmt: skip
-        return {
-            "snapshot": snapshot.digest, "tokens": calibrated.tokens, "silent": "\n".join(calibrated.silent),
-            "peak_private_bytes": run.peak_private_bytes,
-        }  # fmt: skip
+        return {"tokens": calibrated.tokens, "silent": "\n".join(calibrated.silent)}
 
-    return derive_folder(snapshot, workspace, "calibrations", key, make)
+    work = ChildWork(run_calibration, "calibration", CALIBRATION_LIMIT_SECONDS, BuildError, "the calibration")
+    return remembered("calibrations", key, snapshot, workspace, work, request, facts)
 
 
 def read_energy(folder: Path) -> "dict[str, Tensor]":

@@ -24,6 +24,11 @@ class Marker(Record):
     path: Path
 
 
+class Sum(Record):
+    numbers: Path
+    into: Path
+
+
 class Names(Record):
     names: tuple[str, ...]
 
@@ -51,6 +56,12 @@ def refuse(number: Number) -> Number:
 
 def stumble(number: Number) -> Number:
     return Number(value=1 // number.value)
+
+
+def add_up(request: Sum) -> Number:
+    total = sum(map(int, request.numbers.read_text().split()))
+    (request.into / "sum.txt").write_text(str(total))
+    return Number(value=total)
 
 
 def be_killed(number: Number) -> Number:

@@ -27,7 +27,7 @@ from slmpack.checkpoint.texts import (
 )
 from slmpack.log.staging import WRAPPER
 from slmpack.machine.json_file import read_json
-from slmpack.machine.store import log_folder, sha256_of, store_folder
+from slmpack.machine.store import Facts, log_folder, sha256_of, store_folder
 from slmpack.prove.parity import check, pair, runtime_reading
 from slmpack.prove.parity.check import ParityResult, check_parity
 from slmpack.records import Check, Package, digest_of
@@ -50,7 +50,7 @@ def known_parity(package: Package, workspace: Path) -> tuple[Check, ...]:
     """
     key = digest_of(_depends_on(package))
 
-    def make(into: Path) -> dict[str, str | int | None]:
+    def make(into: Path) -> Facts:
         checks = check_parity(package.path, package.snapshot.path, log_folder(workspace) / f"parity-{key[:12]}.log")
         (into / RESULT).write_text(ParityResult(checks=checks).model_dump_json())
         return {"package": package.digest, "snapshot": package.snapshot.digest}

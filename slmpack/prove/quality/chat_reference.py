@@ -19,11 +19,9 @@ from slmpack.checkpoint.forward import load_source, logits_of, vocabulary_of
 from slmpack.checkpoint.tokenizer import read_tokenizer
 from slmpack.checkpoint.windows import LOG_PROBABILITIES_FILE, dtype_of
 from slmpack.errors import DataError, QualityError
-from slmpack.machine.at_rest import derive_folder
-from slmpack.machine.child import run_in_child
 from slmpack.machine.forks import TORCH, forked_with
-from slmpack.machine.limits import limit_seconds
-from slmpack.machine.store import log_folder, require_space
+from slmpack.machine.remember import ChildWork, remembered
+from slmpack.machine.store import Facts, require_space
 from slmpack.progress import report
 from slmpack.prove.quality.chat_loss import parts_of, tokens_at_once
 from slmpack.prove.quality.reference import (
@@ -94,19 +92,19 @@ def chat_reference(snapshot: Snapshot, chats: Path, workspace: Path, expected: s
     dtype = dtype_of(snapshot)
     key = digest_of([LAYOUT, snapshot.digest, lines, dtype, MAX_TOKENS, MAX_ANSWER_TOKENS, MAX_CHAT_TOKENS])
 
-    def make(into: Path) -> dict[str, str | int | None]:
+    def request(into: Path) -> ChatsToRun:
         (into / GIVEN).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
-        request = ChatsToRun(snapshot=snapshot.path, dtype=dtype, context_length=snapshot.context_length, into=into)
-        reference, run = run_in_child(
-            run_source_on_chats, request, log=log_folder(workspace) / f"chat-reference-{key[:12]}.log",
-            limit_seconds=limit_seconds(REFERENCE_LIMIT_SECONDS, snapshot.size_bytes), failure=QualityError,
-            doing="the run of the source on chats",
-        )  # fmt: skip
-        logger.info("the source read %d chats with %d tokens of answers (%.0f s); %d were left out",
-                    len(reference.windows), reference.positions, run.seconds, reference.left_out)  # fmt: skip
-        return {"snapshot": snapshot.digest, "positions": reference.positions}
+        return ChatsToRun(snapshot=snapshot.path, dtype=dtype, context_length=snapshot.context_length, into=into)
 
-    return derive_folder(snapshot, workspace, "chat-references", key, make)
+    def facts(reference: ChatReference) -> Facts:
+        logger.info("the source read %d chats with %d tokens of answers; %d were left out",
+                    len(reference.windows), reference.positions, reference.left_out)  # fmt: skip
+        return {"positions": reference.positions}
+
+    work = ChildWork(
+        run_source_on_chats, "chat-reference", REFERENCE_LIMIT_SECONDS, QualityError, "the run of the source on chats"
+    )
+    return remembered("chat-references", key, snapshot, workspace, work, request, facts)
 
 
 @forked_with(*TORCH)

@@ -28,11 +28,10 @@ from slmpack.checkpoint.windows import (
     prefix_of,
 )
 from slmpack.errors import QualityError
-from slmpack.machine.at_rest import derive_folder
-from slmpack.machine.child import limited, run_in_child
+from slmpack.machine.child import limited
 from slmpack.machine.forks import TORCH, forked_with
-from slmpack.machine.limits import limit_seconds
-from slmpack.machine.store import log_folder, require_space
+from slmpack.machine.remember import ChildWork, remembered
+from slmpack.machine.store import Facts, require_space
 from slmpack.progress import report
 from slmpack.records import Record, Snapshot, digest_of
 
@@ -97,28 +96,19 @@ def source_reference(snapshot: Snapshot, text: str, workspace: Path) -> Path:
     dtype = dtype_of(snapshot)
     key = digest_of([LAYOUT, snapshot.digest, text, dtype, MAX_TOKENS, WINDOW_TOKENS, PROMPTS])
 
-    def make(into: Path) -> dict[str, str | int | None]:
+    def request(into: Path) -> SourceText:
         logger.info(
             "running the source of %s on the text: %.1f billion weights, up to %d tokens",
             snapshot.source.name, snapshot.parameters / 1e9, MAX_TOKENS,
         )  # fmt: skip
         (into / TEXT_FILE).write_text(text, encoding="utf-8", newline="")
-        request = SourceText(
-            snapshot=snapshot.path, dtype=dtype, context_length=snapshot.context_length, into=into
-        )  # fmt: skip
-        reference, run = run_in_child(
-            run_source, request,
-            log=log_folder(workspace) / f"reference-{key[:12]}.log",
-            limit_seconds=limit_seconds(REFERENCE_LIMIT_SECONDS, snapshot.size_bytes),
-            failure=QualityError, doing="the run of the source",
-        )  # fmt: skip
-        logger.info("that took %.0f s and %.1f GB", run.seconds, run.peak_private_bytes / 1e9)
-        return {
-            "snapshot": snapshot.digest, "dtype": dtype, "positions": reference.positions,
-            "peak_private_bytes": run.peak_private_bytes,
-        }  # fmt: skip
+        return SourceText(snapshot=snapshot.path, dtype=dtype, context_length=snapshot.context_length, into=into)
 
-    return derive_folder(snapshot, workspace, "references", key, make)
+    def facts(reference: Reference) -> Facts:
+        return {"dtype": dtype, "positions": reference.positions}
+
+    work = ChildWork(run_source, "reference", REFERENCE_LIMIT_SECONDS, QualityError, "the run of the source")
+    return remembered("references", key, snapshot, workspace, work, request, facts)
 
 
 @forked_with(*TORCH)

@@ -13,11 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from slmpack.checkpoint.forward import load_source
 from slmpack.errors import QualityError
-from slmpack.machine.at_rest import derive_folder
-from slmpack.machine.child import run_in_child
 from slmpack.machine.forks import TORCH, forked_with
-from slmpack.machine.limits import limit_seconds
-from slmpack.machine.store import log_folder
+from slmpack.machine.remember import ChildWork, remembered
 from slmpack.progress import report
 from slmpack.records import Record, Snapshot, digest_of
 
@@ -34,11 +31,16 @@ MIN_LOOP_COPIES = 3
 
 
 class SourceQuestions(Record):
-    """What the source's process is asked: each prompt is the token ids of one question, in its chat template."""
+    """What the source is to answer: each prompt is the token ids of one question, in its chat template.
+
+    Attributes:
+        into: the folder for the file of the answers.
+    """
 
     snapshot: Path
     dtype: str
     prompts: tuple[tuple[int, ...], ...]
+    into: Path
 
 
 class Answer(Record):
@@ -120,27 +122,18 @@ def source_answers(
     """
     key = digest_of(["answers", snapshot.digest, dtype, prompts, ANSWER_TOKENS])
 
-    def make(into: Path) -> dict[str, str | int | None]:
+    def request(into: Path) -> SourceQuestions:
         logger.info("asking the source the same: %d answers of up to %d tokens", len(prompts), ANSWER_TOKENS)
-        answers, run = run_in_child(
-            answer_as_source,
-            SourceQuestions(snapshot=snapshot.path, dtype=dtype, prompts=prompts),
-            log=log_folder(workspace) / f"answers-{key[:12]}.log",
-            limit_seconds=limit_seconds(ANSWER_LIMIT_SECONDS, snapshot.size_bytes),
-            failure=QualityError,
-            doing="the answering by the source",
-        )
-        (into / ANSWERS_FILE).write_text(answers.model_dump_json())
-        logger.info("that took %.0f s and %.1f GB", run.seconds, run.peak_private_bytes / 1e9)
-        return {"snapshot": snapshot.digest, "dtype": dtype, "peak_private_bytes": run.peak_private_bytes}
+        return SourceQuestions(snapshot=snapshot.path, dtype=dtype, prompts=prompts, into=into)
 
-    folder = derive_folder(snapshot, workspace, "references", key, make)
+    work = ChildWork(answer_as_source, "answers", ANSWER_LIMIT_SECONDS, QualityError, "the answering by the source")
+    folder = remembered("references", key, snapshot, workspace, work, request, lambda _: {"dtype": dtype})
     return SourceAnswers.model_validate_json((folder / ANSWERS_FILE).read_text()).answers
 
 
 @forked_with(*TORCH)
 def answer_as_source(questions: SourceQuestions) -> SourceAnswers:
-    """Run in a child: answer greedily with transformers, as `package_answer` does with the package."""
+    """Run in a child: answer greedily with transformers, as `package_answer` does with the package; write the file."""
     import torch
     from transformers import GenerationConfig
 
@@ -163,7 +156,9 @@ def answer_as_source(questions: SourceQuestions) -> SourceAnswers:
             ids, attention_mask=mask, do_sample=False, max_new_tokens=ANSWER_TOKENS, repetition_penalty=1.0,
             pad_token_id=min(stops, default=None), stopping_criteria=[tell],
         )  # fmt: skip
-    return SourceAnswers(answers=tuple(_answer_of(row.tolist(), stops) for row in answered[:, longest:]))
+    answers = SourceAnswers(answers=tuple(_answer_of(row.tolist(), stops) for row in answered[:, longest:]))
+    (questions.into / ANSWERS_FILE).write_text(answers.model_dump_json())
+    return answers
 
 
 def _answer_of(ids: list[int], stops: set[int]) -> Answer:

@@ -20,11 +20,10 @@ from slmpack.checkpoint.headers import read_weights
 from slmpack.checkpoint.mapped_rows import Maps
 from slmpack.checkpoint.windows import MIN_TOKENS, TEXT_FILE, cut_windows, dtype_of, first_ids, prefix_of
 from slmpack.errors import BuildError
-from slmpack.machine.at_rest import derive_folder
-from slmpack.machine.child import limited, run_in_child
+from slmpack.machine.child import limited
 from slmpack.machine.forks import TORCH, forked_with
-from slmpack.machine.limits import limit_seconds
-from slmpack.machine.store import log_folder
+from slmpack.machine.remember import ChildWork, remembered
+from slmpack.machine.store import Facts
 from slmpack.quantise.awq.channel_pairs import VERSION, Fold, FoldMap, NoFoldError, Pair, Shapes, fold_map
 from slmpack.quantise.awq.channel_scales import (
     BLOCK_SIZE,
@@ -100,28 +99,24 @@ def fold_channels(snapshot: Snapshot, calibration: Path, workspace: Path) -> Pat
     """
     key = digest_of([FOLD, snapshot.digest, calibration.name])
 
-    def make(into: Path) -> dict[str, str | int | None]:
+    def request(into: Path) -> FoldRequest:
         logger.info("choosing the channels' scales of %s", snapshot.source.name)
-        request = FoldRequest(
-            snapshot=snapshot.path, dtype=dtype_of(snapshot), calibration=calibration, into=into
-        )  # fmt: skip
-        folded, run = run_in_child(
-            run_fold, request,
-            log=log_folder(workspace) / f"fold-{key[:12]}.log",
-            limit_seconds=limit_seconds(FOLD_LIMIT_SECONDS, snapshot.size_bytes),
-            failure=BuildError, doing="the fold",
-        )  # fmt: skip
-        logger.info("that took %.0f s and %.1f GB", run.seconds, run.peak_private_bytes / 1e9)
+        return FoldRequest(snapshot=snapshot.path, dtype=dtype_of(snapshot), calibration=calibration, into=into)
+
+    def facts(folded: Folded) -> Facts:
         if folded.reason:
             logger.warning("no channels are folded, since %s", folded.reason)
         return {
-            "snapshot": snapshot.digest, "pairs": folded.pairs, "of_pairs": folded.of_pairs,
-            "loss_ratio": f"{folded.loss_ratio:.3f}", "largest_difference": f"{folded.largest_difference:.1e}",
-            "mean_kl": f"{folded.mean_kl:.1e}", "reason": folded.reason, "seconds": round(run.seconds),
-            "peak_private_bytes": run.peak_private_bytes,
-        }  # fmt: skip
+            "pairs": folded.pairs,
+            "of_pairs": folded.of_pairs,
+            "loss_ratio": f"{folded.loss_ratio:.3f}",
+            "largest_difference": f"{folded.largest_difference:.1e}",
+            "mean_kl": f"{folded.mean_kl:.1e}",
+            "reason": folded.reason,
+        }
 
-    return derive_folder(snapshot, workspace, "folds", key, make)
+    work = ChildWork(run_fold, "fold", FOLD_LIMIT_SECONDS, BuildError, "the fold")
+    return remembered("folds", key, snapshot, workspace, work, request, facts)
 
 
 def read_fold(folder: Path) -> Fold:

@@ -33,11 +33,10 @@ from slmpack.checkpoint.forward import load_source, vocabulary_of
 from slmpack.checkpoint.headers import read_weights
 from slmpack.checkpoint.windows import TEXT_FILE, dtype_of
 from slmpack.errors import BuildError
-from slmpack.machine.at_rest import derive_folder
 from slmpack.machine.child import run_in_child
 from slmpack.machine.forks import TORCH, forked_with
-from slmpack.machine.limits import limit_seconds
-from slmpack.machine.store import log_folder, require_space
+from slmpack.machine.remember import ChildWork, remembered
+from slmpack.machine.store import Facts, log_folder, require_space
 from slmpack.quantise.awq.channel_pairs import Fold
 from slmpack.quantise.awq.fold import read_fold
 from slmpack.quantise.calibrate import BUILT_IN_TEXT, WINDOW_TOKENS, Reading, windows_of
@@ -97,28 +96,21 @@ def quantise_by_gptq(
     """
     key = digest_of([GPTQ, snapshot.digest, fold.name if fold else None, text, sorted(int8)])
 
-    def make(into: Path) -> dict[str, str | int | None]:
+    def request(into: Path) -> GptqText:
         require_space(workspace, int(snapshot.parameters * BYTES_PER_WEIGHT), "what GPTQ finds")
         _tell_time(snapshot, log_folder(workspace) / f"gptq-speed-{key[:12]}.log")
         (into / TEXT_FILE).write_text(BUILT_IN_TEXT if text is None else text, encoding="utf-8", newline="")
-        request = GptqText(
+        return GptqText(
             snapshot=snapshot.path, dtype=dtype_of(snapshot), context_length=snapshot.context_length, fold=fold,
             int8=tuple(int8), text_tokens=BUILT_IN_TOKENS if text is None else TOKENS,
             random_tokens=TOKENS - BUILT_IN_TOKENS if text is None else 0, into=into,
         )  # fmt: skip
-        solved, run = run_in_child(
-            run_gptq, request,
-            log=log_folder(workspace) / f"gptq-{key[:12]}.log",
-            limit_seconds=limit_seconds(GPTQ_LIMIT_SECONDS, snapshot.size_bytes),
-            failure=BuildError, doing="GPTQ",
-        )  # fmt: skip
-        logger.info("that took %.0f s and %.1f GB", run.seconds, run.peak_private_bytes / 1e9)
-        return {
-            "snapshot": snapshot.digest, "tokens": solved.tokens, "matrices": solved.matrices,
-            "seconds": round(run.seconds), "peak_private_bytes": run.peak_private_bytes,
-        }  # fmt: skip
 
-    return derive_folder(snapshot, workspace, "gptq", key, make)
+    def facts(solved: Solved) -> Facts:
+        return {"tokens": solved.tokens, "matrices": solved.matrices}
+
+    work = ChildWork(run_gptq, "gptq", GPTQ_LIMIT_SECONDS, BuildError, "GPTQ")
+    return remembered("gptq", key, snapshot, workspace, work, request, facts)
 
 
 def _tell_time(snapshot: Snapshot, log: Path) -> None:

@@ -19,11 +19,10 @@ from slmpack.checkpoint.headers import Tensor as Header
 from slmpack.checkpoint.headers import read_weights
 from slmpack.checkpoint.windows import MIN_TOKENS, TEXT_FILE, dtype_of, first_ids, prefix_of
 from slmpack.errors import BuildError
-from slmpack.machine.at_rest import derive_folder
-from slmpack.machine.child import limited, run_in_child
+from slmpack.machine.child import limited
 from slmpack.machine.forks import TORCH, forked_with
-from slmpack.machine.limits import limit_seconds
-from slmpack.machine.store import log_folder
+from slmpack.machine.remember import ChildWork, remembered
+from slmpack.machine.store import Facts
 from slmpack.progress import report
 from slmpack.quantise.awq.fold import read_fold
 from slmpack.quantise.calibrate import read_energy
@@ -102,29 +101,25 @@ def measure_sensitivity(snapshot: Snapshot, calibration: Path, fold: Path, works
     """
     key = digest_of([SENSITIVITY, snapshot.digest, calibration.name, fold.name])
 
-    def make(into: Path) -> dict[str, str | int | None]:
-        headers = read_weights(snapshot.path)
-        work = plan_work(headers, snapshot.layers, snapshot.context_length)
-        _tell(snapshot, work)
-        request = SensitivityRequest(
-            snapshot=snapshot.path, dtype=dtype_of(snapshot), calibration=calibration, fold=fold, tokens=work.tokens,
-            reason=None if work.tokens else _too_long(work), into=into,
+    effort = plan_work(read_weights(snapshot.path), snapshot.layers, snapshot.context_length)
+
+    def request(into: Path) -> SensitivityRequest:
+        _tell(snapshot, effort)
+        return SensitivityRequest(
+            snapshot=snapshot.path, dtype=dtype_of(snapshot), calibration=calibration, fold=fold, tokens=effort.tokens,
+            reason=None if effort.tokens else _too_long(effort), into=into,
         )  # fmt: skip
-        found, run = run_in_child(
-            run_sensitivity, request,
-            log=log_folder(workspace) / f"sensitivity-{key[:12]}.log",
-            limit_seconds=limit_seconds(SENSITIVITY_LIMIT_SECONDS, snapshot.size_bytes),
-            failure=BuildError, doing="the measurement of what 4 bits cost",
-        )  # fmt: skip
-        logger.info("that took %.0f s and %.1f GB", run.seconds, run.peak_private_bytes / 1e9)
+
+    def facts(found: Sensitivity) -> Facts:
         if found.reason:
             logger.warning("what each matrix loses in 4 bits is an estimate: %s", found.reason)
-        return {
-            "snapshot": snapshot.digest, "measured": found.measured, "reason": found.reason,
-            "tokens": work.tokens if found.measured else 0, "peak_private_bytes": run.peak_private_bytes,
-        }  # fmt: skip
+        tokens = effort.tokens if found.measured else 0
+        return {"measured": found.measured, "reason": found.reason, "tokens": tokens}
 
-    return derive_folder(snapshot, workspace, "sensitivities", key, make)
+    work = ChildWork(
+        run_sensitivity, "sensitivity", SENSITIVITY_LIMIT_SECONDS, BuildError, "the measurement of what 4 bits cost"
+    )
+    return remembered("sensitivities", key, snapshot, workspace, work, request, facts)
 
 
 def read_sensitivity(folder: Path) -> Sensitivity:

@@ -29,7 +29,7 @@ from slmpack.errors import SourceError, TrainError
 from slmpack.machine.at_rest import unchanged
 from slmpack.machine.child import ChildRun, run_in_child
 from slmpack.machine.limits import limit_seconds
-from slmpack.machine.store import log_folder, require_space, sha256_of, store_folder
+from slmpack.machine.store import Facts, log_folder, require_space, sha256_of, store_folder
 from slmpack.records import Record, Snapshot, digest_of
 from slmpack.retrain.training.checkpoints import last_whole, needed_bytes, no_room, step_of, training_folder
 from slmpack.retrain.training.losses import LOSSES, Told, TrainingPoint, following, read_points, write_points
@@ -120,7 +120,7 @@ def train_adapter(
     key = digest_of([LAYOUT, snapshot.digest, data, settings.learnt_by(), versions])
     logs = log_folder(workspace)
 
-    def make(into: Path) -> dict[str, str | int | None]:
+    def make(into: Path) -> Facts:
         folder = training_folder(workspace, key)
         with _telling_no_room(folder):
             if not (folder / TUNED / TRAINING).is_file():
