@@ -11,16 +11,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from slmpack.build.build import build_package
 from slmpack.errors import SourceError
+from slmpack.log.checkpoint import log_checkpoint
 from slmpack.log.lifetime import is_local
-from slmpack.log.log import PREFECT_RUN, log_model, ready_models
+from slmpack.log.log import PREFECT_RUN, ready_models
 from slmpack.log.provenance import Provenance, snapshot_in, source_of
 from slmpack.log.read_back import CHECKPOINT_FOLDER
 from slmpack.log.restore import find_logged
 from slmpack.log.staging import link_or_copy
 from slmpack.machine.store import Manifest, store_folder
-from slmpack.records import Interface, ModelSource, Record, Snapshot, SourceKind, Target, digest_of_files
+from slmpack.records import ModelSource, Record, Snapshot, SourceKind, digest_of_files
 from slmpack.source.fetch import snapshot_key
 from slmpack.source.snapshot import facts_of, snapshot_of
 
@@ -57,10 +57,8 @@ def hand_over(snapshot: Snapshot, name: str, workspace: Path, trace: dict[str, s
     source = snapshot.source
     if snapshot.is_dequantised:
         return HandOver(source=pinned_text(source), checkpoint=None)
-    package = build_package(snapshot, Target.TRANSFORMERS, None, workspace)
-    told = {key: value for key, value in trace.items() if key != PREFECT_RUN}  # it is nobody's package
-    model = log_model(package, Interface.CHAT, name, workspace, told | {CHECKPOINT_TAG: snapshot_key(source)})
-    _close_run(model.run_id)
+    tags = {key: value for key, value in trace.items() if key != PREFECT_RUN}  # it is nobody's package
+    model = log_checkpoint(snapshot, name, workspace, tags | {CHECKPOINT_TAG: snapshot_key(source)})
     return HandOver(source=source.shown, checkpoint=model.uri)
 
 
@@ -130,9 +128,3 @@ def _take_files(location: str, told: Provenance, into: Path) -> None:
         (into / file.name).parent.mkdir(exist_ok=True)
         (into / CHECKPOINT_FOLDER / file.name).rename(into / file.name)
     shutil.rmtree(into / CHECKPOINT_FOLDER)
-
-
-def _close_run(run_id: str) -> None:
-    from mlflow import MlflowClient
-
-    MlflowClient().set_terminated(run_id, "FINISHED")
