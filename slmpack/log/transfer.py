@@ -9,11 +9,10 @@ source can be reached from anywhere, each machine fetches that very revision its
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 from slmpack.errors import SourceError
+from slmpack.log.artifacts import Artifacts
 from slmpack.log.checkpoint import log_checkpoint
-from slmpack.log.lifetime import is_local
 from slmpack.log.log import PREFECT_RUN, ready_models
 from slmpack.log.provenance import Provenance, snapshot_in, source_of
 from slmpack.log.read_back import CHECKPOINT_FOLDER
@@ -114,17 +113,13 @@ def receive_snapshot(uri: str, workspace: Path) -> Snapshot:
 
 def _take_files(location: str, told: Provenance, into: Path) -> None:
     """Put the checkpoint's own files into the empty folder `into`: linked from a local store, else downloaded."""
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-    from mlflow.utils.file_utils import local_file_uri_to_path
-
-    if is_local(location):
-        root = Path(local_file_uri_to_path(location)) / CHECKPOINT_FOLDER  # type: ignore[no-untyped-call]
+    artifacts = Artifacts(location)
+    if artifacts.folder is not None:
         for file in told.snapshot.files:
-            link_or_copy(root / file.name, into / file.name)
+            link_or_copy(artifacts.folder / CHECKPOINT_FOLDER / file.name, into / file.name)
         return
-    repository: Any = get_artifact_repository(location)
     for file in told.snapshot.files:
-        repository.download_artifacts(f"{CHECKPOINT_FOLDER}/{file.name}", str(into))
+        artifacts.copy(f"{CHECKPOINT_FOLDER}/{file.name}", into)
         (into / file.name).parent.mkdir(exist_ok=True)
         (into / CHECKPOINT_FOLDER / file.name).rename(into / file.name)
     shutil.rmtree(into / CHECKPOINT_FOLDER)
