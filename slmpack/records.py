@@ -166,6 +166,29 @@ class ModelSource(Record):
         return self.name if self.is_local else self.text
 
 
+class Original(Record):
+    """The form that a snapshot's weights had in their source; in the snapshot they are plain.
+
+    Attributes:
+        form: such as `GPTQ, 4 bits, groups of 128`, or `GGUF`.
+        bits: number of bits of a quantised checkpoint's weights; None of a GGUF file, where each matrix has its own.
+        unsupported_reason: why the builder cannot take a quantised checkpoint's codes, None if it can.
+        storages: how a GGUF file stored each matrix (`Q4_0`, `F16`), by the matrix's name in the snapshot.
+        version: of the code that dequantised a checkpoint; None of a GGUF file, whose snapshot's key has its own.
+    """
+
+    form: str
+    bits: Literal[4, 8] | None = None
+    unsupported_reason: str | None = None
+    storages: dict[str, str] = Field(default_factory=dict)
+    version: int | None = None
+
+    @property
+    def is_checkpoint(self) -> bool:
+        """Whether the source was a checkpoint of GPTQ, AWQ or Olive, and not a GGUF file."""
+        return self.bits is not None
+
+
 class Snapshot(Record):
     """A checkpoint in Hugging Face's layout, in the workspace, checked and digested.
 
@@ -179,6 +202,7 @@ class Snapshot(Record):
         layers: number of decoder layers.
         context_length: tokens, prompt and answer together.
         repairs: what was put right in the checkpoint's small files, a sentence each, see `snapshot_repairs`.
+        original: what the weights were in the source; None if they were plain there.
     """
 
     source: ModelSource
@@ -191,6 +215,12 @@ class Snapshot(Record):
     context_length: int
     licence: str | None
     repairs: tuple[str, ...] = ()
+    original: Original | None = None
+
+    @property
+    def is_dequantised(self) -> bool:
+        """Whether its weights were codes of a GPTQ, AWQ or Olive checkpoint."""
+        return self.original is not None and self.original.is_checkpoint
 
     @property
     def digest(self) -> str:

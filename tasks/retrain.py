@@ -5,7 +5,7 @@ from pathlib import Path
 from prefect import task
 
 from slmpack.chats.dataset import ChatData, ChatParts, DataPolicy
-from slmpack.log import datasets
+from slmpack.log import checkpoint, datasets
 from slmpack.log.datasets import FoundData
 from slmpack.prove.quality import general_text
 from slmpack.records import LoggedModel, Outcome, Snapshot, Target
@@ -120,7 +120,7 @@ def log_tuned_figures(run_id: str, figures: TunedFigures) -> None:
 @progress_artifact("log")
 def log_tuned(snapshot: Snapshot, retraining: Retraining, workspace: Path) -> LoggedModel:
     """Log the tuned checkpoint; retried, since MLflow is remote."""
-    return tuned_model.log_tuned(snapshot, retraining.name, workspace, trace_of_run())
+    return checkpoint.log_checkpoint(snapshot, retraining.name, workspace, trace_of_run())
 
 
 @task(task_run_name="register the tuned {retraining.name}", **REMOTE)

@@ -24,16 +24,14 @@ from slmpack.build.optimum.recipes import (
     requirements_digest,
 )
 from slmpack.build.versions import BYTES_PER_PARAMETER, builder_versions
-from slmpack.checkpoint.gguf_storages import kept_types
 from slmpack.checkpoint.inspect import TOKENIZER
-from slmpack.checkpoint.original_form import kept_form, kept_sentence
+from slmpack.checkpoint.original import original_sentences
 from slmpack.errors import BuildError
 from slmpack.machine.at_rest import derive_folder
 from slmpack.machine.child import limited, run_in_child
 from slmpack.machine.hardware import provider_here
 from slmpack.machine.limits import limit_seconds
 from slmpack.machine.store import Manifest, log_folder, require_space
-from slmpack.quantise.lossless import kept_sentences
 from slmpack.quantise.prepare import Prepared, is_kept, preparation_digest, prepare
 from slmpack.records import Package, Provider, Recipe, Record, Snapshot, Target, digest_of
 from slmpack.targets import BuilderOptions, options_for
@@ -196,10 +194,7 @@ def _quantiser_of(options: BuilderOptions, built: Built) -> str:
 
 def _told_kept(snapshot: Snapshot, prepared: Prepared, kept: tuple[str, ...]) -> tuple[str, ...]:
     """Return what became of weights that were quantised before."""
-    form = kept_form(snapshot.path)
-    if form is not None:
-        return (kept_sentence(form, prepared.checkpoint is not None),)
-    return kept_sentences(kept_types(snapshot.path), kept)
+    return original_sentences(snapshot.original, has_codes=prepared.checkpoint is not None, lossless=kept)
 
 
 def obstacle_of(options: BuilderOptions) -> str | None:

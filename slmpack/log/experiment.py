@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slmpack.errors import LogError
+from slmpack.log.artifacts import Artifacts
 from slmpack.log.lifetime import ROOT, database_folder, obstacle
 from slmpack.log.mlflow_server import shown
 from slmpack.source.mlflow_errors import one_line
@@ -130,10 +131,9 @@ def _advice(uri: str, experiment: str | None) -> str:
 def _unreachable(location: str) -> str | None:
     """Return why MLflow has no client for the location: an unknown scheme, a package that is missing, no server."""
     from mlflow.exceptions import MlflowException
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     try:
-        get_artifact_repository(location)
+        Artifacts(location)
     except MlflowException as error:
         return one_line(error).partition(". ")[0]
     except ImportError as error:

@@ -6,15 +6,11 @@ A file that was changed in place keeps its size; `integrity` finds it, which rea
 """
 
 import logging
-import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from slmpack.log.lifetime import is_local
-from slmpack.log.mlflow_server import artifact_sizes
+from slmpack.log.artifacts import Artifacts
 from slmpack.log.staging import PACKAGE_FOLDER
 from slmpack.machine.store import MANIFEST, Manifest
 from slmpack.plain_text import tag_text
@@ -50,15 +46,12 @@ def damage_of(model_id: str) -> str | None:
 
 def _damage_in(logged: "MlflowModel") -> str | None:
     """Compare the list of the artifact store with the lists that the model brought along."""
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-    location = logged.artifact_location
-    repository: Any = get_artifact_repository(location)
-    found = dict(artifact_sizes(repository))
+    artifacts = Artifacts(logged.artifact_location)
+    location, found = artifacts.location, artifacts.sizes()
     if not found:
         return f"its files are gone from {location}"
     try:
-        expected = _expected_sizes(found, served(repository, is_local(location)))
+        expected = _expected_sizes(found, artifacts)
     except ValueError:
         return f"a {MANIFEST} in {location} cannot be read"
     if missing := sorted(expected.keys() - found.keys()):
@@ -69,9 +62,7 @@ def _damage_in(logged: "MlflowModel") -> str | None:
     return None
 
 
-def _expected_sizes(
-    found: Collection[str], serve: Callable[[str], AbstractContextManager[Path]]
-) -> dict[str, int | None]:
+def _expected_sizes(found: Collection[str], artifacts: Artifacts) -> dict[str, int | None]:
     """Return path in the artifacts -> size in bytes, as the manifests that were found list them.
 
     Raises:
@@ -80,7 +71,7 @@ def _expected_sizes(
     expected: dict[str, int | None] = {"MLmodel": None, MANIFEST: None}
     for manifest in (MANIFEST, PACKAGE_MANIFEST):
         if manifest in found:
-            with serve(manifest) as path:
+            with artifacts.file(manifest) as path:
                 listed = Manifest.read(path.parent).files
             folder = manifest.removesuffix(MANIFEST)
             expected |= {f"{folder}{file.name}": file.size_bytes for file in listed}
@@ -132,17 +123,3 @@ def is_usable(logged: "MlflowModel") -> bool:
 
 def _dated(reason: str) -> str:
     return f"{datetime.now(UTC).isoformat(timespec='seconds')}: {tag_text(reason)}"
-
-
-def served(repository: Any, in_place: bool) -> Callable[[str], AbstractContextManager[Path]]:
-    """Return what opens a file by name: where it lies, or downloaded for as long as it is looked at."""
-
-    @contextmanager
-    def serve(name: str) -> Iterator[Path]:
-        if in_place:
-            yield Path(repository.download_artifacts(name))
-        else:
-            with tempfile.TemporaryDirectory(prefix="slmpack-") as folder:
-                yield Path(repository.download_artifacts(name, folder))
-
-    return serve

@@ -9,6 +9,8 @@ import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from slmpack.log.artifacts import is_local, local_path
+
 ROOT = "mlruns"  # Source: MLflow 3.17.2, store/tracking/__init__.py; relative to the working folder
 TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - they are looked for, nothing is written there
 
@@ -39,13 +41,6 @@ def is_on_this_machine(uri: str) -> bool:
     return host in {"localhost", "::1"} or host.startswith("127.")
 
 
-def is_local(location: str) -> bool:
-    """Tell whether artifacts can be read where they lie."""
-    from mlflow.utils.uri import is_local_uri
-
-    return bool(is_local_uri(location, is_tracking_or_registry_uri=False))  # type: ignore[no-untyped-call]
-
-
 def obstacle(location: str, uri: str, working: Path, on_worker: bool = False) -> str | None:
     """Return why artifacts at `location` will be gone before the database at `uri`; None if they will not.
 
@@ -55,12 +50,10 @@ def obstacle(location: str, uri: str, working: Path, on_worker: bool = False) ->
         working: the working folder of this process.
         on_worker: that folder belongs to one run, wherever it is.
     """
-    from mlflow.utils.file_utils import local_file_uri_to_path
-
     if not is_local(location):
         return None
     database, working = database_folder(uri, working), working.resolve()
-    path = Path(local_file_uri_to_path(location))  # type: ignore[no-untyped-call]
+    path = local_path(location)
     if not path.is_absolute() and database != working:
         return "relative to the working folder"
     place = (working / path).resolve()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from slmpack import progress
 from slmpack.errors import LogError, SlmpackError, UsageError
+from slmpack.log.artifacts import Artifacts
 from slmpack.log.experiment import EXPERIMENT, experiment_id
 from slmpack.log.health import is_usable
 from slmpack.log.mlflow_server import check_name, require_registry
@@ -199,17 +200,14 @@ def _write_ids(folder: Path, model_id: str, run_id: str) -> str:
 def _put(folder: Path, logged: "MlflowModel") -> None:
     """Give the artifact store the folder: linked where it is a local one, else uploaded; either way file by file."""
     from mlflow import MlflowClient
-    from mlflow.utils.file_utils import local_file_uri_to_path
-    from mlflow.utils.uri import is_local_uri
 
-    location, client = logged.artifact_location, MlflowClient()
-    is_local = is_local_uri(location)  # type: ignore[no-untyped-call]
+    local, client = Artifacts(logged.artifact_location).folder, MlflowClient()
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     total, done = sum(path.stat().st_size for path in paths), 0
     for path in paths:
         name = path.relative_to(folder)
-        if is_local:
-            link_or_copy(path, Path(local_file_uri_to_path(location)) / name)  # type: ignore[no-untyped-call]
+        if local is not None:
+            link_or_copy(path, local / name)
         else:
             client.log_model_artifact(logged.model_id, str(path), name.parent.as_posix().removeprefix("."))
         done += path.stat().st_size
@@ -219,7 +217,6 @@ def _put(folder: Path, logged: "MlflowModel") -> None:
 def _discard(logged: "MlflowModel") -> None:
     """Leave nothing of a model that was logged in part, as far as MLflow can be reached."""
     from mlflow import MlflowClient
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     if not _is_reachable():
         logger.warning("the logged model %s is left behind, not READY: MLflow cannot be reached", logged.model_id)
@@ -228,6 +225,6 @@ def _discard(logged: "MlflowModel") -> None:
     with suppress(Exception):  # the error that brought us here is the one to tell
         client.finalize_logged_model(logged.model_id, "FAILED")
     with suppress(Exception):
-        get_artifact_repository(logged.artifact_location).delete_artifacts()  # type: ignore[no-untyped-call]
+        Artifacts(logged.artifact_location).delete()
     with suppress(Exception):
         client.delete_logged_model(logged.model_id)

@@ -2,9 +2,7 @@
 
 import re
 import socket
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from slmpack.errors import PublishError, UsageError
@@ -14,28 +12,11 @@ from slmpack.redaction import redacted
 from slmpack.source.mlflow_errors import one_line
 from slmpack.source.names import is_of_a_word, logged_name
 
-if TYPE_CHECKING:
-    from mlflow.store.artifact.artifact_repo import ArtifactRepository
-
 PROBE_SECONDS = 5
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 PUNCTUATION = " .+-_"
 NAME_CHARACTERS = 200  # MLflow's databases have room for 256, and for 250 in a run's name, which the target ends
 PROBES = ("/api/2.0/mlflow/registered-models/search", "/api/2.0/mlflow/experiments/search")
-
-
-def artifact_names(repository: "ArtifactRepository") -> Iterator[str]:
-    """Yield the path of every artifact."""
-    return (name for name, _ in artifact_sizes(repository))
-
-
-def artifact_sizes(repository: "ArtifactRepository", folder: str | None = None) -> Iterator[tuple[str, int | None]]:
-    """Yield the path and the size in bytes of every artifact below `folder`; not every store tells sizes."""
-    for entry in repository.list_artifacts(folder):
-        if entry.is_dir:
-            yield from artifact_sizes(repository, entry.path)
-        else:
-            yield entry.path, entry.file_size
 
 
 def check_name(name: str) -> None:

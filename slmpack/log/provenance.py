@@ -6,16 +6,17 @@ The manifest of the logged model lists the file, so it is as safe from changes a
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import model_validator
 
-from slmpack.checkpoint.gguf_storages import kept_types
+from slmpack.checkpoint.original import original_gguf
 from slmpack.records import (
     FileDigest,
     Interface,
     LoggedModel,
     ModelSource,
+    Original,
     Package,
     Recipe,
     Record,
@@ -45,11 +46,7 @@ class SourceFacts(Record):
 
 
 class SnapshotFacts(Record):
-    """A snapshot without its folder.
-
-    Attributes:
-        stored_types: how a GGUF file stored each matrix, see `kept_blocks`; {} of other sources.
-    """
+    """A snapshot without its folder."""
 
     digest: str
     files: tuple[FileDigest, ...]
@@ -59,8 +56,18 @@ class SnapshotFacts(Record):
     layers: int
     context_length: int
     licence: str | None
-    stored_types: dict[str, str] = Field(default_factory=dict)  # not there in what 0.1 logged before it
-    repairs: tuple[str, ...] = ()  # as `stored_types`
+    repairs: tuple[str, ...] = ()  # not there in what 0.1 logged before it
+    original: Original | None = None  # as `repairs`
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older(cls, value: Any) -> Any:
+        """Take the GGUF storages from where 0.1 logged them before there was an original."""
+        if not isinstance(value, dict) or "stored_types" not in value:
+            return value
+        value = dict(value)
+        storages = value.pop("stored_types")
+        return value | ({"original": original_gguf(storages)} if storages else {})
 
 
 class PackageFacts(Record):
@@ -102,8 +109,7 @@ def provenance_of(
         digest=digest,
         package=PackageFacts.model_validate(package.model_dump(exclude={"snapshot", "path"})),
         snapshot=SnapshotFacts.model_validate(
-            snapshot.model_dump(exclude={"source", "path"})
-            | {"digest": snapshot.digest, "stored_types": kept_types(snapshot.path)}
+            snapshot.model_dump(exclude={"source", "path"}) | {"digest": snapshot.digest}
         ),
         source=_facts_of(snapshot.source),
     )
@@ -126,13 +132,15 @@ def source_of_facts(told: SourceFacts) -> ModelSource:
     return ModelSource.model_validate(told.model_dump() | {"location": told.location or told.name, "base": base})
 
 
+def snapshot_in(folder: Path, told: Provenance) -> Snapshot:
+    """Return the record of the snapshot that a logged model was made from, in a folder of this machine."""
+    facts = told.snapshot.model_dump(exclude={"digest"})
+    return Snapshot.model_validate(facts | {"source": source_of(told), "path": folder})
+
+
 def model_of(told: Provenance, model_id: str, run_id: str, *, package: Path, snapshot: Path) -> LoggedModel:
     """Return the logged model's record, with the folders that `package` and `snapshot` have on this machine."""
-    checkpoint = told.snapshot.model_dump(exclude={"digest", "stored_types"}) | {
-        "source": source_of(told),
-        "path": snapshot,
-    }
-    built = told.package.model_dump() | {"snapshot": Snapshot.model_validate(checkpoint), "path": package}
+    built = told.package.model_dump() | {"snapshot": snapshot_in(snapshot, told), "path": package}
     return LoggedModel(
         package=Package.model_validate(built),
         interface=told.interface,

@@ -8,13 +8,11 @@ them. A local store is read in place; a remote one is downloaded, so room for th
 
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 from slmpack.errors import CheckError, DamageError
-from slmpack.log.health import PACKAGE_MANIFEST, clear_version, mark_content, served
-from slmpack.log.lifetime import is_local
+from slmpack.log.artifacts import artifacts_of
+from slmpack.log.health import PACKAGE_MANIFEST, clear_version, mark_content
 from slmpack.log.log import MANIFEST_TAG
-from slmpack.log.mlflow_server import artifact_names
 from slmpack.log.staging import PACKAGE_FOLDER, WRAPPER
 from slmpack.log.tags import MODEL_ID, PUBLISHED
 from slmpack.log.versions import versions_with
@@ -49,28 +47,17 @@ def read_back(model: LoggedModel) -> tuple[Check, ...]:
 
 
 def _compare(model: LoggedModel) -> tuple[Check, ...]:
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
     with final_errors(CheckError, f"to read {model.uri}"):
-        location = artifact_location(model)
-        repository: Any = get_artifact_repository(location)
-        serve = served(repository, is_local(location))
-        listed = _model_manifest(serve(MANIFEST), model)
+        artifacts = artifacts_of(model)
+        listed = _model_manifest(artifacts.file(MANIFEST), model)
         expected = listed | _package_digests(model)
-        _check_names(frozenset(artifact_names(repository)), {*expected, MANIFEST})
+        _check_names(frozenset(artifacts.sizes()), {*expected, MANIFEST})
         for done, name in enumerate(sorted(expected), start=1):
-            with serve(name) as path:
+            with artifacts.file(name) as path:
                 _check_file(name, path, expected[name], model)
             report("read back", done, len(expected), "files")
     size = model.package.size_bytes
     return (Check(name="read back", found=f"{len(expected)} files, {size:,} bytes of the package as they were built"),)
-
-
-def artifact_location(model: LoggedModel) -> str:
-    """Return where the tracking store says that the files of `model` are."""
-    from mlflow import MlflowClient
-
-    return str(MlflowClient().get_logged_model(model.model_id).artifact_location)
 
 
 def _package_digests(model: LoggedModel) -> dict[str, str]:

@@ -12,11 +12,11 @@ import logging
 import re
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from slmpack.errors import CheckError, SourceError, UsageError
+from slmpack.log.artifacts import Artifacts
 from slmpack.log.health import damage_of
-from slmpack.log.lifetime import is_local
 from slmpack.log.log import MANIFEST_TAG
 from slmpack.log.origin import snapshot_path
 from slmpack.log.provenance import PROVENANCE, Provenance, model_of
@@ -74,31 +74,33 @@ def find_logged(uri: str) -> Recorded:
         SourceError: MLflow has no such model.
         CheckError: slmpack did not log it, or it is not whole.
     """
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
     with final_errors(CheckError, f"to read {uri}"):
         logged = _logged_model(uri)
-        repository: Any = get_artifact_repository(logged.artifact_location)
-        names = {entry.path for entry in repository.list_artifacts()}
+        artifacts = Artifacts(str(logged.artifact_location))
+        names = artifacts.top_names()
         if PROVENANCE not in names and MANIFEST_TAG in logged.tags:
             damage = damage_of(logged.model_id) or f"it has no {PROVENANCE}"
             raise CheckError(f"{uri} cannot be used: {damage}", "all the files that were logged",
                              "package its source again: slmpack package SOURCE")  # fmt: skip
         if PROVENANCE not in names or MANIFEST_TAG not in logged.tags:
             raise _stranger(uri, f"no {PROVENANCE} beside its MLmodel")
-        file = Path(repository.download_artifacts(PROVENANCE))
-    try:
-        told = Provenance.model_validate_json(read_bounded(file))
-    except (OSError, ValueError) as error:
-        raise CheckError(f"{PROVENANCE} of {uri} cannot be read", "one that this release of slmpack writes",
-                         "verify with the release that logged it, or package its source again") from error  # fmt: skip
+        with artifacts.file(PROVENANCE) as file:
+            told = _read_provenance(uri, file)
     return Recorded(
         uri=uri,
         model_id=logged.model_id,
         run_id=str(logged.source_run_id),
-        location=str(logged.artifact_location),
+        location=artifacts.location,
         told=told,
     )
+
+
+def _read_provenance(uri: str, file: Path) -> Provenance:
+    try:
+        return Provenance.model_validate_json(read_bounded(file))
+    except (OSError, ValueError) as error:
+        raise CheckError(f"{PROVENANCE} of {uri} cannot be read", "one that this release of slmpack writes",
+                         "verify with the release that logged it, or package its source again") from error  # fmt: skip
 
 
 def recall_model(uri: str, workspace: Path, *, trust_code: bool = False) -> LoggedModel:
@@ -173,16 +175,12 @@ def _compare_versions(told: Provenance) -> None:
 
 def _package_path(found: Recorded, folder: str, workspace: Path) -> Path:
     """Return the folder of the package's files: in place, where reading back compares them, or downloaded."""
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-    from mlflow.utils.file_utils import local_file_uri_to_path
-
-    if is_local(found.location):
-        return Path(local_file_uri_to_path(found.location)) / folder  # type: ignore[no-untyped-call]
-    repository: Any = get_artifact_repository(found.location)
-    package = found.told.package
+    artifacts, package = Artifacts(found.location), found.told.package
+    if artifacts.folder is not None:
+        return artifacts.folder / folder
 
     def make(into: Path) -> dict[str, str | int | None]:
-        repository.download_artifacts(folder, str(into))
+        artifacts.copy(folder, into)
         for path in (into / folder).iterdir():
             path.rename(into / path.name)
         shutil.rmtree(into / Path(folder).parts[0])

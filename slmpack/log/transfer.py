@@ -7,25 +7,21 @@ they are kept there as they are kept here. A GPTQ, AWQ or Olive checkpoint is mo
 source can be reached from anywhere, each machine fetches that very revision itself.
 """
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
-from slmpack.build.build import build_package
-from slmpack.checkpoint.gguf_storages import FACT
-from slmpack.checkpoint.original_form import kept_form
 from slmpack.errors import SourceError
-from slmpack.log.lifetime import is_local
-from slmpack.log.log import PREFECT_RUN, log_model, ready_models
-from slmpack.log.provenance import Provenance, source_of
+from slmpack.log.artifacts import Artifacts
+from slmpack.log.checkpoint import log_checkpoint
+from slmpack.log.log import PREFECT_RUN, ready_models
+from slmpack.log.provenance import Provenance, snapshot_in, source_of
 from slmpack.log.read_back import CHECKPOINT_FOLDER
 from slmpack.log.restore import find_logged
 from slmpack.log.staging import link_or_copy
 from slmpack.machine.store import Manifest, store_folder
-from slmpack.records import Interface, ModelSource, Record, Snapshot, SourceKind, Target, digest_of_files
-from slmpack.source.fetch import snapshot_key, snapshot_of
-from slmpack.source.repairs import FACT as REPAIRS
+from slmpack.records import ModelSource, Record, Snapshot, SourceKind, digest_of_files
+from slmpack.source.fetch import snapshot_key
+from slmpack.source.snapshot import facts_of, snapshot_of
 
 CHECKPOINT_TAG = "checkpoint"
 
@@ -58,12 +54,10 @@ def hand_over(snapshot: Snapshot, name: str, workspace: Path, trace: dict[str, s
         LogError: MLflow would not take it.
     """
     source = snapshot.source
-    if kept_form(snapshot.path) is not None:
+    if snapshot.is_dequantised:
         return HandOver(source=pinned_text(source), checkpoint=None)
-    package = build_package(snapshot, Target.TRANSFORMERS, None, workspace)
-    told = {key: value for key, value in trace.items() if key != PREFECT_RUN}  # it is nobody's package
-    model = log_model(package, Interface.CHAT, name, workspace, told | {CHECKPOINT_TAG: snapshot_key(source)})
-    _close_run(model.run_id)
+    tags = {key: value for key, value in trace.items() if key != PREFECT_RUN}  # it is nobody's package
+    model = log_checkpoint(snapshot, name, workspace, tags | {CHECKPOINT_TAG: snapshot_key(source)})
     return HandOver(source=source.shown, checkpoint=model.uri)
 
 
@@ -94,19 +88,20 @@ def receive_snapshot(uri: str, workspace: Path) -> Snapshot:
     """Return the snapshot that `hand_over` logged, from the workspace if it has it, else from MLflow.
 
     Raises:
-        SourceError: MLflow has no such model, or its files are not those that were handed over.
+        SourceError: MLflow has no such model, its files are not those that were handed over, or the source was
+            quantised, and the model has only a part of it.
         CheckError: slmpack did not log it, or it is not whole.
         WorkspaceError: there is no room for it.
     """
     found = find_logged(uri)
-    told, source = found.told, source_of(found.told)
+    told, source, original = found.told, source_of(found.told), found.told.snapshot.original
+    if original is not None and original.is_checkpoint:
+        raise SourceError(f"{uri} has the plain weights of {source.text}, without its codes ({original.form})",
+                          "the source of a whole snapshot", f"fetch {source.text} itself")  # fmt: skip
 
     def make(into: Path) -> dict[str, str | int | None]:
         _take_files(found.location, told, into)
-        facts = told.snapshot.model_dump(exclude={"digest", "files", "stored_types", "repairs"})
-        types, repairs = told.snapshot.stored_types, told.snapshot.repairs
-        facts |= {REPAIRS: "\n".join(repairs)} if repairs else {}
-        return facts | ({FACT: json.dumps(types, sort_keys=True)} if types else {})
+        return facts_of(snapshot_in(into, told))
 
     path = store_folder(workspace, "snapshots", snapshot_key(source), make)
     manifest = Manifest.read(path)
@@ -118,23 +113,13 @@ def receive_snapshot(uri: str, workspace: Path) -> Snapshot:
 
 def _take_files(location: str, told: Provenance, into: Path) -> None:
     """Put the checkpoint's own files into the empty folder `into`: linked from a local store, else downloaded."""
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-    from mlflow.utils.file_utils import local_file_uri_to_path
-
-    if is_local(location):
-        root = Path(local_file_uri_to_path(location)) / CHECKPOINT_FOLDER  # type: ignore[no-untyped-call]
+    artifacts = Artifacts(location)
+    if artifacts.folder is not None:
         for file in told.snapshot.files:
-            link_or_copy(root / file.name, into / file.name)
+            link_or_copy(artifacts.folder / CHECKPOINT_FOLDER / file.name, into / file.name)
         return
-    repository: Any = get_artifact_repository(location)
     for file in told.snapshot.files:
-        repository.download_artifacts(f"{CHECKPOINT_FOLDER}/{file.name}", str(into))
+        artifacts.copy(f"{CHECKPOINT_FOLDER}/{file.name}", into)
         (into / file.name).parent.mkdir(exist_ok=True)
         (into / CHECKPOINT_FOLDER / file.name).rename(into / file.name)
     shutil.rmtree(into / CHECKPOINT_FOLDER)
-
-
-def _close_run(run_id: str) -> None:
-    from mlflow import MlflowClient
-
-    MlflowClient().set_terminated(run_id, "FINISHED")

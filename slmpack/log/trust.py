@@ -19,11 +19,11 @@ from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
 from slmpack.errors import TrustError
+from slmpack.log.artifacts import Artifacts
 from slmpack.log.staging import PACKAGE_FOLDER, WRAPPER
 from slmpack.machine.bounded_file import read_bounded
 
@@ -83,16 +83,10 @@ def require_trusted_artifacts(uri: str, location: str) -> None:
     Raises:
         TrustError: it would run code which is not ours.
     """
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-    from slmpack.log.mlflow_server import artifact_names
-
-    repository: Any = get_artifact_repository(location)
+    artifacts = Artifacts(location)
     with TemporaryDirectory(prefix="slmpack-") as folder:
-        require_trusted(
-            uri, [*artifact_names(repository)],
-            lambda name: read_bounded(Path(repository.download_artifacts(name, folder)), LARGEST_READ),
-        )  # fmt: skip
+        names = artifacts.sizes().keys()
+        require_trusted(uri, names, lambda name: read_bounded(artifacts.copy(name, Path(folder)), LARGEST_READ))
 
 
 def _stranger_in(names: Collection[str], read: Read) -> str | None:

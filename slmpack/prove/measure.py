@@ -12,15 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from slmpack.build.genai.memory import FLOAT32_BYTES
 from slmpack.checkpoint.windows import REFERENCE_FILE, dtype_of
 from slmpack.errors import QualityError, UsageError
 from slmpack.figures import limit_shown, ratio_shown
+from slmpack.log.artifacts import artifacts_of
 from slmpack.log.chat_artifacts import fetch_data
-from slmpack.log.lifetime import is_local
-from slmpack.log.read_back import artifact_location
 from slmpack.machine.child import run_in_child
 from slmpack.machine.cores import share_of_cores, threads_of_children
 from slmpack.machine.hardware import device_of, provider_here
@@ -153,16 +151,12 @@ def read_source_beside(
 @contextmanager
 def _logged_folder(model: LoggedModel, workspace: Path) -> Iterator[Path]:
     """Yield the folder of the package's files in the logged model: in place, or fetched and then removed."""
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
     inside = "model" if model.package.target is Target.TRANSFORMERS else "artifacts/package"
     scratch = folder_in(workspace, "scratch")
     with TemporaryDirectory(prefix="measure-", dir=scratch) as fetched:
         with final_errors(QualityError, f"to read {model.uri}"):
-            location = artifact_location(model)
-            repository: Any = get_artifact_repository(location)
-            folder = repository.download_artifacts(inside, None if is_local(location) else fetched)
-        yield Path(folder)
+            folder = artifacts_of(model).path_of(inside, Path(fetched))
+        yield folder
 
 
 def _check_bytes(model: LoggedModel, folder: Path) -> Check:

@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from slmpack.errors import CheckError
+from slmpack.log.artifacts import Artifacts
 from slmpack.log.interfaces import check_answer, gets_whole_requests, input_example_of, metadata_of, signature_of
-from slmpack.log.mlflow_server import artifact_names
 from slmpack.log.provenance import PROVENANCE
 from slmpack.log.requirements import PACKAGES, PIN
 from slmpack.log.trust import CODE_LOADER, PICKLE_SUFFIXES
@@ -111,16 +111,14 @@ def _parity_of(model: LoggedModel, workspace: Path) -> tuple[Check, ...]:
 
 def _read(model: LoggedModel, workspace: Path) -> LoggedFiles:
     from mlflow.models import Model
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    repository = get_artifact_repository(model.uri)
-    fetch: Callable[[str, str], str] = repository.download_artifacts
-    names = tuple(artifact_names(repository))
+    artifacts = Artifacts(model.uri)
+    names = tuple(artifacts.sizes())
     if missing := sorted(set(TEXT_FILES) - set(names)):
         raise _refusal("files", f"{', '.join(missing)} missing", "the files that MLflow writes with every model")
     with TemporaryDirectory() as folder:
-        paths = {name: fetch(name, folder) for name in (*TEXT_FILES, PROVENANCE) if name in names}
-        texts = {name: _text(name, Path(path)) for name, path in paths.items()}
+        read = [name for name in (*TEXT_FILES, PROVENANCE) if name in names]
+        texts = {name: _text(name, artifacts.copy(name, Path(folder))) for name in read}
     metadata = Model.from_dict(_parsed("MLmodel", texts["MLmodel"]))
     return LoggedFiles(model=model, metadata=metadata, names=names, texts=texts, workspace=workspace)
 

@@ -14,17 +14,13 @@ Source: ggml/src/ggml-quants.c of ggml-org/llama.cpp, `quantize_row_q4_0_ref`, `
 docs/ContribOperators.md of microsoft/onnxruntime, MatMulNBits.
 """
 
-from collections import Counter
-from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 from slmpack.checkpoint.blocks import Bits, Quantised, blocks_a_row, extremes, packed
-from slmpack.checkpoint.gguf_storages import FLOATS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-BITS: dict[str, Bits] = {"Q4_0": 4, "Q8_0": 8}
 BLOCK_SIZE = 32
 
 
@@ -85,23 +81,3 @@ def _codes(blocks: "Tensor", scales: "Tensor") -> "Tensor":
 
     divisors = torch.where(scales == 0, 1.0, scales).unsqueeze(-1)
     return (blocks / divisors).round_()
-
-
-def kept_sentences(types: Mapping[str, str], kept: Collection[str]) -> tuple[str, ...]:
-    """Return what became of the matrices of a GGUF file, a sentence for each storage, most matrices first.
-
-    Args:
-        types: as `kept_types` returns them.
-        kept: names of the matrices whose codes and scales the package has.
-    """
-    counted = Counter((storage, name in kept) for name, storage in types.items() if storage not in FLOATS)
-    return tuple(_sentence(storage, was_kept, number) for (storage, was_kept), number in counted.most_common())
-
-
-def _sentence(storage: str, was_kept: bool, number: int) -> str:
-    matrices = "1 matrix" if number == 1 else f"{number} matrices"
-    if was_kept:
-        return f"{matrices} kept as in the GGUF file ({storage}), without loss"
-    if storage in BITS:
-        return f"{matrices} quantised again from {storage}, since this recipe has another form for them"
-    return f"{matrices} quantised again from {storage}, which has no fast form in ONNX Runtime"

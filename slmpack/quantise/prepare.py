@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from slmpack.checkpoint.blocks import Bits
-from slmpack.checkpoint.gguf_storages import kept_types
 from slmpack.checkpoint.headers import read_weights
-from slmpack.checkpoint.original_form import kept_folder, kept_form
+from slmpack.checkpoint.original import LOSSLESS, codes_folder, storages_of
 from slmpack.machine.store import Manifest
 from slmpack.quantise.awq.fold import FOLD, fold_channels, read_fold
 from slmpack.quantise.calibrate import CALIBRATION, calibrate, read_energy
 from slmpack.quantise.gptq.codes_file import open_gptq
 from slmpack.quantise.gptq.gptq import GPTQ, quantise_by_gptq
-from slmpack.quantise.lossless import BITS, BLOCK_SIZE
+from slmpack.quantise.lossless import BLOCK_SIZE
 from slmpack.quantise.mixed_precision.choose_int8 import choose_int8, told_int8
 from slmpack.quantise.mixed_precision.sensitivity import SENSITIVITY, measure_sensitivity, read_sensitivity
 from slmpack.quantise.plan import Plan
@@ -66,8 +65,8 @@ def preparation_digest(options: BuilderOptions, calibration_text: str | None) ->
 
 def is_kept(snapshot: Snapshot, options: BuilderOptions) -> bool:
     """Return whether a quantised checkpoint is taken as it is; the stock recipes quantise what it means."""
-    form = kept_form(snapshot.path)
-    same = form is not None and form.obstacle is None and form.bits == (8 if options.precision == "int8" else 4)
+    original, bits = snapshot.original, 8 if options.precision == "int8" else 4
+    same = original is not None and original.unsupported_reason is None and original.bits == bits
     return same and (options.weighted or options.precision == "int8")
 
 
@@ -81,11 +80,11 @@ def prepare(snapshot: Snapshot, options: BuilderOptions, calibration_text: str |
     """
     if is_kept(snapshot, options):  # what is left to quantise is the head
         calibration = calibrate(snapshot, calibration_text, workspace) if options.weighted else None
-        return Prepared(checkpoint=kept_folder(snapshot.path), calibration=calibration)
+        return Prepared(checkpoint=codes_folder(snapshot.path), calibration=calibration)
     if not options.quantises:
         return Prepared()
-    types = kept_types(snapshot.path) if options.block_size == BLOCK_SIZE else {}
-    kept = {name: BITS[found] for name, found in types.items() if found in BITS}
+    storages = storages_of(snapshot.original) if options.block_size == BLOCK_SIZE else {}
+    kept = {name: LOSSLESS[storage] for name, storage in storages.items() if storage in LOSSLESS}
     if not options.weighted:
         return Prepared(kept={} if options.precision == "int4" else kept)
     calibration = calibrate(snapshot, calibration_text, workspace)

@@ -1,17 +1,13 @@
-"""Tuned: a trained checkpoint as a snapshot like any other, measured, and logged as a transformers model."""
+"""Tuned: a trained checkpoint as a snapshot like any other, and measured."""
 
 from pathlib import Path
 
-from slmpack.build.build import build_package
 from slmpack.chats.dataset import ChatParts
-from slmpack.errors import PublishError
-from slmpack.log.log import log_model
 from slmpack.machine.at_rest import unchanged
 from slmpack.prove.quality.chat_loss import chat_perplexity
-from slmpack.records import Interface, LoggedModel, Snapshot, Target
+from slmpack.records import Snapshot
 from slmpack.retrain.training.train import Tuned
 from slmpack.source.fetch import fetch_snapshot
-from slmpack.source.mlflow_errors import final_errors
 from slmpack.source.resolve import resolve_source
 
 
@@ -37,18 +33,3 @@ def held_out_perplexity(snapshot: Snapshot, parts: ChatParts, workspace: Path) -
     """
     with unchanged(snapshot):
         return chat_perplexity(snapshot.path, parts.held_out, workspace)
-
-
-def log_tuned(snapshot: Snapshot, name: str, workspace: Path, trace: dict[str, str]) -> LoggedModel:
-    """Log the checkpoint by MLflow's transformers flavour, its licence and chat template with it.
-
-    Raises:
-        LogError: MLflow would not take it.
-    """
-    from mlflow import MlflowClient
-
-    package = build_package(snapshot, Target.TRANSFORMERS, None, workspace)
-    model = log_model(package, Interface.CHAT, name, workspace, trace)
-    with final_errors(PublishError, "to close the run of the tuned model"):
-        MlflowClient().set_terminated(model.run_id, "FINISHED")
-    return model

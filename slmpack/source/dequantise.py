@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from slmpack import progress
 from slmpack.checkpoint.headers import WEIGHTS, Tensor, read_weights, weight_files
-from slmpack.checkpoint.original_form import KeptForm
 from slmpack.checkpoint.quantised_codes import Codes, olive_parts, read_codes
 from slmpack.checkpoint.quantised_layout import (
     PARTS,
@@ -33,12 +32,13 @@ from slmpack.checkpoint.quantised_layout import (
 from slmpack.checkpoint.tensor_file import Planned, write_tensors
 from slmpack.machine.forks import TORCH, forked_with
 from slmpack.machine.json_file import read_json, write_json
-from slmpack.records import Record
+from slmpack.records import Original, Record
 
 if TYPE_CHECKING:
     import torch
 
 CONFIG = "config.json"
+VERSION = 1  # counts up when what is made of a quantised checkpoint changes, so that snapshots are made again
 PIECE_WEIGHTS = 1 << 24  # in float32 64 MB
 # What MatMulNBits takes. Source: docs/ContribOperators.md of microsoft/onnxruntime, MatMulNBits, block_size.
 GROUP_SIZES = (16, 32, 64, 128, 256)
@@ -64,7 +64,7 @@ class DequantiseRequest(Record):
 
 
 @forked_with(*TORCH)
-def dequantise_checkpoint(request: DequantiseRequest) -> KeptForm:
+def dequantise_checkpoint(request: DequantiseRequest) -> Original:
     """Run in a child: write the weights and config.json of the plain checkpoint, and of the one to keep.
 
     Raises:
@@ -77,15 +77,15 @@ def dequantise_checkpoint(request: DequantiseRequest) -> KeptForm:
     form = quantised_form(request.original / CONFIG, config)
     assert form is not None  # who asks has looked
     with ExitStack() as stack:
-        original = _Original(request.original, form, stack)
+        original = _QuantisedCheckpoint(request.original, form, stack)
         _write_plain(request.plain, original, config)
-        obstacle = original.obstacle()
-        if obstacle is None:
+        reason = original.unsupported_reason()
+        if reason is None:
             _write_kept(request.kept, original, config)
-    return KeptForm(label=form.label, bits=form.bits, obstacle=obstacle)
+    return Original(form=form.label, bits=form.bits, unsupported_reason=reason, version=VERSION)
 
 
-def _write_plain(folder: Path, original: "_Original", config: Mapping[str, Any]) -> None:
+def _write_plain(folder: Path, original: "_QuantisedCheckpoint", config: Mapping[str, Any]) -> None:
     headers = plain_tensors(original.folder, original.form, original.tensors)
     planned = {name: Planned(header, partial(original.plain_pieces, name)) for name, header in headers.items()}
     write_tensors(
@@ -97,7 +97,7 @@ def _write_plain(folder: Path, original: "_Original", config: Mapping[str, Any])
     write_json(folder / CONFIG, plain | {"dtype": "float32"} | _own_head(original))
 
 
-def _write_kept(folder: Path, original: "_Original", config: Mapping[str, Any]) -> None:
+def _write_kept(folder: Path, original: "_QuantisedCheckpoint", config: Mapping[str, Any]) -> None:
     """Write the same codes as Olive does: fused matrices apart, since its loader cuts their zero points wrongly."""
     planned = {
         name: Planned(tensor, partial(original.whole, name))
@@ -115,7 +115,7 @@ def _write_kept(folder: Path, original: "_Original", config: Mapping[str, Any]) 
     write_json(folder / CONFIG, {**config, "quantization_config": told} | _own_head(original))
 
 
-def _own_head(original: "_Original") -> dict[str, bool]:
+def _own_head(original: "_QuantisedCheckpoint") -> dict[str, bool]:
     """A head with codes of its own is not the embeddings any more."""
     return {"tie_word_embeddings": False} if HEAD in original.matrices else {}
 
@@ -135,7 +135,7 @@ def _parts_of(matrix: QuantisedMatrix, config: Mapping[str, Any]) -> list[tuple[
     return [(f"{stem}.{part}", range(start, end)) for part, start, end in zip(_FUSED[last], starts, ends, strict=False)]
 
 
-class _Original:
+class _QuantisedCheckpoint:
     """A quantised checkpoint, of which one matrix at a time is in memory."""
 
     def __init__(self, folder: Path, form: QuantisedForm, stack: ExitStack) -> None:
@@ -186,7 +186,7 @@ class _Original:
 
         return {part: Planned(header, partial(pieces, part)) for part, header in headers.items()}
 
-    def obstacle(self) -> str | None:
+    def unsupported_reason(self) -> str | None:
         """Return why the builder cannot take the codes as they are, None if it can."""
         for name in others(self.matrices, self.tensors):
             if not _PLAIN.fullmatch(name):

@@ -10,7 +10,6 @@ An adapter is merged: it and its base are put aside so, and what `adapter_merge`
 A checkpoint of GPTQ, AWQ or Olive is dequantised, and what the builder can take of it as it is lies in kept/<key>/.
 """
 
-import json
 import logging
 import re
 import shutil
@@ -20,7 +19,6 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from slmpack.checkpoint import gguf_storages, original_form
 from slmpack.checkpoint.headers import INDEX, is_weights
 from slmpack.checkpoint.inspect import (
     CONFIG,
@@ -32,6 +30,7 @@ from slmpack.checkpoint.inspect import (
     relevant_files,
 )
 from slmpack.checkpoint.licence import licence_of
+from slmpack.checkpoint.original import CODES, original_gguf
 from slmpack.checkpoint.shapes import require_shapes
 from slmpack.errors import SourceError
 from slmpack.machine.at_rest import Watch, at_rest, linked_files
@@ -47,7 +46,7 @@ from slmpack.machine.store import (
     sha256_of,
     store_folder,
 )
-from slmpack.records import FileDigest, ModelSource, Snapshot, SourceKind, digest_of, digest_of_files
+from slmpack.records import FileDigest, ModelSource, Original, Snapshot, SourceKind, digest_of, digest_of_files
 from slmpack.source import dequantise, gguf, hub, logged_model, merge_adapter, wheel
 from slmpack.source.adapter import write_small_files
 from slmpack.source.files import adapter_files, checkpoint_files
@@ -55,6 +54,7 @@ from slmpack.source.folder import digest_file
 from slmpack.source.gguf.convert import GgufConversion, convert_gguf, inspect_gguf
 from slmpack.source.repairs import FACT as REPAIRS
 from slmpack.source.repairs import Repairs
+from slmpack.source.snapshot import original_fact, original_of, snapshot_of
 from slmpack.source.tokenizer_conversion import convert_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -87,22 +87,17 @@ def fetch_snapshot(source: ModelSource, workspace: Path) -> Snapshot:
     _drop_outdated(workspace, key)
     path = store_folder(workspace, "snapshots", key, make)
     manifest = Manifest.read(path)
-    plain = source.base is None and not {original_form.FACT, REPAIRS} & manifest.facts.keys()
-    complaint = watch.complaint() or (_unfaithful(source, path, manifest.files) if plain else None)
+    snapshot = snapshot_of(source, path, manifest)
+    complaint = watch.complaint() or (_unfaithful(source, path, manifest.files) if _has_own_files(snapshot) else None)
     if complaint is not None:
         shutil.rmtree(path)  # its key promises other content
         raise complaint
-    return snapshot_of(source, path, manifest)
+    return snapshot
 
 
-def snapshot_of(source: ModelSource, path: Path, manifest: Manifest) -> Snapshot:
-    """Return the record of a snapshot that is in the workspace."""
-    others = (original_form.FACT, gguf_storages.FACT, REPAIRS)
-    facts = {name: fact for name, fact in manifest.facts.items() if name not in others}
-    repairs = str(manifest.facts.get(REPAIRS) or "").splitlines()
-    return Snapshot.model_validate(
-        {"source": source, "path": path, "files": manifest.files, "repairs": repairs, **facts}
-    )
+def _has_own_files(snapshot: Snapshot) -> bool:
+    """Say whether a snapshot has the files of its source, and not what was made of them."""
+    return snapshot.source.base is None and not snapshot.repairs and not snapshot.is_dequantised
 
 
 def _repair(source: ModelSource, folder: Path, log: Path) -> dict[str, str | int | None]:
@@ -126,20 +121,22 @@ def _drop_outdated(workspace: Path, key: str) -> None:
     path = workspace / "snapshots" / key
     with lock(workspace, f"snapshots-{key}"):
         try:
-            form = original_form.kept_form(path)
+            original = original_of(Manifest.read(path))
         except (OSError, ValueError):  # there is none, or it is damaged, which is found next
             return
-        if form is None or (form.version == original_form.VERSION and (form.obstacle or _is_whole(workspace, key))):
+        if original is None or not original.is_checkpoint:
+            return
+        if original.version == dequantise.VERSION and (original.unsupported_reason or _is_whole(workspace, key)):
             return
         shutil.rmtree(path)
 
 
 def _is_whole(workspace: Path, key: str) -> bool:
     """Say whether the workspace has what the builder takes of a quantised checkpoint; it removes what is damaged."""
-    with lock(workspace, f"{original_form.KEPT}-{key}"):
-        if damage_since(workspace, original_form.KEPT, key) is None:
+    with lock(workspace, f"{CODES}-{key}"):
+        if damage_since(workspace, CODES, key) is None:
             return True
-        shutil.rmtree(workspace / original_form.KEPT / key, ignore_errors=True)
+        shutil.rmtree(workspace / CODES / key, ignore_errors=True)
         return False
 
 
@@ -178,7 +175,7 @@ def snapshot_key(source: ModelSource) -> str:
         code = sorted(Path(gguf.__file__).parent.glob("*.py"))
         assert code
         converter = [*(sha256_of(path) for path in code), *(version(name) for name in ("gguf", "transformers"))]
-        converter.append(gguf_storages.FACT)  # which older snapshots lack
+        converter.append("gguf_storages")  # in the key since snapshots have them
     parts: list[object] = [source.kind, None if hashed else source.location, source.revision, source.member, converter]
     if source.base is not None:
         parts.append([snapshot_key(source.base), merge_adapter.VERSION, version("peft")])
@@ -288,14 +285,14 @@ def _convert_own(source: ModelSource, into: Path, log: Path, workspace: Path) ->
 
 
 def _convert(gguf: Path, into: Path, log: Path) -> dict[str, str | int | None]:
-    """Convert a GGUF file in a process of its own; return the licence that it states and how its matrices were kept."""
+    """Convert a GGUF file in a process of its own; return the licence that it states and how it stored its matrices."""
     facts = inspect_gguf(gguf)
     require_space(into, facts.checkpoint_bytes, f"the checkpoint from {gguf.name}")
     run_in_child(
         convert_gguf, GgufConversion(path=gguf, into=into), log=log, limit_seconds=CONVERT_LIMIT_SECONDS,
         failure=SourceError, doing=f"the conversion of {gguf.name}",
     )  # fmt: skip
-    return {"licence": facts.licence, gguf_storages.FACT: json.dumps(facts.storages, sort_keys=True)}
+    return {"licence": facts.licence} | original_fact(original_gguf(facts.storages))
 
 
 def _dequantise(
@@ -304,7 +301,7 @@ def _dequantise(
     """Make a plain checkpoint of a quantised one in `into`, and put what the builder takes into kept/<key>/."""
     if not read_json(into / CONFIG).get("quantization_config"):
         return {}
-    original, kept = (into.with_name(f"{into.name}.{what}") for what in ("original", original_form.KEPT))
+    original, kept = (into.with_name(f"{into.name}.{what}") for what in ("original", CODES))
     try:
         for folder in (original, kept):
             shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed; we hold the lock of this key
@@ -314,25 +311,25 @@ def _dequantise(
             if not is_repaired and (complaint := _unfaithful(source, original, digest_files(original, "fetch"))):
                 raise complaint
             require_space(original.parent, facts.parameters * 5, "the dequantised checkpoint")  # 4 plain, 1 kept
-            form = _run_dequantise(original, into, kept, log_folder(workspace) / f"dequantise-{key[:12]}.log")
-        if form.obstacle is None:
-            store_folder(workspace, original_form.KEPT, key, partial(_move, kept))
-        return {original_form.FACT: form.model_dump_json()}
+            record = _run_dequantise(original, into, kept, log_folder(workspace) / f"dequantise-{key[:12]}.log")
+        if record.unsupported_reason is None:
+            store_folder(workspace, CODES, key, partial(_move, kept))
+        return original_fact(record)
     finally:
         for folder in (original, kept):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _run_dequantise(original: Path, plain: Path, kept: Path, log: Path) -> original_form.KeptForm:
+def _run_dequantise(original: Path, plain: Path, kept: Path, log: Path) -> Original:
     for folder in (plain, kept):
         folder.mkdir()
         _place({name: path for name, path in relevant_files(original).items() if not is_weights(name)}, folder, folder)
         (folder / INDEX).unlink(missing_ok=True)
-    form, _ = run_in_child(
+    record, _ = run_in_child(
         dequantise.dequantise_checkpoint, dequantise.DequantiseRequest(original=original, plain=plain, kept=kept),
         log=log, limit_seconds=CONVERT_LIMIT_SECONDS, failure=SourceError, doing="the dequantisation",
     )  # fmt: skip
-    return form
+    return record
 
 
 def _move(made: Path, into: Path) -> dict[str, str | int | None]:

@@ -6,7 +6,6 @@ The Hub's own client does the work, in its own cache, so its settings (`HF_TOKEN
 
 import glob
 import logging
-import os
 import socket
 import threading
 from collections.abc import Iterable, Iterator
@@ -19,6 +18,7 @@ from urllib.request import getproxies, proxy_bypass
 from slmpack.checkpoint.headers import INDEX, WEIGHTS, missing_shard, no_weights, read_index
 from slmpack.checkpoint.inspect import CONFIG, relevant_names
 from slmpack.errors import SourceError, UsageError
+from slmpack.machine.private import replace_text
 from slmpack.machine.store import require_space
 from slmpack.progress import report
 from slmpack.records import ModelSource, Record
@@ -161,9 +161,7 @@ def _remember_branch(source: ModelSource, folder: Path) -> None:
     if branch != source.revision:
         note = folder.parents[1] / "refs" / branch
         note.parent.mkdir(parents=True, exist_ok=True)
-        aside = note.with_name(f"{note.name}.{os.getpid()}.tmp")
-        aside.write_text(source.revision)
-        aside.replace(note)
+        replace_text(note, source.revision)
 
 
 def _needed_sizes(source: ModelSource) -> dict[str, int] | None:

@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 from checkpoints import write_tiny_phi3
 from mlflow import MlflowClient
+from older_records import write_older_provenance
 
 from slmpack.build.build import package_digest
-from slmpack.checkpoint.gguf_storages import kept_types
+from slmpack.checkpoint.original import original_gguf
 from slmpack.errors import CheckError, SourceError
+from slmpack.log.provenance import PROVENANCE
 from slmpack.log.transfer import find_checkpoint, hand_over, pinned_text, receive_snapshot, source_of_checkpoint
 from slmpack.records import ModelSource, Recipe, Snapshot, SourceKind, Target
 from slmpack.source.fetch import fetch_snapshot
@@ -51,8 +53,22 @@ def test_what_a_gguf_file_said_of_its_blocks_goes_along(
     assert handed.checkpoint is not None
     there = receive_snapshot(handed.checkpoint, tmp_path / "elsewhere")
     assert there.digest == smollm2.digest
-    assert kept_types(there.path) == kept_types(smollm2.path) != {}
+    assert there.original == smollm2.original is not None
     assert there.source.text == smollm2.source.text
+
+
+def test_what_an_earlier_release_handed_over_has_its_original(
+    mlflow_store: Path, tiny_snapshot: Snapshot, workspace: Path, tmp_path: Path
+) -> None:
+    from mlflow.artifacts import download_artifacts
+
+    original = original_gguf({"lm_head.weight": "Q8_0", "model.embed_tokens.weight": "Q4_0"})
+    handed = hand_over(tiny_snapshot.model_copy(update={"original": original}), "tiny-phi3", workspace, {})
+    assert handed.checkpoint is not None
+    location = MlflowClient().get_logged_model(handed.checkpoint.removeprefix("models:/")).artifact_location
+    write_older_provenance(Path(download_artifacts(f"{location}/{PROVENANCE}")))
+    there = receive_snapshot(handed.checkpoint, tmp_path / "elsewhere")
+    assert (there.digest, there.original) == (tiny_snapshot.digest, original)
 
 
 def test_what_slmpack_did_not_log_is_not_received(mlflow_store: Path, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from package_weights import layer_weights, package_weights
 
 from slmpack.build.build import build_package
 from slmpack.checkpoint.blocks import Bits, dequantise_rows, quantise_rows
-from slmpack.checkpoint.gguf_storages import kept_types
-from slmpack.quantise.lossless import BITS, exact_rows, kept_sentences
+from slmpack.checkpoint.original import LOSSLESS, original_gguf, original_sentences, storages_of
+from slmpack.quantise.lossless import exact_rows
 from slmpack.records import Recipe, Snapshot, Target
 from slmpack.source.fetch import fetch_snapshot
 from slmpack.source.gguf.convert import ARCHITECTURES
@@ -31,13 +31,13 @@ def spread(rows: int, columns: int) -> NDArray[np.float32]:
     return weights.astype(np.float32)
 
 
-@pytest.mark.parametrize("storage", list(BITS))
+@pytest.mark.parametrize("storage", list(LOSSLESS))
 def test_every_block_that_ggml_wrote_is_found_again(storage: str) -> None:
     kind = gguf.GGMLQuantizationType[storage]
     weights = torch.from_numpy(gguf.dequantize(gguf.quantize(spread(400, 192), kind), kind))
-    found = exact_rows(weights, BITS[storage], 32)
+    found = exact_rows(weights, LOSSLESS[storage], 32)
     assert found is not None
-    assert torch.equal(dequantise_rows(found, 192, BITS[storage], 32), weights)
+    assert torch.equal(dequantise_rows(found, 192, LOSSLESS[storage], 32), weights)
     assert found.zeros is None
 
 
@@ -128,13 +128,14 @@ def test_other_types_have_no_such_form(storage: str) -> None:
 def test_the_sentences_tell_what_was_kept_and_what_was_not() -> None:
     types = {f"layer {number}": "Q4_0" for number in range(3)} | {"head": "Q8_0", "gate": "F16"}
     types |= {f"other {number}": "Q4_1" for number in range(4)} | {"late": "Q4_0"}
-    assert kept_sentences(types, {"layer 0", "layer 1", "layer 2", "head"}) == (
+    lossless = {"layer 0", "layer 1", "layer 2", "head"}
+    assert original_sentences(original_gguf(types), has_codes=False, lossless=lossless) == (
         "4 matrices quantised again from Q4_1, which has no fast form in ONNX Runtime",
         "3 matrices kept as in the GGUF file (Q4_0), without loss",
         "1 matrix kept as in the GGUF file (Q8_0), without loss",
         "1 matrix quantised again from Q4_0, since this recipe has another form for them",
     )
-    assert kept_sentences({}, ()) == ()
+    assert original_sentences(None, has_codes=False, lossless=()) == ()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -189,7 +190,7 @@ def test_a_snapshot_remembers_how_its_file_was_stored_and_its_codes_are_there(tm
 
     file = write_quantised(tmp_path / "tiny.gguf")
     snapshot = fetch_snapshot(resolve_source(str(file)), tmp_path / "workspace")
-    types = kept_types(snapshot.path)
+    types = storages_of(snapshot.original)
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
     assert types == {
         checkpoint_name(name, "llama"): tensor.tensor_type.name for name, tensor in stored.items() if "norm" not in name
@@ -211,8 +212,8 @@ def test_a_snapshot_remembers_how_its_file_was_stored_and_its_codes_are_there(tm
 
 @pytest.mark.slow
 def test_the_snapshot_of_the_default_says_what_it_was(smollm2: Snapshot, tiny_snapshot: Snapshot) -> None:
-    types = kept_types(smollm2.path)
+    types = storages_of(smollm2.original)
     assert len(types) == 211
     assert types["model.embed_tokens.weight"] == "Q8_0"
     assert types["model.layers.29.mlp.down_proj.weight"] == "Q4_1"
-    assert kept_types(tiny_snapshot.path) == {}
+    assert tiny_snapshot.original is None

@@ -13,6 +13,7 @@ from asking import IDS, Trial, Trials, build_and_ask
 from checkpoints import SMALL, copy_tokenizer, write_random
 from families import qwen_tokenizer
 from numpy.typing import NDArray
+from older_records import write_older_manifest
 from package_weights import layer_weights, package_weights
 from places import HARNESS
 from safetensors.torch import load_file, save_file
@@ -21,11 +22,11 @@ from transformers import AutoModelForCausalLM
 from slmpack.build.build import build_package
 from slmpack.checkpoint.blocks import Bits
 from slmpack.checkpoint.inspect import inspect_checkpoint
-from slmpack.checkpoint.original_form import KeptForm, kept_folder, kept_form, kept_sentence
+from slmpack.checkpoint.original import codes_folder, original_sentences
 from slmpack.errors import BuildError, SourceError
 from slmpack.machine.child import run_in_child
-from slmpack.machine.store import damage
-from slmpack.records import Recipe, Target
+from slmpack.machine.store import MANIFEST, damage
+from slmpack.records import Original, Recipe, Target
 from slmpack.source.dequantise import DequantiseRequest, dequantise_checkpoint
 from slmpack.source.fetch import fetch_snapshot
 from slmpack.source.resolve import resolve_source
@@ -217,7 +218,7 @@ def test_refuses_tensors_that_do_not_fit(edit: Callable[[Any], object], found: s
 # ------------------------------------------------------------------------------------------------- made plain
 
 
-def dequantise(checkpoint: Path, into: Path) -> KeptForm:
+def dequantise(checkpoint: Path, into: Path) -> Original:
     for name in ("plain", "kept"):
         (into / name).mkdir()
         copy_tokenizer(checkpoint, into / name)
@@ -241,8 +242,8 @@ def test_every_weight_is_scale_times_code_less_zero_point(
     layout: str, bits: int, tokenizer: Path, tmp_path: Path
 ) -> None:
     checkpoint = write_quantised(tmp_path / "tiny", tokenizer, "Llama", layout, bits)
-    form = dequantise(checkpoint, tmp_path)
-    assert (form.bits, form.obstacle) == (bits, None)
+    original = dequantise(checkpoint, tmp_path)
+    assert (original.bits, original.unsupported_reason) == (bits, None)
     assert_plain(tmp_path / "plain", checkpoint)
 
 
@@ -256,11 +257,14 @@ def test_columns_of_any_group_become_plain_and_are_not_kept(altered: Path, tmp_p
 
     edit_tensors(altered, reverse)
     (into := tmp_path / "into").mkdir()
-    form = dequantise(altered, into)
-    assert form.obstacle == "its groups are not in order (desc_act), which ONNX Runtime has no fast form for"
+    original, reason = (
+        dequantise(altered, into),
+        "its groups are not in order (desc_act), which ONNX Runtime has no fast form for",
+    )
+    assert original.unsupported_reason == reason
     assert not list((into / "kept").glob("*.safetensors"))
-    assert (
-        kept_sentence(form, False) == f"weights quantised again from GPTQ, 4 bits, groups of 32, since {form.obstacle}"
+    assert original_sentences(original, has_codes=False, lossless=()) == (
+        f"weights quantised again from GPTQ, 4 bits, groups of 32, since {reason}",
     )
     assert_plain(into / "plain", altered)
 
@@ -291,9 +295,7 @@ def test_what_the_builder_has_no_place_for_is_not_kept(
 ) -> None:
     edit_tensors(altered, edit)
     (into := tmp_path / "into").mkdir()
-    form = dequantise(altered, into)
-    assert form.obstacle is not None
-    assert found in form.obstacle
+    assert found in str(dequantise(altered, into).unsupported_reason)
 
 
 # ------------------------------------------------------------------------------------------- fetched and built
@@ -306,14 +308,19 @@ def test_a_snapshot_is_plain_and_what_is_kept_lies_beside_it(gptq: Path, tmp_pat
     snapshot = fetch_snapshot(source, workspace)
     assert_plain(snapshot.path, gptq)
     assert snapshot.dtype == "F32"
-    form, kept = kept_form(snapshot.path), kept_folder(snapshot.path)
-    assert form is not None
-    assert kept_sentence(form, True) == "weights kept as they were quantised (GPTQ, 4 bits, groups of 32), without loss"
+    original, kept = snapshot.original, codes_folder(snapshot.path)
+    assert original_sentences(original, has_codes=True, lossless=()) == (
+        "weights kept as they were quantised (GPTQ, 4 bits, groups of 32), without loss",
+    )
     assert (damage(kept), damage(snapshot.path)) == (None, None)
     assert not list((workspace / "scratch").iterdir())
     shutil.rmtree(kept)
     assert fetch_snapshot(source, workspace) == snapshot
     assert damage(kept) is None
+    write_older_manifest(snapshot.path / MANIFEST)
+    inode = snapshot.path.stat().st_ino
+    older = fetch_snapshot(source, workspace)
+    assert (older, older.path.stat().st_ino) == (snapshot, inode)  # nothing was made again
 
 
 CASES: dict[str, tuple[str, str, Bits, dict[str, Any]]] = {
@@ -332,7 +339,7 @@ def test_the_builder_computes_with_the_codes_as_they_were(
     for name, (family, layout, bits, config) in CASES.items():
         folder = tmp_path / name
         checkpoint = write_quantised(folder / "tiny", tokenizer, family, layout, bits, **config)
-        assert dequantise(checkpoint, folder).obstacle is None
+        assert dequantise(checkpoint, folder).unsupported_reason is None
         trials.append(Trial(checkpoint=folder / "kept", into=folder / "package", precision=f"int{bits}"))
     monkeypatch.setenv("PYTHONPATH", str(HARNESS))
     run_in_child(

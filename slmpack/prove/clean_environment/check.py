@@ -19,9 +19,8 @@ from urllib.parse import urlsplit
 
 from slmpack.errors import CheckError
 from slmpack.figures import bytes_shown
+from slmpack.log.artifacts import Artifacts, artifacts_of
 from slmpack.log.interfaces import check_answer, signature_of
-from slmpack.log.lifetime import is_local
-from slmpack.log.read_back import artifact_location
 from slmpack.log.requirements import LARGEST_REQUIREMENTS, plain_pins
 from slmpack.machine.environments import UvError, inherited, make_environment, resolve_requirements, run_to_log
 from slmpack.machine.limits import limit_seconds
@@ -140,31 +139,26 @@ def _fetch(model: LoggedModel, folder: Path) -> str:
     """
     from mlflow import get_tracking_uri
 
-    location = artifact_location(model)
-    repository = _fetch_requirements(model, folder)
-    if urlsplit(get_tracking_uri()).scheme in {"http", "https"} and urlsplit(location).scheme == "mlflow-artifacts":
+    artifacts = _fetch_requirements(model, folder)
+    scheme = urlsplit(artifacts.location).scheme
+    if urlsplit(get_tracking_uri()).scheme in {"http", "https"} and scheme == "mlflow-artifacts":
         return model.uri
-    if is_local(location):
-        return str(Path(repository.download_artifacts("")).absolute())
-    (folder / "model").mkdir()
-    return str(repository.download_artifacts("", str(folder / "model")))
+    return str(artifacts.path_of("", folder / "model"))
 
 
-def _fetch_requirements(model: LoggedModel, folder: Path) -> Any:
-    """Write the requirements into `folder`; return the model's artifact repository.
+def _fetch_requirements(model: LoggedModel, folder: Path) -> Artifacts:
+    """Write the requirements into `folder`; return the files of the model.
 
     Raises:
         CheckError: one of them is more than a name and a version.
     """
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-    repository: Any = get_artifact_repository(artifact_location(model))
-    given = Path(repository.download_artifacts(REQUIREMENTS, str(folder)))
+    artifacts = artifacts_of(model)
+    given = artifacts.copy(REQUIREMENTS, folder)
     with given.open("rb") as file:
         pins = plain_pins(file.read(LARGEST_REQUIREMENTS + 1))
     given.unlink()  # read-only where it was copied with its mode
     (folder / REQUIREMENTS).write_text("".join(f"{pin}\n" for pin in pins))  # what was looked at is what uv gets
-    return repository
+    return artifacts
 
 
 def _make(folder: Path, log: Path) -> Path:
