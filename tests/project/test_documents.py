@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 from places import PROJECT
 
 import slmpack
 from flows.cli import COMMANDS, command_parser
 from flows.cli_parser import CommandParser
 from slmpack.log.tags import APART
-from slmpack.records import Recipe, Target
+from slmpack.records import QualityPolicy, Recipe, Target
 
 DOCUMENTS = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").glob("*.md")])
 HISTORY = "CHANGELOG.md"  # has the names of its time
@@ -148,6 +149,25 @@ def test_the_document_of_targets_has_every_recipe() -> None:
     text = text_of(PROJECT / "docs" / "targets.md").partition("## Recipes of cpu-int4")[2].partition("\n## ")[0]
     heads = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
     assert set(re.findall(r"`([a-z-]+)`", "".join(heads))) == set(Recipe) - {Recipe.AUTO}
+
+
+def test_the_document_of_operations_has_every_deployment() -> None:
+    described = yaml.safe_load(text_of(PROJECT / "prefect.yaml"))["deployments"]
+    table = text_of(PROJECT / "docs" / "operations.md").partition("## Deployments")[2].partition("\n\nTo start")[0]
+    heads = "".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))
+    assert set(re.findall(r"`([a-z0-9-]+)`", heads)) == {each["name"] for each in described}
+
+
+def test_every_variable_of_ours_is_read_somewhere() -> None:
+    code = "".join(text_of(path) for folder in FOLDERS for path in (PROJECT / folder).rglob("*.py"))
+    named = {name for document in DOCUMENTS for name in re.findall(r"SLMPACK_[A-Z_]+", text_of(document))}
+    assert not [name for name in named if name not in code]
+
+
+def test_the_quality_policy_has_the_limits_that_are_documented() -> None:
+    text, policy = text_of(PROJECT / "docs" / "quality.md"), QualityPolicy()
+    assert f"perplexity of at most {policy.max_perplexity_ratio:.2f} times the source's on the built-in text" in text
+    assert f"perplexity of at most {policy.max_chat_perplexity_ratio:.2f} times the source's on the answers" in text
 
 
 def test_the_example_calls_public_functions_as_they_are() -> None:
