@@ -3,15 +3,81 @@
 A folder a chapter, in the order of a model's way: `source`, `quantise`, `build`, `log`, `prove`, `publish`; `retrain`
 makes a source; `checkpoint`, `chats` and `machine` are used by all. pyproject.toml says which may import which.
 Nothing here imports Prefect, `flows` or `tasks`.
+
+The names in `__all__` are the public API, see docs/python.md; each is imported on its first use, since the libraries
+below it take seconds. A chapter lists the names that its neighbours use in its docstring, after `Door:`.
 """
 
-__version__: str
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from slmpack.build.build import build_package
+    from slmpack.errors import SlmpackError
+    from slmpack.log.log import log_model
+    from slmpack.prove.measure import measure_quality
+    from slmpack.prove.smoke import smoke_test
+    from slmpack.prove.validate import validate_model
+    from slmpack.publish.page.log_page import Proofs
+    from slmpack.publish.publish import publish_version
+    from slmpack.publish.request import default_workspace
+    from slmpack.records import (
+        Interface,
+        LoggedModel,
+        ModelSource,
+        Package,
+        PublishedVersion,
+        QualityPolicy,
+        QualityReport,
+        Recipe,
+        SmokeReport,
+        Snapshot,
+        Target,
+        ValidationReport,
+    )
+    from slmpack.source.fetch import fetch_snapshot
+    from slmpack.source.resolve import resolve_source
 
-def __getattr__(name: str) -> str:
-    """Look the version up when it is asked for: `make setup` runs a module of an slmpack that is not installed yet."""
-    if name != "__version__":
-        raise AttributeError(name)
-    from importlib.metadata import version
+    __version__: str
 
-    return version("slmpack")
+__all__ = [
+    "Interface", "LoggedModel", "ModelSource", "Package", "Proofs", "PublishedVersion", "QualityPolicy",
+    "QualityReport", "Recipe", "SlmpackError", "SmokeReport", "Snapshot", "Target", "ValidationReport",
+    "build_package", "default_workspace", "fetch_snapshot", "log_model", "measure_quality", "publish_version",
+    "resolve_source", "smoke_test", "validate_model",
+]  # fmt: skip
+
+_MODULES = {
+    "Proofs": "publish.page.log_page",
+    "SlmpackError": "errors",
+    "build_package": "build.build",
+    "default_workspace": "publish.request",
+    "fetch_snapshot": "source.fetch",
+    "log_model": "log.log",
+    "measure_quality": "prove.measure",
+    "publish_version": "publish.publish",
+    "resolve_source": "source.resolve",
+    "smoke_test": "prove.smoke",
+    "validate_model": "prove.validate",
+}  # the other names of `__all__` are records
+
+if not TYPE_CHECKING:  # a type checker would take any name for one of ours
+
+    def __getattr__(name: str) -> object:
+        """Import a public name on its first use; `make setup` runs a module of an slmpack that is not installed yet."""
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("slmpack")
+        if name not in __all__:
+            raise AttributeError(f"module 'slmpack' has no attribute {name!r}")
+        from importlib import import_module
+
+        from slmpack import telemetry
+
+        telemetry.switch_off()  # before MLflow and the Hub's client are imported
+        value = getattr(import_module(f"slmpack.{_MODULES.get(name, 'records')}"), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__, "__version__"})

@@ -1,4 +1,6 @@
 """Build: a package for a target, by ONNX Runtime GenAI's builder or, for what that does not know, by optimum.
 
 Imports `source`, `quantise`, `checkpoint` and `machine`; knows nothing of MLflow.
+
+Door: build.build_package, build.package_digest, build.recipe_digest, open_package.open_package
 """

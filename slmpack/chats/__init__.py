@@ -1,4 +1,7 @@
 """Chats as data: one chat, files of them, their check, and examples of token ids to train and measure on.
 
 Imports `checkpoint` and `machine`; knows neither sources nor MLflow.
+
+Door: chat.Chat, dataset.ChatData, dataset.ChatParts, dataset.DataPolicy, dataset.check_chats,
+dataset.read_good_chats, dataset.store_parts, examples.read_examples
 """

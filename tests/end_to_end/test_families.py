@@ -1,4 +1,4 @@
-"""Families: which work is a table in README.md, made of what is built and run here.
+"""Families: which work is a table in docs/targets.md, made of what is built and run here.
 
 `SLMPACK_WRITE_FAMILIES=1` writes the table anew.
 """
@@ -16,7 +16,7 @@ from slmpack.machine.child import run_in_child
 
 pytestmark = [pytest.mark.slow, pytest.mark.families]
 
-README = PROJECT / "README.md"
+DOCUMENT = PROJECT / "docs" / "targets.md"
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +59,10 @@ def test_a_family_of_optimum_answers_as_transformers_does(exported: dict[str, Fo
     assert exported[name].cpu_int4 == ""
 
 
-def test_the_readme_says_what_was_found(built: dict[str, Found], exported: dict[str, Found]) -> None:
+def test_the_document_says_what_was_found(built: dict[str, Found], exported: dict[str, Found]) -> None:
     lines = table(built | exported)
-    readme = README.read_text(encoding="utf-8")
+    document = DOCUMENT.read_text(encoding="utf-8")
     if os.environ.get("SLMPACK_WRITE_FAMILIES") == "1":
-        README.write_text(with_table(readme, lines), encoding="utf-8")
-        readme = README.read_text(encoding="utf-8")
-    assert table_in(readme) == lines, "with SLMPACK_WRITE_FAMILIES=1 this test writes it anew"
+        DOCUMENT.write_text(with_table(document, lines), encoding="utf-8")
+        document = DOCUMENT.read_text(encoding="utf-8")
+    assert table_in(document) == lines, "with SLMPACK_WRITE_FAMILIES=1 this test writes it anew"

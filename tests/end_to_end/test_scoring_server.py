@@ -93,7 +93,7 @@ def post(address: str, body: object) -> tuple[int, Any]:
 
 @pytest.fixture(scope="module")
 def ways(loaded: Any, address: str) -> dict[str, Way]:
-    """Each way to ask, by its name in the README."""
+    """Each way to ask, by its name in docs/serving.md."""
 
     def by_predict(fields: Fields, params: Fields | None) -> Answer:
         try:
@@ -117,7 +117,7 @@ def ways(loaded: Any, address: str) -> dict[str, Way]:
     return {"`predict`": by_predict, "`mlflow models serve`": by_server, "`predict_stream`": by_stream}
 
 
-# ------------------------------------------------------------------------------------------ the README's table
+# ------------------------------------------------------------------------------------------ the document's table
 
 
 @dataclass(frozen=True)
@@ -194,8 +194,8 @@ PROBES: dict[str, Probe] = {
 
 
 def table() -> dict[str, dict[str, str]]:
-    """Return the README's table: what is asked -> the way -> what comes of it."""
-    text = (PROJECT / "README.md").read_text()
+    """Return the document's table: what is asked -> the way -> what comes of it."""
+    text = (PROJECT / "docs" / "serving.md").read_text()
     found = TABLE.search(text)
     assert found
     head, _, *lines = found.group(0).strip().split("\n")
@@ -205,7 +205,7 @@ def table() -> dict[str, dict[str, str]]:
 
 
 def outcome(way: Way, probe: Probe, case: Fields, plain: Answer) -> str:
-    """Ask, and return what came of it in the README's words."""
+    """Ask, and return what came of it in the document's words."""
     fields = {key: value for key, value in ({"messages": FRANCE, "max_tokens": 8} | case).items() if value is not None}
     if "stop" in fields:
         cut = plain.texts[0][3:6]
@@ -222,7 +222,7 @@ def outcome(way: Way, probe: Probe, case: Fields, plain: Answer) -> str:
     return "obeyed" if probe.obeyed(answer, plain, lambda: way(fields, probe.params)) else "no effect"
 
 
-def test_the_readme_tells_what_comes_of_every_field(ways: dict[str, Way]) -> None:
+def test_the_document_says_what_comes_of_every_field(ways: dict[str, Way]) -> None:
     told = table()
     assert told.keys() == PROBES.keys()
     plain = ways["`predict`"]({"messages": FRANCE, "max_tokens": 8}, None)

@@ -1,4 +1,4 @@
-"""Which families work: the rows, small checkpoints of each, and README.md's table."""
+"""Which families work: the rows, small checkpoints of each, and the table in docs/targets.md."""
 
 import re
 from collections.abc import Mapping
@@ -286,11 +286,11 @@ def _line(cells: "tuple[str, ...] | list[str]") -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def table_in(readme: str) -> str:
+def table_in(document: str) -> str:
     """Return what stands between the two comments."""
-    return readme.partition(BEGIN)[2].partition(END)[0].strip()
+    return document.partition(BEGIN)[2].partition(END)[0].strip()
 
 
-def with_table(readme: str, lines: str) -> str:
-    before, _, rest = readme.partition(BEGIN)
+def with_table(document: str, lines: str) -> str:
+    before, _, rest = document.partition(BEGIN)
     return f"{before}{BEGIN}\n{lines}\n{END}{rest.partition(END)[2]}"

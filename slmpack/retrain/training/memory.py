@@ -64,7 +64,7 @@ def predicted_bytes(sizes: ModelSizes, rank: int, tokens: int, weight_bytes: int
     Measured 2026-11-25 (unique set size): SmolLM2-135M with an adapter and with all weights, parts of 472 to 2,046
     tokens, and an adapter beside Phi-3's shape with 4, 8 and 32 layers, 127 to 511 tokens. 1.10 to 1.36 times what was
     measured, for Phi-3 with 4 layers in bfloat16 1.47 times (its embedding is hardly read); never below. The table is
-    in docs/operations.md.
+    in docs/retraining.md.
 
     Args:
         rank: of the adapter; 0: all weights are trained.
