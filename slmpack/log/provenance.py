@@ -12,6 +12,7 @@ from pydantic import Field
 
 from slmpack.checkpoint.gguf_storages import kept_types
 from slmpack.records import (
+    Exporter,
     FileDigest,
     Interface,
     LoggedModel,
@@ -74,7 +75,7 @@ class PackageFacts(Record):
     build_peak_bytes: int
     repairs: tuple[str, ...]
     quantisation: tuple[str, ...] = ()  # not there in what 0.1 logged before it
-    exporter: Literal["onnxruntime-genai", "optimum", "none"] = "onnxruntime-genai"  # as `quantisation`
+    exporter: Exporter = "onnxruntime-genai"  # as `quantisation`
 
 
 class Provenance(Record):
