@@ -26,7 +26,7 @@ from memory import AnonymousMemory
 from phi3_shape import write_phi3_shape
 from whole_run import tell_whole_run
 
-from slmpack.build.build import BUILD_LIMIT_SECONDS
+from slmpack.build.genai.builder import BUILD_LIMIT_SECONDS
 from slmpack.build.genai.data_file import JOB_WEIGHTS
 from slmpack.build.genai.memory import predicted_stock_peak
 from slmpack.build.genai.run_builder import BuildRequest, run_builder

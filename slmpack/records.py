@@ -73,6 +73,7 @@ class SourceKind(StrEnum):
     MLFLOW = "mlflow"
 
 
+Exporter = Literal["onnxruntime-genai", "optimum", "none"]  # what makes a package's graph
 Provider = Literal["cpu", "cuda"]  # ONNX Runtime's execution providers, as ONNX Runtime GenAI writes them
 
 
@@ -255,7 +256,7 @@ class Package(Record):
     build_peak_bytes: int = 0
     repairs: tuple[str, ...] = ()
     quantisation: tuple[str, ...] = ()
-    exporter: Literal["onnxruntime-genai", "optimum", "none"] = "onnxruntime-genai"
+    exporter: Exporter = "onnxruntime-genai"
 
     @property
     def size_bytes(self) -> int:

@@ -3,6 +3,7 @@
 from slmpack.machine.runtimes import release_of
 from slmpack.records import Target
 
+BUILD_STEPS = 6  # counts up when what is done to the builder's output changes, so that packages are built again
 _BUILDER = ("onnxruntime-genai", "onnxruntime", "onnx-ir", "transformers")
 
 

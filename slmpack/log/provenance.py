@@ -12,6 +12,7 @@ from pydantic import model_validator
 
 from slmpack.checkpoint.original import original_gguf
 from slmpack.records import (
+    Exporter,
     FileDigest,
     Interface,
     LoggedModel,
@@ -81,7 +82,7 @@ class PackageFacts(Record):
     build_peak_bytes: int
     repairs: tuple[str, ...]
     quantisation: tuple[str, ...] = ()  # not there in what 0.1 logged before it
-    exporter: Literal["onnxruntime-genai", "optimum", "none"] = "onnxruntime-genai"  # as `quantisation`
+    exporter: Exporter = "onnxruntime-genai"  # as `quantisation`
 
 
 class Provenance(Record):

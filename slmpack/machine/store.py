@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 
-Facts = dict[str, str | int | None]  # of a manifest: what the maker of a folder wants to remember of it
+Facts = dict[str, str | int | None]  # in a manifest, about its folder
 
 
 class Manifest(Record):

@@ -1,6 +1,6 @@
 """Wanted: what a run would publish, known from the source's pin alone: nothing has to be fetched to find it again."""
 
-from slmpack.build.build import recipe_digest
+from slmpack.build.select import recipe_digest
 from slmpack.log.log import logged_digest
 from slmpack.publish.request import Request
 from slmpack.records import Interface, ModelSource, Target, digest_of

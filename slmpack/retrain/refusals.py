@@ -7,7 +7,7 @@ A target that failed for another reason is tried again: a full disk may have roo
 
 from collections.abc import Iterable, Mapping
 
-from slmpack.build.build import recipe_digest
+from slmpack.build.select import recipe_digest
 from slmpack.errors import PublishError
 from slmpack.log.tags import REFUSED
 from slmpack.publish.request import check_request

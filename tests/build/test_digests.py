@@ -1,7 +1,7 @@
 """Digests: what was packaged before is found again, since a digest is of the same parts as it was then.
 
-The parts are written out here; only the versions of what is installed are read. Whoever changes one on purpose counts
-up the steps (`BUILD_STEPS`, `EXPORT_STEPS`) or a layout, and writes the new one here.
+The parts are written out here; only the versions of what is installed are read. A part that changes on purpose, since
+packages must be built again, changes here too: the steps (`BUILD_STEPS`, `EXPORT_STEPS`), options, or a preparation.
 """
 
 from importlib.metadata import version
@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from slmpack.build.build import package_digest, recipe_digest
+from slmpack.build.build import package_digest
 from slmpack.build.optimum.environment import exporter_requirements, pinned_versions
+from slmpack.build.select import recipe_digest
 from slmpack.machine.runtimes import release_of
 from slmpack.records import FileDigest, ModelSource, Recipe, Snapshot, SourceKind, Target, digest_of
 from slmpack.targets import RECIPES

@@ -1,4 +1,4 @@
-"""Exporter: which way a package is built, and every part of the way by optimum that needs no environment of its own."""
+"""Every part of the way by optimum that needs no environment of its own."""
 
 from pathlib import Path
 
@@ -8,52 +8,20 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from slmpack.build.build import recipe_digest
 from slmpack.build.optimum.check_logits import TOLERANCE, compare_logits
 from slmpack.build.optimum.environment import exporter_requirements, pinned_versions
 from slmpack.build.optimum.legacy_config import translated, write_for_exporter
 from slmpack.build.optimum.quantise_graph import GraphOptions, is_sensitive, write_graph
 from slmpack.build.optimum.recipes import (
     EXPORTED,
-    architectures_in,
-    builder_architectures,
     exporter_digest,
-    exporter_of,
     exporter_versions,
     graph_options,
 )
+from slmpack.build.select import recipe_digest
 from slmpack.errors import BuildError, RecipeError
 from slmpack.machine.json_file import read_json, write_json
 from slmpack.records import Recipe, Target
-
-# ---------------------------------------------------------------------------------------------- which way
-
-
-@pytest.mark.parametrize("known", ["LlamaForCausalLM", "Phi3ForCausalLM", "Qwen3ForCausalLM", "Gemma3ForCausalLM"])
-def test_what_the_builder_knows_goes_to_the_builder(known: str) -> None:
-    assert exporter_of(known) == "onnxruntime-genai"
-
-
-@pytest.mark.parametrize("unknown", ["GPT2LMHeadModel", "GPTNeoXForCausalLM", "StableLmForCausalLM", "LlamaForCausal"])
-def test_what_the_builder_does_not_know_goes_to_optimum(unknown: str) -> None:
-    assert exporter_of(unknown) == "optimum"
-
-
-def test_the_builders_list_is_read_from_its_text() -> None:
-    assert len(builder_architectures()) > 30
-    text = """
-    if config.architectures[0] == "A" or config.architectures[0] == "B" and config.size != "no":
-        pass
-    elif config.architectures[0] in ["C", "D"] or config.architectures[0] in ("E",):
-        pass
-    """
-    assert architectures_in("if True:\n" + text) == {"A", "B", "C", "D", "E"}
-
-
-def test_a_builder_whose_text_cannot_be_read_names_none() -> None:
-    assert architectures_in("def broken(:") == frozenset()
-    assert architectures_in("build = load('native')") == frozenset()
-
 
 # ---------------------------------------------------------------------------------------------- recipes and versions
 

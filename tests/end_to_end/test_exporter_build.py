@@ -63,7 +63,7 @@ def greedy(package: Path) -> list[int]:
 def test_an_exported_graph_answers_as_transformers_does(snapshot: Snapshot, workspace: Path, tmp_path: Path) -> None:
     package = tmp_path / "package"
     package.mkdir()
-    build_exported(snapshot, GraphOptions(bits=None), package, tmp_path / "log", workspace)
+    build_exported(snapshot, GraphOptions(bits=None), package, "of a test", workspace)
     source: Any = AutoModelForCausalLM.from_pretrained(snapshot.path, dtype=torch.float32)
     prompt = torch.tensor([PROMPT])
     expected = source.generate(
@@ -130,7 +130,7 @@ def test_a_second_build_is_a_hit_and_another_recipe_takes_the_same_export(
     assert "exporting" not in caplog.text
     graph = export_graph(snapshot, workspace) / "model.onnx"
     made = graph.stat().st_mtime_ns
-    build_exported(snapshot, GraphOptions(bits=None), tmp_path, tmp_path / "log", workspace)
+    build_exported(snapshot, GraphOptions(bits=None), tmp_path, "of a test", workspace)
     assert graph.stat().st_mtime_ns == made
 
 

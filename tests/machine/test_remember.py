@@ -39,11 +39,11 @@ def snapshot_of(numbers: str, workspace: Path) -> Snapshot:
     )  # fmt: skip
 
 
-def sum_of(snapshot: Snapshot, workspace: Path, asked: list[Path]) -> Path:
-    """Return the folder of the sum; `asked` has a folder for each time that a child is to work it out."""
+def sum_of(snapshot: Snapshot, workspace: Path, requested: list[Path]) -> Path:
+    """Return the folder of the sum; `requested` has a folder for each time that a child is to work it out."""
 
     def request(into: Path) -> Sum:
-        asked.append(into)
+        requested.append(into)
         (into / "what.txt").write_text("a sum")
         return Sum(numbers=snapshot.path / "numbers.txt", into=into)
 
@@ -51,13 +51,13 @@ def sum_of(snapshot: Snapshot, workspace: Path, asked: list[Path]) -> Path:
 
 
 def test_a_child_works_once_and_its_folder_is_found_by_its_key(tmp_path: Path) -> None:
-    snapshot, asked = snapshot_of("1 2 39", tmp_path), list[Path]()
-    folder = sum_of(snapshot, tmp_path, asked)
+    snapshot, requested = snapshot_of("1 2 39", tmp_path), list[Path]()
+    folder = sum_of(snapshot, tmp_path, requested)
     assert folder == tmp_path / "sums" / KEY
     assert (folder / "sum.txt").read_text() == "42"
     assert (folder / "what.txt").read_text() == "a sum"
-    assert sum_of(snapshot, tmp_path, asked) == folder
-    assert len(asked) == 1
+    assert sum_of(snapshot, tmp_path, requested) == folder
+    assert len(requested) == 1
 
 
 def test_the_manifest_has_the_result_and_what_it_cost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -69,8 +69,8 @@ def test_the_manifest_has_the_result_and_what_it_cost(tmp_path: Path, caplog: py
     assert peak > 1 << 20
     assert isinstance(facts.pop("seconds"), int)
     assert facts == {"snapshot": snapshot.digest, "total": 42}
-    told = [record.getMessage() for record in caplog.records if record.name == "slmpack.machine.remember"]
-    assert [message[:10] for message in told] == ["that took "]
+    messages = [record.getMessage() for record in caplog.records if record.name == "slmpack.machine.remember"]
+    assert [message[:10] for message in messages] == ["that took "]
 
 
 def test_a_failure_is_of_the_works_class_names_its_log_and_leaves_nothing(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from slmpack.build.builder import BuildResult
 from slmpack.build.optimum import export_script
-from slmpack.build.optimum.check_logits import CheckRequest, Compared, compare_with_source
+from slmpack.build.optimum.check_logits import CheckRequest, compare_with_source
 from slmpack.build.optimum.environment import exporter_python
 from slmpack.build.optimum.genai_config import PackageRequest, write_package
 from slmpack.build.optimum.legacy_config import write_for_exporter
@@ -20,13 +21,14 @@ from slmpack.build.optimum.recipes import EXPORT_STEPS, MODEL_TYPES, exporter_ve
 from slmpack.checkpoint.windows import dtype_of
 from slmpack.errors import BuildError
 from slmpack.machine.at_rest import derive_folder
-from slmpack.machine.child import ChildRun, run_command, run_in_child
+from slmpack.machine.child import ChildRun, run_command
 from slmpack.machine.environments import inherited
 from slmpack.machine.json_file import read_json
 from slmpack.machine.limits import limit_seconds
 from slmpack.machine.memory import available_bytes, require_memory
+from slmpack.machine.remember import ChildWork, run_work
 from slmpack.machine.runtimes import release_of
-from slmpack.machine.store import Manifest, log_folder, require_space
+from slmpack.machine.store import Facts, Manifest, log_folder, require_space
 from slmpack.records import Snapshot, digest_of
 
 EXPORT_LIMIT_SECONDS = 2 * 3600.0
@@ -35,15 +37,17 @@ GRAPH = "model.onnx"
 # Measured with SmolLM2-135M: 2.9 GB of private memory.
 LIBRARY_BYTES, BYTES_PER_PARAMETER = 450_000_000, 18.0
 ON_DISK_BYTES_PER_PARAMETER = 8.0  # a tied embedding is there twice
+COMPARISON = ChildWork(
+    compare_with_source, "export-check", CHECK_LIMIT_SECONDS, BuildError, "the comparison with the source"
+)
+WRITING = ChildWork(write_package, "build", EXPORT_LIMIT_SECONDS, BuildError, "the build")
 
 
-def build_exported(
-    snapshot: Snapshot, options: GraphOptions, into: Path, log: Path, workspace: Path
-) -> dict[str, str | int | None]:
-    """Fill the empty folder `into` with a package; return what to remember of it.
+def build_exported(snapshot: Snapshot, options: GraphOptions, into: Path, key: str, workspace: Path) -> BuildResult:
+    """Fill the empty folder `into` with a package.
 
     Args:
-        log: where the last process writes; those before it have logs of their own in the workspace.
+        key: of the package, in the name of the last process's log; those before it have logs of their own.
 
     Raises:
         BuildError: optimum cannot be had or cannot export the model, or what it exports is another model.
@@ -54,20 +58,17 @@ def build_exported(
         graph=exported / GRAPH, snapshot=snapshot.path, layers=snapshot.layers,
         context_length=snapshot.context_length, options=options, into=into,
     )  # fmt: skip
-    written, run = run_in_child(
-        write_package, request, log=log, failure=BuildError, doing="the build",
-        limit_seconds=limit_seconds(EXPORT_LIMIT_SECONDS, snapshot.size_bytes),
-    )  # fmt: skip
+    written, run = run_work(WRITING, request, key, snapshot, workspace)
     facts = Manifest.read(exported).facts
-    return {
-        "quantised_by": "onnxruntime" if options.bits else "nothing",
-        "build_peak_bytes": max(run.peak_private_bytes, int(facts["peak_private_bytes"] or 0)),
-        "repairs": "\n".join(written.repairs),
-        "quantisation": "\n".join((_told_exported(snapshot, facts), *written.quantisation)),
-    }
+    return BuildResult(
+        quantised_by="onnxruntime" if options.bits else "nothing",
+        peak_private_bytes=max(run.peak_private_bytes, int(facts["peak_private_bytes"] or 0)),
+        repairs=written.repairs,
+        quantisation=(_told_exported(snapshot, facts), *written.quantisation),
+    )
 
 
-def _told_exported(snapshot: Snapshot, facts: dict[str, str | int | None]) -> str:
+def _told_exported(snapshot: Snapshot, facts: Facts) -> str:
     return (
         f"exported by optimum-onnx {exporter_versions()['optimum-onnx']}, since ONNX Runtime GenAI's builder does not "
         f"know {snapshot.architecture}; in float32 its logits are the source's within {facts['largest']} of their "
@@ -85,11 +86,15 @@ def export_graph(snapshot: Snapshot, workspace: Path) -> Path:
     _require_known(snapshot)
     key = digest_of([EXPORT_STEPS, snapshot.digest, requirements_digest()])
 
-    def make(into: Path) -> dict[str, str | int | None]:
+    def make(into: Path) -> Facts:
         _require_memory(snapshot)
         require_space(workspace, int(snapshot.parameters * ON_DISK_BYTES_PER_PARAMETER), "an export in float32")
         run = _export(snapshot, into, log_folder(workspace) / f"export-{key[:12]}.log", workspace)
-        compared = _compare(snapshot, into / GRAPH, log_folder(workspace) / f"export-check-{key[:12]}.log")
+        check = CheckRequest(
+            snapshot=snapshot.path, dtype=dtype_of(snapshot), context_length=snapshot.context_length,
+            graph=into / GRAPH,
+        )  # fmt: skip
+        compared, _ = run_work(COMPARISON, check, key, snapshot, workspace)
         return {
             "snapshot": snapshot.digest, "positions": compared.positions, "largest": f"{compared.largest:.1e}",
             "peak_private_bytes": run.peak_private_bytes,
@@ -121,17 +126,6 @@ def _export(snapshot: Snapshot, into: Path, log: Path, workspace: Path) -> Child
 
 def _offline(hub: Path) -> dict[str, str]:
     return inherited() | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HOME": str(hub)}
-
-
-def _compare(snapshot: Snapshot, graph: Path, log: Path) -> Compared:
-    request = CheckRequest(
-        snapshot=snapshot.path, dtype=dtype_of(snapshot), context_length=snapshot.context_length, graph=graph
-    )
-    compared, _ = run_in_child(
-        compare_with_source, request, log=log, failure=BuildError, doing="the comparison with the source",
-        limit_seconds=limit_seconds(CHECK_LIMIT_SECONDS, snapshot.size_bytes),
-    )  # fmt: skip
-    return compared
 
 
 def _require_known(snapshot: Snapshot) -> None:

@@ -1,25 +1,12 @@
-"""Exporter: which way a package is built, and what the way by optimum depends on.
+"""Recipes of exported graphs, the versions of what exports them, and the digest of both."""
 
-    snapshot --optimum, in its own environment--> exports/<key>/model.onnx, float32 --compared with the source-->
-             --ONNX Runtime's quantiser, genai_config.json, tokenizer--> package
-
-This is for architectures that the ONNX Runtime GenAI builder does not know; the work is in `exporter_run`.
-"""
-
-import ast
-from functools import cache
 from importlib.metadata import version
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Literal
 
 from slmpack.build.optimum.environment import exporter_requirements, pinned_versions
 from slmpack.build.optimum.quantise_graph import GraphOptions
 from slmpack.errors import RecipeError
 from slmpack.machine.runtimes import release_of
 from slmpack.records import Recipe, Target, digest_of
-
-Exporter = Literal["onnxruntime-genai", "optimum"]
 
 EXPORT_STEPS = 2  # counts up when what is done to an exported graph changes, so that packages are built again
 PINNED = ("optimum-onnx", "optimum", "transformers", "torch", "onnx")
@@ -42,52 +29,6 @@ MODEL_TYPES = frozenset((
     "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_oss", "gptj", "granite", "helium", "internlm2", "llama", "mistral",
     "mpt", "nemotron", "olmo", "olmo2", "opt", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "stablelm",
 ))  # fmt: skip
-
-
-# ------------------------------------------------------------------------------------------------- which way
-
-
-def exporter_of(architecture: str) -> Exporter:
-    """Return what builds packages of `architecture`: the ONNX Runtime GenAI builder if it knows it, else optimum."""
-    known = builder_architectures()
-    return "onnxruntime-genai" if not known or architecture in known else "optimum"
-
-
-@cache
-def builder_architectures() -> frozenset[str]:
-    """Return the architectures that the installed builder's text compares `config.architectures[0]` with.
-
-    It is read, not imported: that takes seconds and changes the process. Empty where there is no such text, and then
-    the builder itself is asked.
-    """
-    spec = find_spec("onnxruntime_genai")
-    places = spec.submodule_search_locations or () if spec else ()
-    for place in places:
-        path = Path(place) / "models" / "builder.py"
-        if path.is_file():
-            return architectures_in(path.read_text(encoding="utf-8"))
-    return frozenset()
-
-
-def architectures_in(text: str) -> frozenset[str]:
-    """Return the texts that `config.architectures[0]` is compared with by `==` or `in`; none if it is not Python."""
-    try:
-        tree = ast.parse(text)
-    except SyntaxError:
-        return frozenset()
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Compare) and ast.unparse(node.left) == "config.architectures[0]":
-            found |= {
-                each.value
-                for side in node.comparators
-                for each in ast.walk(side)
-                if isinstance(each, ast.Constant) and isinstance(each.value, str)
-            }
-    return frozenset(found)
-
-
-# ------------------------------------------------------------------------------------------------- what it depends on
 
 
 def exporter_versions() -> dict[str, str]:
