@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx
+import onnxruntime_genai
 import pytest
 import torch
 from building import Case
@@ -71,6 +73,12 @@ def test_named_tensors_are_quantised_to_8_bits_as_the_stock_builder_does(built: 
         streamed = (built / "named" / "streamed" / name).read_bytes()
         assert streamed == (built / "named" / "stock" / name).read_bytes(), name
         assert streamed != (built / "phi3-int4-cpu-32" / "streamed" / name).read_bytes(), name
+
+
+def test_the_graph_names_the_builders_own_commit_and_not_that_of_the_folder_it_is_installed_in(built: Path) -> None:
+    expected = f"{onnxruntime_genai.__version__}+{onnxruntime_genai.__commit__[:7]}"
+    graph = onnx.load(built / "named" / "streamed" / "model.onnx", load_external_data=False)
+    assert graph.producer_version == expected
 
 
 def built_by(checkpoint: Path, into: Path, options: BuilderOptions, streamed: bool = True) -> tuple[Built, ChildRun]:

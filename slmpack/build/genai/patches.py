@@ -15,6 +15,7 @@ Where it does not stop, it returns 0 and the package answers, but not as its sou
 | OLMo | norms do not take the mean off | mend_models |
 | OLMo with `clip_qkv` | queries, keys and values are not clipped | mend_models |
 | SmolLM3 | it stops: layers without positions get them from an input that is not there | mend_models |
+| any | the graph names the git commit of the folder that `.venv` lies in, not the builder's | mend_models |
 | Llama, SmolLM3, Nemotron | positions scaled otherwise than Llama 3's are taken for unscaled ones | mend_models |
 
 Source: found by experiment with onnxruntime-genai 0.18.0 and transformers 5.22 on checkpoints of two to six layers. In
@@ -69,8 +70,10 @@ def _complete_epsilon(config: Any) -> None:
 @cache
 def mend_models() -> None:
     """Replace methods of the builder's model classes, once; for a process that imported the builder."""
+    import onnxruntime_genai
     from builders import base, gemma, llama, olmo, smollm  # type: ignore[import-not-found]
 
+    base.Model.get_genai_commit = classmethod(lambda _: onnxruntime_genai.__commit__)
     _add_to_norms_in_float32(base.Model)
     _refuse_unknown_positions(base.Model, llama.LlamaModel)
     _take_yarn_from_transformers(base.Model)
