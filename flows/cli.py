@@ -139,7 +139,7 @@ def command_parser() -> argparse.ArgumentParser:
     parser = CommandParser(prog="slmpack", description="Package small language models for a piece of hardware, proved.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (help_text, options) in COMMANDS.items():
-        commands.add_parser(name, help=help_text, options=options)
+        commands.add_parser(name, help=help_text, options=options).set_defaults(command=name)
     return parser
 
 

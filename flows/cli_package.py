@@ -6,31 +6,28 @@ bad usage, before anything is imported that takes seconds -> the first line -> h
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from flows.cli_lines import FAILED, OK, begin, complain
-from flows.cli_parser import (
-    CommandParser,
-    add_interface_option,
-    add_proof_options,
-    add_target_option,
-    add_trust_option,
-    add_workspace_option,
-    choice,
-)
+from flows.cli_options import add_record_options, read_record
+from flows.cli_parser import CommandParser, add_target_option, add_trust_option, add_workspace_option
 
 # What takes long to import is imported after the command's first line.
 if TYPE_CHECKING:
     from flows.display import Display
+    from slmpack.publish.options import PackageOptions
     from slmpack.publish.request import Request
-    from slmpack.records import Outcome, QualityPolicy, Target
+    from slmpack.records import Outcome, Target
+
+PROOF_OPTIONS = {"quality_text": "FILE", "quality_chats": "FILE", "waive_quality": "REASON"}
+PACKAGE_OPTIONS = {"recipe": "R", "interface": "I", "force": "", "calibration_text": "FILE"} | PROOF_OPTIONS
 
 
 def package_options(parser: CommandParser) -> None:
     """Add the options of `package`."""
-    from slmpack.records import Recipe
+    from slmpack.publish.options import PackageOptions
     from slmpack.source.resolve import DEFAULT_SOURCE
 
     parser.add_argument(
@@ -40,31 +37,33 @@ def package_options(parser: CommandParser) -> None:
     )  # fmt: skip
     add_target_option(parser, action="append")
     parser.add_argument("--name", help="the registered model's name; taken from the source if left out")
-    parser.add_argument("--recipe", type=choice(Recipe), default=Recipe.AUTO, metavar="R", help=", ".join(Recipe))
-    add_interface_option(parser)
-    parser.add_argument("--force", action="store_true", help="work even if the same is published already")
-    add_proof_options(parser)
-    parser.add_argument(
-        "--calibration-text", type=Path, metavar="FILE", help="UTF-8 text to choose the weights' codes by"
-    )
+    add_record_options(parser, PackageOptions, PACKAGE_OPTIONS)
+    parser.add_argument("--json", action="store_true", help="one JSON object a target on stdout")
+    add_workspace_option(parser)
     parser.set_defaults(run=_package)
 
 
 def verify_options(parser: CommandParser) -> None:
     """Add the options of `verify`."""
+    from slmpack.publish.options import ProofOptions
+
     parser.add_argument(
         "model_uri", metavar="MODEL_URI", help="models:/NAME@ALIAS, models:/NAME/VERSION or models:/m-ID"
     )
-    add_proof_options(parser)
+    add_record_options(parser, ProofOptions, PROOF_OPTIONS)
+    parser.add_argument("--json", action="store_true", help="one JSON object a target on stdout")
+    add_workspace_option(parser)
     add_trust_option(parser)
     parser.set_defaults(run=_verify)
 
 
 def rollback_options(parser: CommandParser) -> None:
     """Add the options of `rollback`."""
+    from slmpack.publish.options import PackageOptions
+
     parser.add_argument("name", metavar="NAME", help="the registered model")
     add_target_option(parser, required=True)
-    add_interface_option(parser)
+    add_record_options(parser, PackageOptions, {"interface": "I"})
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     add_workspace_option(parser)
     add_trust_option(parser)
@@ -73,50 +72,51 @@ def rollback_options(parser: CommandParser) -> None:
 
 def _package(parsed: argparse.Namespace) -> int:
     from slmpack.log.mlflow_server import check_characters
+    from slmpack.publish.options import PackageOptions
+    from slmpack.publish.request import check_request, check_requests
     from slmpack.records import Target
-    from slmpack.targets import recipe_for
 
     targets: list[Target] = list(dict.fromkeys(parsed.target or [Target.CPU_INT4]))
     if parsed.name is not None:
         check_characters(parsed.name)  # before MLflow is imported, which has rules of its own
-    requests = [
-        _checked_request(
-            target, parsed.recipe if len(targets) == 1 else recipe_for(target, parsed.recipe), parsed.interface, parsed,
-            calibration_text=parsed.calibration_text,
-        )
-        for target in targets
-    ]  # fmt: skip
+    options = read_record(PackageOptions, parsed, PACKAGE_OPTIONS)
+    with _bad_chats_as_usage():
+        if len(targets) == 1:
+            requests = [check_request(targets[0], options, None, parsed.workspace)]
+        else:
+            requests = check_requests(targets, options, None, parsed.workspace)
     begin(f"packaging {parsed.source} for {', '.join(targets)}")
-    return _tell(_displayed(lambda display: _package_all(parsed, requests, display)), parsed)
+    return _tell(_displayed(lambda display: _package_all(parsed, options, requests, display)), parsed)
 
 
-def _checked_request(target: Any, recipe: Any, interface: Any, parsed: argparse.Namespace, **more: Any) -> "Request":
-    """Refuse what does not fit, before anything slow is imported; chats of an option are judged like its other files.
+@contextmanager
+def _bad_chats_as_usage() -> Iterator[None]:
+    """Judge chats of an option like its other files.
 
     Raises:
-        UsageError: an option has a value that cannot be right.
+        UsageError: a line of the chats is none.
     """
     from slmpack.errors import DataError, UsageError
-    from slmpack.publish.request import check_request
-    from slmpack.records import QualityPolicy
 
     try:
-        return check_request(
-            target, recipe, interface, None, parsed.workspace, policy=QualityPolicy(),
-            quality_text=parsed.quality_text, waive_quality=parsed.waive_quality, quality_chats=parsed.quality_chats,
-            **more,
-        )  # fmt: skip
+        yield
     except DataError as error:
         raise UsageError(f"--quality-chats: {error}") from error
 
 
-def _package_all(parsed: argparse.Namespace, requests: "list[Request]", display: "Display") -> "list[Outcome]":
+def _package_all(
+    parsed: argparse.Namespace, options: "PackageOptions", requests: "list[Request]", display: "Display"
+) -> "list[Outcome]":
     """Run the flow here; one target is a run of its own, several are runs below one."""
     display.doing("looking at what MLflow has")
     from slmpack.machine.hardware import require_runtime
 
     if len(requests) == 1:
-        return [_outcome_of(requests[0].target, lambda: _package_one(parsed, requests[0], display), require_runtime)]
+        return [
+            _outcome_of(
+                requests[0].target, lambda: _package_one(parsed, options, requests[0], display), require_runtime
+            )
+        ]
     from slmpack.log.mlflow_server import require_registry
     from slmpack.source.hub import require_hub
 
@@ -129,16 +129,16 @@ def _package_all(parsed: argparse.Namespace, requests: "list[Request]", display:
     from flows.package_targets import package_targets
 
     targets = [request.target for request in requests]
-    state: Any = package_targets(
-        parsed.source, targets, *_rest(parsed), quality_chats=parsed.quality_chats, return_state=True
-    )
+    state: Any = package_targets(parsed.source, targets, parsed.name, options, parsed.workspace, return_state=True)
     outcomes: list[Outcome] | Exception = state.result(raise_on_failure=False)
     if isinstance(outcomes, Exception):  # before the first target
         raise outcomes
     return outcomes
 
 
-def _package_one(parsed: argparse.Namespace, request: "Request", display: "Display") -> "Outcome":
+def _package_one(
+    parsed: argparse.Namespace, options: "PackageOptions", request: "Request", display: "Display"
+) -> "Outcome":
     from slmpack.source.hub import require_hub
 
     require_hub(parsed.source)
@@ -151,33 +151,23 @@ def _package_one(parsed: argparse.Namespace, request: "Request", display: "Displ
     prepare_children(*TORCH)  # its server starts meanwhile
     from flows.package_model import package_model
 
-    return package_model(parsed.source, request.target, *_rest(parsed), quality_chats=parsed.quality_chats)
+    return package_model(parsed.source, request.target, parsed.name, options, parsed.workspace)
 
 
 def _known(parsed: argparse.Namespace, requests: "Sequence[Request]", display: "Display") -> "list[Outcome] | None":
     """Return the outcomes where none of the targets needs a run, else None."""
     if parsed.force:
         return None
-    from slmpack.publish.known_outcome import known_outcome
+    from slmpack.publish.previous import known_outcome
 
     outcomes: list[Outcome] = []
     for request in requests:
         named = request.model_copy(update={"name": parsed.name})
-        outcome = known_outcome(parsed.source, request.target, parsed.interface, named)
+        outcome = known_outcome(parsed.source, named)
         if outcome is None:
             return None
         outcomes.append(outcome)
     return outcomes
-
-
-def _rest(parsed: argparse.Namespace) -> "tuple[Any, Any, Any, Any, QualityPolicy, Any, Any, Any, Any]":
-    """Return what both flows take after the source and the target, in their order."""
-    from slmpack.records import QualityPolicy
-
-    return (
-        parsed.recipe, parsed.interface, parsed.name, parsed.force, QualityPolicy(),
-        parsed.waive_quality, parsed.quality_text, parsed.calibration_text, parsed.workspace,
-    )  # fmt: skip
 
 
 def _verify(parsed: argparse.Namespace) -> int:
@@ -185,9 +175,11 @@ def _verify(parsed: argparse.Namespace) -> int:
     from slmpack.log.restore import check_uri, find_logged
     from slmpack.machine.hardware import require_hardware
     from slmpack.prove.quality.text import checked_waiver
-    from slmpack.records import QualityPolicy, Recipe
+    from slmpack.publish.options import ProofOptions
+    from slmpack.publish.request import verify_request
 
     check_uri(parsed.model_uri)
+    options = read_record(ProofOptions, parsed, PROOF_OPTIONS)
     if parsed.waive_quality is not None:
         checked_waiver(parsed.waive_quality)  # bad usage is one line
     begin(f"verifying {parsed.model_uri}")
@@ -198,15 +190,14 @@ def _verify(parsed: argparse.Namespace) -> int:
         require_registry()
         told = find_logged(parsed.model_uri).told
     target = told.package.target
-    _checked_request(target, told.package.recipe or Recipe.AUTO, told.interface, parsed)  # before Prefect is imported
+    with _bad_chats_as_usage():
+        verify_request(told, options, parsed.workspace)  # before Prefect is imported
 
     def verify(display: "Display") -> "Outcome":
         display.doing("starting Prefect")
         from flows.verify_model import verify_model
 
-        rest = (QualityPolicy(), parsed.waive_quality, parsed.quality_text, parsed.workspace)
-        chats, trust = parsed.quality_chats, parsed.trust_code
-        return verify_model(parsed.model_uri, *rest, quality_chats=chats, trust_code=trust)
+        return verify_model(parsed.model_uri, options, parsed.workspace, trust_code=parsed.trust_code)
 
     def outcomes(display: "Display") -> "list[Outcome]":
         return [_outcome_of(target, lambda: verify(display), require_hardware)]

@@ -67,31 +67,9 @@ def add_target_option(parser: argparse.ArgumentParser, **named: Any) -> None:
     parser.add_argument("--target", type=choice(Target), metavar="T", help=", ".join(Target), **named)
 
 
-def add_interface_option(parser: argparse.ArgumentParser) -> None:
-    """Add `--interface`."""
-    from slmpack.records import Interface
-
-    parser.add_argument(
-        "--interface", type=choice(Interface), default=Interface.CHAT, metavar="I", help=", ".join(Interface)
-    )
-
-
 def add_workspace_option(parser: argparse.ArgumentParser) -> None:
     """Add `--workspace`."""
     parser.add_argument("--workspace", type=Path, metavar="DIR", help=WORKSPACE_HELP)
-
-
-def add_proof_options(parser: argparse.ArgumentParser) -> None:
-    """Add what a command takes that proves a model."""
-    parser.add_argument("--json", action="store_true", help="one JSON object a target on stdout")
-    add_workspace_option(parser)
-    parser.add_argument("--quality-text", type=Path, metavar="FILE", help="UTF-8 text to measure the quality on")
-    parser.add_argument(
-        "--quality-chats",
-        metavar="FILE",
-        help="chats whose answers the package has to keep: a file, a folder, runs:/...",
-    )
-    parser.add_argument("--waive-quality", metavar="REASON", help="publish below the quality policy, for this reason")
 
 
 def add_trust_option(parser: argparse.ArgumentParser) -> None:

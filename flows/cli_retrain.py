@@ -3,11 +3,10 @@
 import argparse
 import logging
 import sys
-from typing import Any, TypeVar
-
-from pydantic import ValidationError
+from typing import Any, NamedTuple
 
 from flows.cli_lines import FAILED, OK, begin, complain
+from flows.cli_options import OptionsT, add_record_options, read_record
 from flows.cli_parser import CommandParser, add_target_option, add_workspace_option
 from flows.display import Display
 from slmpack.chats.dataset import DataPolicy, least_chats
@@ -16,14 +15,14 @@ from slmpack.log.chat_artifacts import is_artifact
 from slmpack.log.mlflow_server import check_characters, check_name, require_registry
 from slmpack.machine.expected import translated
 from slmpack.machine.surroundings import typed_path
+from slmpack.publish.options import PackageOptions
+from slmpack.publish.request import check_requests
 from slmpack.publish.summary import BEYOND_CONTRACT, summary_lines
-from slmpack.records import QualityPolicy, Record, Target
+from slmpack.records import Record, Target
 from slmpack.retrain.evaluate import RetrainOutcome, RetrainPolicy, told_retraining
 from slmpack.retrain.training.settings import TrainSettings
 from slmpack.source.hub import require_hub
 from slmpack.source.resolve import DEFAULT_SOURCE
-
-Options = TypeVar("Options", bound=Record)
 
 OPTIONS: dict[type[Record], dict[str, str]] = {
     TrainSettings: {
@@ -32,6 +31,7 @@ OPTIONS: dict[type[Record], dict[str, str]] = {
     },
     RetrainPolicy: {"min_gain": "X", "max_forgetting": "X"},
     DataPolicy: {"held_out_share": "X", "max_bad_share": "X"},
+    PackageOptions: {"force": "", "waive_quality": "REASON"},
 }  # fmt: skip
 
 
@@ -44,40 +44,52 @@ def retrain_options(parser: CommandParser) -> None:
     )  # fmt: skip
     parser.add_argument("--name", help="the registered model's name; taken from the base if left out")
     for record, options in OPTIONS.items():
-        for name, metavar in options.items():
-            field = record.model_fields[name]
-            text = f"{field.description} (default: {field.default})".replace("%", "%%")
-            parser.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=text)
+        add_record_options(parser, record, options)
     add_target_option(parser, action="append")
-    parser.add_argument("--force", action="store_true", help="train even if the same was trained before")
-    parser.add_argument("--waive-quality", metavar="REASON", help="package below the quality policy, for this reason")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     add_workspace_option(parser)
     parser.set_defaults(run=_retrain)
 
 
-def read_options(parsed: argparse.Namespace) -> tuple[TrainSettings, RetrainPolicy, DataPolicy]:
-    """Return the settings of the training and the policies.
+class RetrainOptions(NamedTuple):
+    """What the options say, as the flow takes it."""
+
+    training: TrainSettings
+    retrain_policy: RetrainPolicy
+    data_policy: DataPolicy
+    options: PackageOptions
+
+
+def read_options(parsed: argparse.Namespace) -> RetrainOptions:
+    """Return the settings of the training, the policies and the options of the packages.
 
     Raises:
-        UsageError: a number or the name is out of its bounds, or there is no such file of chats.
+        UsageError: a number, the name or the waiver is out of its bounds, or there is no such file of chats.
     """
     if parsed.name is not None:
         check_characters(parsed.name)
-    options = _read(TrainSettings, parsed), _read(RetrainPolicy, parsed), _read(DataPolicy, parsed)
+    options = RetrainOptions(
+        _read(TrainSettings, parsed), _read(RetrainPolicy, parsed), _read(DataPolicy, parsed),
+        _read(PackageOptions, parsed),
+    )  # fmt: skip
     if not is_artifact(parsed.data) and not typed_path(parsed.data).exists():
         raise UsageError(f"--data: there is no {parsed.data}", "a file or a folder of chats", "check the path")
+    check_requests(_targets(parsed), options.options, None, parsed.workspace)
     return options
+
+
+def _targets(parsed: argparse.Namespace) -> list[Target]:
+    return list(dict.fromkeys(parsed.target or [Target.CPU_INT4]))
 
 
 def _retrain(parsed: argparse.Namespace) -> int:
     options = read_options(parsed)
-    begin(f"retraining {parsed.base} on {parsed.data}, which has to hold {least_chats(options[-1])}")
-    outcome = retrain(parsed, *options)
+    begin(f"retraining {parsed.base} on {parsed.data}, which has to hold {least_chats(options.data_policy)}")
+    outcome = retrain(parsed, options)
     return OK if outcome.reason is None else complain(outcome.reason, FAILED)
 
 
-def run_retrain(parsed: argparse.Namespace, display: Display, *options: Any) -> RetrainOutcome:
+def run_retrain(parsed: argparse.Namespace, display: Display, options: RetrainOptions) -> RetrainOutcome:
     """Run the flow here and return what became of it.
 
     Raises:
@@ -85,7 +97,6 @@ def run_retrain(parsed: argparse.Namespace, display: Display, *options: Any) -> 
     """
     if parsed.name is not None:
         check_name(parsed.name)
-    targets = list(dict.fromkeys(parsed.target or [Target.CPU_INT4]))
     require_registry()  # before Prefect starts its server
     require_hub(parsed.base)
     display.doing("starting Prefect")
@@ -93,8 +104,8 @@ def run_retrain(parsed: argparse.Namespace, display: Display, *options: Any) -> 
 
     logging.captureWarnings(True)
     state: Any = retrain_model(
-        parsed.data, parsed.base, parsed.name, *options, targets, QualityPolicy(),
-        parsed.waive_quality, parsed.force, parsed.workspace, return_state=True,
+        parsed.data, parsed.base, parsed.name, *options[:3], _targets(parsed), options.options, parsed.workspace,
+        return_state=True,
     )  # fmt: skip
     outcome: RetrainOutcome | Exception = state.result(raise_on_failure=False)
     if isinstance(outcome, Exception):
@@ -102,12 +113,12 @@ def run_retrain(parsed: argparse.Namespace, display: Display, *options: Any) -> 
     return outcome
 
 
-def retrain(parsed: argparse.Namespace, *options: Any) -> RetrainOutcome:
+def retrain(parsed: argparse.Namespace, options: RetrainOptions) -> RetrainOutcome:
     """Retrain with a display; an expected failure is an outcome, bad usage is not."""
     with Display() as display:
         try:
             with translated():
-                outcome = run_retrain(parsed, display, *options)
+                outcome = run_retrain(parsed, display, options)
         except UsageError:
             raise
         except SlmpackError as error:
@@ -130,12 +141,5 @@ def closing_lines(outcome: RetrainOutcome) -> list[str]:
     return lines
 
 
-def _read(record: type[Options], parsed: argparse.Namespace) -> Options:
-    given = {name: value for name in OPTIONS[record] if (value := getattr(parsed, name)) is not None}
-    try:
-        return record.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = f"--{str(first['loc'][0]).replace('_', '-')}"
-        raise UsageError(f"{option} {first['input']}", first["msg"].removeprefix("Input should be "),
-                         "see `slmpack retrain --help`") from error  # fmt: skip
+def _read(record: type[OptionsT], parsed: argparse.Namespace) -> OptionsT:
+    return read_record(record, parsed, OPTIONS[record])

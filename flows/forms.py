@@ -6,12 +6,14 @@ less of it:
     a target that is the deployment's own     the only one that the form offers and that the server takes
     a target of any kind                      those for the hardware of its pool
     what one run gives another                not in the form; the server takes it all the same
+    an option that was a parameter before     not in the form; the server refuses it, and says where it stands now
 """
 
 from typing import Any
 
 from prefect.client.schemas.responses import DeploymentResponse
 
+from flows.options_flow import OPTIONS
 from flows.parameters import INTERNAL
 from slmpack.records import Target
 
@@ -25,11 +27,22 @@ def form_of(deployment: DeploymentResponse) -> dict[str, Any]:
     internal = {name: properties.pop(name) for name in [*properties] if properties[name].get(INTERNAL)}
     if TARGET in properties:
         properties[TARGET] = _offering(properties[TARGET], targets_of(deployment))
+    unseen = internal | _moved(schema, properties)
     return {
         **schema,
         "properties": properties,
-        "patternProperties": {f"^{name}$": shown for name, shown in internal.items()},  # which no form shows
-        "propertyNames": {"enum": [*properties, *internal]},
+        "patternProperties": {f"^{name}$": shown for name, shown in unseen.items()},  # which no form shows
+        "propertyNames": {"enum": [*properties, *unseen]},
+    }
+
+
+def _moved(schema: dict[str, Any], properties: dict[str, Any]) -> dict[str, Any]:
+    """Return schemas of the options that stood beside `options` in earlier versions: no value but the advice fits."""
+    record = str(properties.get(OPTIONS, {}).get("$ref")).rpartition("/")[2]
+    options: dict[str, Any] = schema.get("definitions", {}).get(record, {}).get("properties", {})
+    return {
+        name: {"const": f"{name} is in the group {OPTIONS} now: give {OPTIONS}.{name}"}
+        for name in options.keys() - properties.keys()
     }
 
 

@@ -8,115 +8,83 @@ In pools each target runs on a worker that has its hardware, and takes the check
 the source's site nor its token, and the machines share no disk. Targets for GPUs are built by workers without one.
 """
 
+from pathlib import Path
 from typing import Any
 
-from prefect import flow
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.states import Completed, Failed
 
+from flows.options_flow import options_flow
 from flows.package_model import package_model
-from flows.parameters import (
-    CalibrationText,
-    DispatchChoice,
-    Force,
-    InterfaceChoice,
-    Name,
-    Policy,
-    QualityChats,
-    QualityText,
-    RecipeChoice,
-    SourceText,
-    TargetChoices,
-    Waiver,
-    Workspace,
-)
+from flows.parameters import DispatchChoice, Name, OptionsChoice, SourceText, TargetChoices, Workspace
 from slmpack.errors import SlmpackError
-from slmpack.publish.outcome import Stages, failed_outcome, summary_of, verified_outcome
-from slmpack.publish.request import check_request, registered_name, workspace_of
-from slmpack.records import Dispatch, Interface, ModelSource, Outcome, QualityPolicy, Recipe, Target
+from slmpack.publish.options import PackageOptions, ProofOptions
+from slmpack.publish.outcome import Stages, failed_outcome, needs_other_hardware, verified_outcome
+from slmpack.publish.request import check_requests, registered_name, workspace_of
+from slmpack.records import Dispatch, ModelSource, Outcome, Target
 from slmpack.source.resolve import DEFAULT_SOURCE, shown_source
-from slmpack.targets import recipe_for
 from tasks.dispatch import await_target, cancel_started, start_target, start_verifying
 from tasks.fetch import fetch_snapshot
 from tasks.hand_over import find_checkpoint, hand_over_snapshot
-from tasks.outcome import keep_outcomes
+from tasks.outcome import ended
 from tasks.registry import require_experiment
 from tasks.resolve import chats_of, resolve_source
-from tasks.run_name import unless_given
 
 
-def name_of_run(asked: dict[str, Any]) -> str:
-    """Name the run by what it was asked for."""
-    return f"{shown_source(asked['source'])} for {', '.join(asked['targets'])}"
+def name_of_run(parameters: dict[str, Any]) -> str:
+    """Name the run by its source and its targets."""
+    return f"{shown_source(parameters['source'])} for {', '.join(parameters['targets'])}"
 
 
-@flow(name="package-targets", flow_run_name=unless_given(name_of_run))
+@options_flow("package-targets", name_of_run)
 def package_targets(
     source: SourceText = DEFAULT_SOURCE,
     targets: TargetChoices = [Target.CPU_INT4],  # noqa: B006 - Prefect copies it, and the form shows it
-    recipe: RecipeChoice = Recipe.AUTO,
-    interface: InterfaceChoice = Interface.CHAT,
     name: Name = None,
-    force: Force = False,
-    policy: Policy = QualityPolicy(),  # noqa: B008 - frozen
-    waive_quality: Waiver = None,
-    quality_text: QualityText = None,
-    calibration_text: CalibrationText = None,
+    options: OptionsChoice = PackageOptions(),  # noqa: B008 - frozen
     workspace: Workspace = None,
     dispatch: DispatchChoice = Dispatch.HERE,
-    quality_chats: QualityChats = None,
 ) -> State[Any]:
     """Package one model for every target; Failed, with how many were published, unless all were."""
-    for target in targets:
-        check_request(
-            target, recipe_for(target, recipe), interface, name, workspace,
-            policy=policy, quality_text=quality_text, waive_quality=waive_quality,
-            calibration_text=calibration_text, quality_chats=quality_chats,
-        )  # fmt: skip
+    check_requests(targets, options, name, workspace)
     with Stages()("resolve"):
         require_experiment()
         resolved = resolve_source(source, workspace_of(workspace))  # what is wrong with it is wrong for every target
     registered = registered_name(name, resolved)
-    rest = {
-        "recipe": recipe, "interface": interface, "name": name, "force": force, "policy": policy,
-        "waive_quality": waive_quality, "quality_text": quality_text, "calibration_text": calibration_text,
-        "quality_chats": quality_chats or chats_of(resolved),
-    }  # fmt: skip
+    options = options.on_chats(options.quality_chats or chats_of(resolved))
     if dispatch is Dispatch.HERE:
-        outcomes = package_here(source, targets, rest | {"workspace": workspace})
-    else:
-        outcomes = package_in_pools(resolved, targets, rest | {"name": registered}, workspace_of(workspace))
-    keep_outcomes(outcomes)
-    state = Completed if all(outcome.reason is None for outcome in outcomes) else Failed
-    return state(message=summary_of(outcomes), data=outcomes)
+        return ended(package_here(source, targets, name, options, workspace))
+    return ended(package_in_pools(resolved, targets, registered, options, workspace_of(workspace)))
 
 
-def package_here(source: str, targets: list[Target], rest: dict[str, Any]) -> list[Outcome]:
+def package_here(
+    source: str, targets: list[Target], name: str | None, options: PackageOptions, workspace: Path | None
+) -> list[Outcome]:
     """Run the targets one after the other; what one fetched and measured of the source, the next finds."""
     outcomes: list[Outcome] = []
     for target in targets:
-        asked = rest | {"recipe": recipe_for(target, rest["recipe"])}
-        state: Any = package_model(source, target, **asked, return_state=True)
+        state: Any = package_model(source, target, name, options.for_target(target), workspace, return_state=True)
         result = state.result(raise_on_failure=False)
         outcomes.append(result if isinstance(result, Outcome) else failed_outcome(target, result))
     return outcomes
 
 
-def package_in_pools(source: ModelSource, targets: list[Target], rest: dict[str, Any], workspace: Any) -> list[Outcome]:
-    """Fetch once, start every target on a worker of its pool, then wait for all of them."""
+def package_in_pools(
+    source: ModelSource, targets: list[Target], name: str, options: PackageOptions, workspace: Path
+) -> list[Outcome]:
+    """Fetch once, start every target on a worker of its pool, wait for all, and verify what is unproved."""
     handed = find_checkpoint(source)
     if handed is None:
-        handed = hand_over_snapshot(fetch_snapshot(source, workspace), rest["name"], workspace)
-    parameters = rest | {"source": handed.source, "checkpoint": handed.checkpoint}
-    started = {target: start(target, parameters | {"recipe": recipe_for(target, rest["recipe"])}) for target in targets}
+        handed = hand_over_snapshot(fetch_snapshot(source, workspace), name, workspace)
+    rest = {"source": handed.source, "name": name, "checkpoint": handed.checkpoint}
+    started = {target: start(target, rest | {"options": options.for_target(target)}) for target in targets}
     outcomes: dict[Target, Outcome] = {}
     verifying: dict[Target, Any] = {}
     for target in sorted(targets, key=lambda each: each.provider == "cpu"):  # those that need another run come first
-        outcomes[target] = ended(target, started[target])
-        if outcomes[target].status == "unproved":
-            verifying[target] = verify(target, outcomes[target], rest | {"checkpoint": handed.checkpoint})
+        outcomes[target] = awaited(target, started[target])
+        if needs_other_hardware(outcomes[target]):
+            verifying[target] = verify(target, outcomes[target], options.proof, handed.checkpoint)
     for target, run in verifying.items():
-        outcomes[target] = verified_outcome(outcomes[target], ended(target, run))
+        outcomes[target] = verified_outcome(outcomes[target], awaited(target, run))
     return [outcomes[target] for target in targets]
 
 
@@ -128,16 +96,15 @@ def start(target: Target, parameters: dict[str, Any]) -> Any:
         return failed_outcome(target, error)
 
 
-def verify(target: Target, unproved: Outcome, rest: dict[str, Any]) -> Any:
+def verify(target: Target, unproved: Outcome, options: ProofOptions, checkpoint: str | None) -> Any:
     """Return the id of the run that verifies a logged model, or its outcome if it cannot be started."""
-    asked = {name: rest[name] for name in ("policy", "waive_quality", "quality_text", "quality_chats", "checkpoint")}
     try:
-        return start_verifying(target, str(unproved.model_uri), asked)
+        return start_verifying(target, str(unproved.model_uri), {"options": options, "checkpoint": checkpoint})
     except SlmpackError as error:
         return failed_outcome(target, error)
 
 
-def ended(target: Target, run: Any) -> Outcome:
+def awaited(target: Target, run: Any) -> Outcome:
     """Return what became of a run; one that could not be started is its own outcome."""
     return run if isinstance(run, Outcome) else await_target(target, run)
 

@@ -1,6 +1,7 @@
-"""What flows are asked, typed once: the dashboard's form shows these titles and help texts, and the server checks them.
+"""Parameters of flows, declared once: the form shows their titles and help texts, and the server checks their values.
 
-Prefect makes a JSON schema of them: an enum is a select, a bound is a range, a record is a group.
+Prefect makes a JSON schema of them: an enum is a select, a bound is a range, a record is a group. The options of
+packaging are one record, in `slmpack.publish.options`, which the command line reads as well.
 """
 
 from pathlib import Path
@@ -10,7 +11,8 @@ from pydantic import Field
 
 from slmpack.chats.dataset import DataPolicy
 from slmpack.log.mlflow_server import NAME_CHARACTERS
-from slmpack.records import Dispatch, Interface, QualityPolicy, Recipe, Target
+from slmpack.publish.options import PackageOptions, ProofOptions
+from slmpack.records import Dispatch, Interface, Target
 from slmpack.retrain.evaluate import RetrainPolicy
 from slmpack.retrain.training.settings import TrainSettings
 
@@ -46,16 +48,19 @@ TargetChoices = Annotated[
         description="The hardware and precisions to build for; one that fails does not stop the others.",
     ),
 ]
-RecipeChoice = Annotated[
-    Recipe,
-    asked(
-        title="Recipe",
-        description="How to quantise, from cheap to dear; auto is the cheapest that passes the quality policy.",
-    ),
-]
 InterfaceChoice = Annotated[
     Interface,
-    asked(title="Interface", description="chat: MLflow's llm/v1/chat; prompt: one string in, one string out."),
+    asked(
+        title="Interface",
+        description=str(PackageOptions.model_fields["interface"].description),
+    ),
+]
+OptionsChoice = Annotated[
+    PackageOptions,
+    asked(title="Options", description="How the model is packaged and judged; files are those of the worker."),
+]
+ProofOptionsChoice = Annotated[
+    ProofOptions, asked(title="Options", description="How the model is judged; files are those of the worker.")
 ]
 Name = Annotated[
     str | None,
@@ -74,35 +79,6 @@ PublishedName = Annotated[
         max_length=NAME_CHARACTERS,
         pattern=NAME_PATTERN,
         description="The registered model.",
-    ),
-]
-Force = Annotated[
-    bool, asked(title="Force", description="Build, prove and publish even if the same is published already.")
-]
-Policy = Annotated[
-    QualityPolicy, asked(title="Quality policy", description="What a package may lose before nothing is published.")
-]
-Waiver = Annotated[
-    str | None,
-    asked(title="Quality waiver", description="The reason for publishing below the policy; becomes a tag."),
-]
-QualityText = Annotated[
-    Path | None,
-    asked(title="Quality text", description="A UTF-8 file on the worker to measure on; the built-in text if empty."),
-]
-QualityChats = Annotated[
-    str | None,
-    asked(
-        title="Quality chats",
-        description="Chats whose answers the package has to keep as well: a file or folder on the worker, or "
-        "runs:/ID/PATH.jsonl.",
-    ),
-]
-CalibrationText = Annotated[
-    Path | None,
-    asked(
-        title="Calibration text",
-        description="A UTF-8 file on the worker, of the kind of text the model is for; built-in text if empty.",
     ),
 ]
 Workspace = Annotated[

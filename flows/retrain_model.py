@@ -9,46 +9,49 @@ registered: it was compared with what is no longer in use. A killed run goes on 
 retried; what was registered and not packaged yet is packaged by the next run of the same.
 """
 
+from pathlib import Path
 from typing import Any
 
-from prefect import flow
-
+from flows.options_flow import options_flow
 from flows.package_targets import package_targets
 from flows.parameters import (
     DataPolicyChoice,
     DataText,
     DispatchChoice,
-    Force,
     Name,
-    Policy,
+    OptionsChoice,
     RetrainPolicyChoice,
     SourceText,
     TargetChoices,
     TrainSettingsChoice,
-    Waiver,
     Workspace,
 )
 from slmpack.chats.dataset import ChatParts, DataPolicy
-from slmpack.errors import QualityError
 from slmpack.log.chat_artifacts import is_artifact
 from slmpack.log.datasets import FoundData
-from slmpack.log.mlflow_server import check_name
+from slmpack.publish.options import PackageOptions
 from slmpack.publish.outcome import Stages
-from slmpack.publish.request import registered_name, workspace_of
-from slmpack.records import Dispatch, Interface, ModelSource, Outcome, QualityPolicy, Recipe, Snapshot, Target
-from slmpack.retrain.evaluate import Perplexities, RetrainOutcome, RetrainPolicy, TunedFigures, judge_tuned, retrain_key
+from slmpack.publish.request import check_requests, registered_name, workspace_of
+from slmpack.records import Dispatch, Outcome, Snapshot, Target
+from slmpack.retrain.evaluate import (
+    Perplexities,
+    RetrainOutcome,
+    RetrainPolicy,
+    TunedFigures,
+    packaged_outcome,
+    refusal_reason,
+    settled_outcome,
+)
 from slmpack.retrain.lock import retrain_alone
-from slmpack.retrain.mlflow_run import Retraining
-from slmpack.retrain.refusals import PackageTerms
+from slmpack.retrain.retraining import Retraining, judged_outcome, retraining_of
 from slmpack.retrain.training.settings import TrainSettings
 from slmpack.source.resolve import DEFAULT_SOURCE, shown_source
 from tasks.fetch import fetch_snapshot
-from tasks.outcome import completed_retraining, keep_retraining
-from tasks.policies import INTERRUPTIONS
+from tasks.outcome import completed_retraining
 from tasks.registry import require_experiment
 from tasks.resolve import chats_of, resolve_source
 from tasks.retrain import (
-    close_run,
+    closing_failed,
     divide_data,
     find_data,
     find_refusals,
@@ -68,15 +71,14 @@ from tasks.retrain import (
     tuned_snapshot,
     version_in_use,
 )
-from tasks.run_name import unless_given
 
 
-def name_of_run(asked: dict[str, Any]) -> str:
-    """Name the run by what it was asked for."""
-    return f"retrain {shown_source(asked['base'])}"
+def name_of_run(parameters: dict[str, Any]) -> str:
+    """Name the run by its base."""
+    return f"retrain {shown_source(parameters['base'])}"
 
 
-@flow(name="retrain-model", flow_run_name=unless_given(name_of_run))
+@options_flow("retrain-model", name_of_run)
 def retrain_model(
     data: DataText,
     base: SourceText = DEFAULT_SOURCE,
@@ -85,16 +87,16 @@ def retrain_model(
     retrain_policy: RetrainPolicyChoice = RetrainPolicy(),  # noqa: B008 - frozen
     data_policy: DataPolicyChoice = DataPolicy(),  # noqa: B008 - frozen
     targets: TargetChoices = [Target.CPU_INT4],  # noqa: B006 - Prefect copies it, and the form shows it
-    policy: Policy = QualityPolicy(),  # noqa: B008 - frozen
-    waive_quality: Waiver = None,
-    force: Force = False,
+    options: OptionsChoice = PackageOptions(),  # noqa: B008 - frozen
     workspace: Workspace = None,
     dispatch: DispatchChoice = Dispatch.HERE,
 ) -> Any:
-    """Train, compare with what is in use, and package for every target only what is better."""
+    """Train, compare with what is in use, and package for every target only what is better.
+
+    With `options.force` the same data are trained on again; packages of the same content are found all the same.
+    """
     stages, folder = Stages(), workspace_of(workspace)
-    if name is not None:
-        check_name(name)
+    check_requests(targets, options, name, workspace)  # or it would be refused after the training
     with stages("resolve"):
         require_experiment()
         source = resolve_source(base, folder)
@@ -103,127 +105,93 @@ def retrain_model(
         with stages("data"):
             found = find_data(data)
             looked_at = look_at_data(found, data_policy, folder)
-        key = retrain_key(source, looked_at, training, retrain_policy)
-        retraining = Retraining(name=tuned_name, base=source, data=looked_at, settings=training, key=key)
+        retraining = retraining_of(tuned_name, source, looked_at, training, retrain_policy)
         with stages("find"):
-            settled = None if force else find_settled(tuned_name, key)
-        if settled is not None and settled.version is None:
-            return ended(RetrainOutcome(
-                status="refused", name=tuned_name, data=looked_at.digest, seconds=stages.seconds, reason=settled.reason,
-                settled=True,
-            ))  # fmt: skip
-        if settled is not None:
-            outcome = RetrainOutcome(status="unchanged", name=tuned_name, version=settled.version, settled=True)
-        else:
+            settled = None if options.force else find_settled(tuned_name, retraining.key)
+        if settled is None:
             outcome = tune(retraining, found, retrain_policy, folder, stages)
-        if outcome.version is None:
-            return ended(outcome)
-        packaged = package(outcome, targets, policy, waive_quality, workspace, dispatch)
-        return ended(packaged.model_copy(update={"data": looked_at.digest, "seconds": stages.seconds}))
+        else:
+            outcome = settled_outcome(tuned_name, settled)
+        if outcome.version is not None:
+            outcome = package(outcome, targets, options, workspace, dispatch)
+    return completed_retraining(outcome.finished(looked_at.digest, stages.seconds))
 
 
 def tune(
-    retraining: Retraining, found: FoundData, policy: RetrainPolicy, workspace: Any, stages: Stages
+    retraining: Retraining, found: FoundData, policy: RetrainPolicy, workspace: Path, stages: Stages
 ) -> RetrainOutcome:
     """Train and judge; what is better is registered."""
     with stages("fetch"):
-        snapshot = fetch_snapshot(retraining.base, workspace)
+        base = fetch_snapshot(retraining.base, workspace)
     with stages("data"):
-        read, parts = divide_data(found, retraining.data, snapshot, workspace)
+        read, parts = divide_data(found, retraining.data, base, workspace)
         retraining = retraining.model_copy(update={"data": read})
         run_id = open_run(retraining, found.text if is_artifact(found.text) else None)
-    try:
+    with closing_failed(run_id):
         with stages("train"):
-            keep_held_out(run_id, parts)
-            trained = train_adapter(snapshot, parts, retraining.settings, workspace, run_id)
-            log_curve(run_id, trained)
-            tuned = tuned_snapshot(trained, snapshot, workspace)
+            tuned = train(base, parts, retraining, run_id, workspace)
         with stages("measure"):
             beaten = version_in_use(retraining.name)
-            in_use = snapshot_in_use(retraining.name, beaten, snapshot, workspace)
-            figures = measure(snapshot, in_use, tuned, parts, workspace)
+            figures = measure(base, snapshot_in_use(retraining.name, beaten, base, workspace), tuned, parts, workspace)
             log_tuned_figures(run_id, figures)
-        try:
-            judge_tuned(figures, policy)
-        except QualityError as refusal:  # of a measurement that failed it would not be the policy's, for ever
-            refuse_run(run_id, str(refusal))
-            return RetrainOutcome(
-                status="refused", name=retraining.name, data=retraining.data.digest, figures=figures,
-                seconds=stages.seconds, reason=str(refusal),
-            )  # fmt: skip
+        if (reason := refusal_reason(figures, policy)) is not None:
+            refuse_run(run_id, reason)
+            return judged_outcome(retraining, figures, reason=reason)
         with stages("log"):
             model = log_tuned(tuned, retraining, workspace)
             version = register_tuned(model, retraining, run_id, figures, beaten)
-    except BaseException as error:  # MLflow that is gone and a cancellation, too
-        status = "KILLED" if isinstance(error, INTERRUPTIONS) else "FAILED"
-        close_run(run_id, status, return_state=True)  # where that fails as well, the first error is the one to tell
-        raise
-    return RetrainOutcome(status="published", name=retraining.name, version=version, figures=figures)
+    return judged_outcome(retraining, figures, version=version)
 
 
-def measure(base: Snapshot, in_use: Snapshot, tuned: Snapshot, parts: ChatParts, workspace: Any) -> TunedFigures:
+def train(base: Snapshot, parts: ChatParts, retraining: Retraining, run_id: str, workspace: Path) -> Snapshot:
+    """Train on one part of the chats, keep the other with the run, and return the tuned checkpoint."""
+    keep_held_out(run_id, parts)
+    trained = train_adapter(base, parts, retraining.settings, workspace, run_id)
+    log_curve(run_id, trained)
+    return tuned_snapshot(trained, base, workspace)
+
+
+def measure(base: Snapshot, in_use: Snapshot, tuned: Snapshot, parts: ChatParts, workspace: Path) -> TunedFigures:
     """Measure the base, what is in use and what is new, each on both texts; the same model is measured once."""
     models = {"base": base, "in_use": in_use, "tuned": tuned}
-    held_out: dict[str, float] = {}
-    general: dict[str, float] = {}
-    for model in {model.digest: model for model in models.values()}.values():
-        held_out[model.digest] = held_out_perplexity(model, parts, workspace)
-        general[model.digest] = general_perplexity(model, workspace)
+    different = {model.digest: model for model in models.values()}
+    held_out = {digest: held_out_perplexity(model, parts, workspace) for digest, model in different.items()}
+    general = {digest: general_perplexity(model, workspace) for digest, model in different.items()}
     return TunedFigures(
         held_out=Perplexities(**{role: held_out[model.digest] for role, model in models.items()}),
         general=Perplexities(**{role: general[model.digest] for role, model in models.items()}),
     )
 
 
-def snapshot_in_use(name: str, version: int | None, base: Snapshot, workspace: Any) -> Snapshot:
+def snapshot_in_use(name: str, version: int | None, base: Snapshot, workspace: Path) -> Snapshot:
     """Return the tuned model in use, the base before there is one."""
     if version is None:
         return base
-    source: ModelSource = resolve_source(f"models:/{name}/{version}", workspace)
-    return fetch_snapshot(source, workspace)
+    return fetch_snapshot(resolve_source(f"models:/{name}/{version}", workspace), workspace)
 
 
 def package(
-    outcome: RetrainOutcome, targets: list[Target], policy: QualityPolicy, waiver: str | None, workspace: Any,
-    dispatch: Dispatch,
-) -> RetrainOutcome:  # fmt: skip
+    outcome: RetrainOutcome, targets: list[Target], options: PackageOptions, workspace: Path | None, dispatch: Dispatch
+) -> RetrainOutcome:
     """Package the tuned version, each package measured on the held-out answers as well; one there is is `unchanged`."""
-    name, version = outcome.name, outcome.version
-    assert name is not None
-    assert version is not None
-    uri = f"models:/{name}/{version}"
-    asked = PackageTerms(policy=policy, waiver=waiver, chats=chats_of(resolve_source(uri, workspace_of(workspace))))
-    known = find_refusals(name, version, targets, asked) if outcome.settled else {}
-    made = package_rest(uri, name, [target for target in targets if target not in known], asked, workspace, dispatch)
-    remember_refusals(name, version, made, asked)
-    became = known | {each.target: each for each in made}
-    packages = tuple(became[target] for target in targets)
-    bad = [f"{each.target}: {each.reason}" for each in packages if each.reason is not None]
-    moved = outcome.status == "published" or any(each.status == "published" for each in packages)
-    return outcome.model_copy(update={
-        "status": "failed" if bad else "published" if moved else "unchanged",
-        "model_uri": uri, "targets": packages, "reason": "; ".join(bad) or None,
-        "settled": outcome.settled and all(each.target in known or each.status == "unchanged" for each in packages),
-    })  # fmt: skip
+    (name, version), uri = outcome.registered, outcome.tuned_uri
+    source = resolve_source(uri, workspace_of(workspace))
+    judged = options.on_chats(options.quality_chats or chats_of(source)).model_copy(update={"force": False})
+    requests = check_requests(targets, judged, name, workspace)
+    refused = find_refusals(name, version, requests) if outcome.settled else {}
+    rest = [target for target in targets if target not in refused]
+    made = package_rest(uri, rest, name, judged, workspace, dispatch)
+    remember_refusals(name, version, made, requests)
+    became = refused | {each.target: each for each in made}
+    return packaged_outcome(outcome, [became[target] for target in targets], refused)
 
 
-def package_rest(
-    uri: str, name: str, targets: list[Target], asked: PackageTerms, workspace: Any, dispatch: Dispatch
-) -> list[Outcome]:
-    """Package the tuned version for what was not refused before."""
+def package_rest(uri: str, targets: list[Target], *rest: Any) -> list[Outcome]:
+    """Package the tuned version for the targets that it was not refused for before."""
     if not targets:
         return []
-    state: Any = package_targets(
-        uri, targets, Recipe.AUTO, Interface.CHAT, name, False, asked.policy, asked.waiver, None, None, workspace,
-        dispatch, asked.chats, return_state=True,
-    )  # fmt: skip
+    state: Any = package_targets(uri, targets, *rest, return_state=True)
     found: list[Outcome] | Exception = state.result(raise_on_failure=False)
     if not isinstance(found, list):
         raise found
     return found
-
-
-def ended(outcome: RetrainOutcome) -> Any:
-    """Keep the outcome with the run, and end with its line."""
-    keep_retraining(outcome)
-    return completed_retraining(outcome)

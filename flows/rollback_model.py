@@ -14,11 +14,11 @@ from prefect import flow
 
 from flows.parameters import InterfaceChoice, PublishedName, TargetChoice, TrustCode, Workspace
 from slmpack.errors import SlmpackError
-from slmpack.publish.outcome import Stages, failed_outcome
+from slmpack.publish.outcome import Stages
 from slmpack.publish.request import workspace_of
 from slmpack.publish.rollback import UNUSABLE, check_rollback, failed_candidates, rolled_back_outcome
 from slmpack.records import Interface, Outcome, Target
-from tasks.outcome import completed, keep_outcome
+from tasks.outcome import completed, keeping_failure
 from tasks.registry import require_registry
 from tasks.rollback import find_way_back, give_back, read_version
 from tasks.run_name import unless_given
@@ -38,13 +38,9 @@ def rollback_model(
     trust_code: TrustCode = False,
 ) -> Outcome:
     """Return the alias of a target to the version that had it before, if that one still is whole and answers."""
-    try:
+    with keeping_failure(target, SlmpackError):
         check_rollback(name, target)
         outcome = roll_back(name, target, interface, workspace, trust_code)
-    except SlmpackError as error:
-        keep_outcome(failed_outcome(target, error))
-        raise
-    keep_outcome(outcome)
     return completed(outcome)  # type: ignore[no-any-return]
 
 

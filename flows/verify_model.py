@@ -9,66 +9,53 @@ version that was published as it is.
 import logging
 from collections.abc import Iterable
 
-from prefect import flow
-
-from flows.parameters import CheckpointUri, ModelUri, Policy, QualityChats, QualityText, TrustCode, Waiver, Workspace
-from slmpack.errors import QualityError
+from flows.options_flow import options_flow
+from flows.parameters import CheckpointUri, ModelUri, ProofOptionsChoice, TrustCode, Workspace
 from slmpack.log.provenance import source_of
 from slmpack.machine.hardware import require_hardware
-from slmpack.publish.outcome import REFUSALS, Stages, failed_outcome, published_outcome
+from slmpack.publish.attempts import refusal_mark
+from slmpack.publish.options import ProofOptions
+from slmpack.publish.outcome import REFUSALS, Stages, published_outcome, verified_before
 from slmpack.publish.page.log_page import Proofs
-from slmpack.publish.request import Request, check_request, on_chats
-from slmpack.records import Check, LoggedModel, Outcome, Quality, QualityPolicy, Recipe, SmokeReport
+from slmpack.publish.request import Request, on_chats, verify_request
+from slmpack.records import Check, LoggedModel, Outcome, SmokeReport
 from tasks.fetch import receive_snapshot
 from tasks.measure import measure_quality
-from tasks.outcome import completed, keep_outcome
+from tasks.outcome import completed, keeping_failure
 from tasks.policies import INTERRUPTIONS
 from tasks.publish import mark_refused, publish_version
 from tasks.recall import find_logged, recall_model, standing_of
 from tasks.registry import require_experiment
 from tasks.resolve import chats_of
-from tasks.run_name import unless_given
 from tasks.smoke import smoke_test
 from tasks.validate import validate_model
 
 logger = logging.getLogger("slmpack.verify")  # the library's, so that a run's log and the command line show it
 
 
-@flow(name="verify-model", flow_run_name=unless_given(lambda asked: f"verify {asked['model_uri']}"))
+@options_flow("verify-model", lambda parameters: f"verify {parameters['model_uri']}")
 def verify_model(
     model_uri: ModelUri,
-    policy: Policy = QualityPolicy(),  # noqa: B008 - frozen
-    waive_quality: Waiver = None,
-    quality_text: QualityText = None,
+    options: ProofOptionsChoice = ProofOptions(),  # noqa: B008 - frozen
     workspace: Workspace = None,
     checkpoint: CheckpointUri = None,
-    quality_chats: QualityChats = None,
     trust_code: TrustCode = False,
 ) -> Outcome:
     """Run every proof of a logged model again on this machine, and publish it unless that was done before."""
     stages = Stages()
     with stages("find"):
         require_experiment()
-        told = find_logged(model_uri).told
-    require_hardware(told.package.target)
-    request = check_request(
-        told.package.target, told.package.recipe or Recipe.AUTO, told.interface, told.name, workspace,
-        policy=policy, quality_text=quality_text, waive_quality=waive_quality,
-        quality_chats=quality_chats,
-    )  # fmt: skip
-    if request.quality_chats is None and (chats := chats_of(source_of(told))):
-        request = on_chats(request, chats)
+        logged = find_logged(model_uri).told
+    require_hardware(logged.package.target)
+    request = verify_request(logged, options, workspace)
+    request = on_chats(request, request.options.quality_chats or chats_of(source_of(logged)))
     if checkpoint is not None:
         with stages("fetch"):
             receive_snapshot(checkpoint, request.workspace)  # where recalling finds it
     with stages("recall"):
         model = recall_model(model_uri, request.workspace, trust_code)
-    try:
+    with keeping_failure(request.target, REFUSALS):
         outcome = publish(model, prove(model, request, stages), request, stages)
-    except REFUSALS as refusal:
-        keep_outcome(failed_outcome(told.package.target, refusal))  # a run for several targets waits for it
-        raise
-    keep_outcome(outcome)
     return completed(outcome)  # type: ignore[no-any-return]
 
 
@@ -89,14 +76,9 @@ def prove(model: LoggedModel, request: Request, stages: Stages) -> Proofs:
         with stages("validate"):
             validation = validate_model(model, request.workspace)
         tell((*validation.checks, *validation.parity, *validation.clean_environment))
-    except REFUSALS as refusal:
-        if standing_of(model).published is None:
-            measured: Quality | None = refusal.quality if isinstance(refusal, QualityError) else None
-            mark_refused(model, str(refusal), smoke.own_speed if smoke else None, measured)
-        raise
-    except INTERRUPTIONS:
-        if standing_of(model).published is None:
-            mark_refused(model, "interrupted", status="KILLED")
+    except (*REFUSALS, *INTERRUPTIONS) as error:
+        if standing_of(model).published is None and (mark := refusal_mark(error, smoke)) is not None:
+            mark_refused(model, mark)
         raise
     return Proofs(validation=validation, quality=quality, smoke=smoke)
 
@@ -105,12 +87,11 @@ def publish(model: LoggedModel, proofs: Proofs, request: Request, stages: Stages
     """Publish the model unless this very model was; `published` says that the alias moved."""
     before = standing_of(model)
     if before.published is not None and before.holder is not None:
-        return published_outcome(before.published, proofs, stages).model_copy(update={"status": "unchanged"})
+        return verified_before(before.published, proofs, stages)
     with stages("publish"):
-        version = publish_version(model, proofs, request.asked, False)
-    outcome = published_outcome(version, proofs, stages)
+        version = publish_version(model, proofs, request)
     has_moved = standing_of(model).holder != before.holder
-    return outcome if has_moved else outcome.model_copy(update={"status": "unchanged"})
+    return published_outcome(version, proofs, stages) if has_moved else verified_before(version, proofs, stages)
 
 
 def tell(checks: Iterable[Check]) -> None:

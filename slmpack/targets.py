@@ -114,7 +114,7 @@ def recipe_for(target: Target, recipe: Recipe) -> Recipe:
     return recipe if RECIPES[target] else Recipe.AUTO
 
 
-def ladder_for(target: Target, recipe: Recipe, *, on_chats: bool = False) -> tuple[Recipe | None, ...]:
+def recipes_to_try(target: Target, recipe: Recipe, *, on_chats: bool = False) -> tuple[Recipe | None, ...]:
     """Return the recipes to try, cheapest first: the one asked for, or with `auto` all that need not be named.
 
     Args:

@@ -16,7 +16,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
 from prefect.client.schemas.objects import FlowRun, WorkPoolStatus
 from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import Cancelled, Cancelling
 
 from slmpack.errors import UsageError
@@ -27,6 +27,7 @@ from tasks.outcome import read_outcome
 from tasks.policies import LOCAL, REMOTE
 
 POLL_SECONDS = 2.0
+REFUSALS = (409, 422)  # of parameters that the deployment's schema does not have
 
 
 def deployment_of(target: Target) -> str:
@@ -71,6 +72,11 @@ def _start(deployment: str, parameters: dict[str, Any], key: str) -> UUID:
     except ObjectNotFound as error:
         raise UsageError(f"there is no deployment {deployment}", "one for each target of a run in pools",
                          "type: make deploy") from error  # fmt: skip
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code not in REFUSALS:
+            raise
+        raise UsageError(f"the deployment {deployment} refuses the parameters: {error.response.text[:300]}",
+                         "a deployment of this version", "type: make deploy") from error  # fmt: skip
     raise AssertionError("count() does not end")
 
 

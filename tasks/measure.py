@@ -20,10 +20,10 @@ def measure_quality(model: LoggedModel, request: Request, recipe: Recipe | None)
     """Hold the package against its source and the policy; never retried."""
     return measure.measure_quality(
         model,
-        request.policy,
+        request.options.policy,
         request.workspace,
-        text=request.quality_text,
-        chats=request.quality_chats,
+        text=request.options.quality_text,
+        chats=request.options.quality_chats,
         checked=request.checked,
         waiver=request.waiver_for(recipe),
         advice=request.advice_for(recipe),
@@ -51,15 +51,15 @@ class SourceBeside:
 
 
 @contextmanager
-def reading_source_beside(snapshot: Snapshot, target: Target, request: Request) -> Iterator[SourceBeside]:
+def reading_source_beside(snapshot: Snapshot, request: Request) -> Iterator[SourceBeside]:
     """Read the source for `measure_quality` while the block runs, each with half of the cores.
 
     It ends with the block. Where there is no memory for both, `measure_quality` reads it.
     """
     job = None
-    if target is not Target.TRANSFORMERS:
+    if request.target is not Target.TRANSFORMERS:
         job = measure.read_source_beside(
-            snapshot, request.workspace, text=request.quality_text, chats=request.quality_chats,
+            snapshot, request.workspace, text=request.options.quality_text, chats=request.options.quality_chats,
             checked=request.checked,
         )  # fmt: skip
     if job is None:

@@ -1,17 +1,21 @@
 """Outcome: what became of a target, kept with the run for people and for a run elsewhere that waits for it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
+from prefect.client.schemas.objects import State
 from prefect.client.schemas.sorting import ArtifactSort
 from prefect.states import Completed, Failed
 
+from slmpack.errors import SlmpackError
 from slmpack.log.links import linked, version_link
-from slmpack.publish.outcome import summary_of, told_of
-from slmpack.records import Outcome, Record
+from slmpack.publish.outcome import failed_outcome, is_published, summary_of, told_of
+from slmpack.records import Outcome, Record, Target
 from slmpack.retrain.evaluate import RetrainOutcome, told_retraining
 
 KEY = "outcome"
@@ -21,6 +25,16 @@ BEGIN, END = "```json\n", "\n```\n"
 def keep_outcome(outcome: Outcome) -> None:
     """Keep it as the run's artifact; a run that is retried keeps a newer one."""
     _keep(outcome, linked(told_of(outcome), outcome.name, outcome.version))
+
+
+@contextmanager
+def keeping_failure(target: Target, errors: type[SlmpackError] | tuple[type[SlmpackError], ...]) -> Iterator[None]:
+    """Keep the outcome of a run that ends with one of `errors`: a run for several targets waits for it."""
+    try:
+        yield
+    except errors as error:
+        keep_outcome(failed_outcome(target, error))
+        raise
 
 
 def _keep(outcome: Record, told: str) -> None:
@@ -42,8 +56,16 @@ def keep_outcomes(outcomes: list[Outcome]) -> None:
 
 
 def completed(outcome: Outcome) -> Any:
-    """Return the state that a run ends in; its message is what the dashboard shows of it: `unchanged: ...`."""
+    """Keep the outcome and return the state that the run ends in; the dashboard shows its message: `unchanged: ...`."""
+    keep_outcome(outcome)
     return Completed(message=told_of(outcome), data=outcome)
+
+
+def ended(outcomes: list[Outcome]) -> State[Any]:
+    """Keep the outcomes and return the state that the run ends in: Failed unless every target is published."""
+    keep_outcomes(outcomes)
+    state = Completed if is_published(outcomes) else Failed
+    return state(message=summary_of(outcomes), data=outcomes)
 
 
 def keep_retraining(outcome: RetrainOutcome) -> None:
@@ -58,10 +80,11 @@ def keep_retraining(outcome: RetrainOutcome) -> None:
 
 
 def completed_retraining(outcome: RetrainOutcome) -> Any:
-    """Return the state that a retraining ends in: Failed where something was refused or is not published.
+    """Keep the outcome and return the state that a retraining ends in: Failed unless all of it is published.
 
     A refusal that is known from a run before wakes nobody a second time, however often the same data are polled.
     """
+    keep_retraining(outcome)
     if outcome.settled and outcome.reason is not None:
         return Completed(name="Refused before", message=told_retraining(outcome), data=outcome)
     state = Completed if outcome.reason is None else Failed

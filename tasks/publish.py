@@ -1,37 +1,31 @@
 """Publish: a proved model becomes a version, and its alias moves last."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from prefect import task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
+from slmpack.errors import SlmpackError
 from slmpack.log import links
-from slmpack.publish import find, publish
-from slmpack.publish.find import PublishedLookup
+from slmpack.publish import publish
+from slmpack.publish.attempts import RefusalMark, Trial, refusal_mark
 from slmpack.publish.page.log_page import Proofs
-from slmpack.records import LoggedModel, PublishedVersion, Quality, Speed
-from tasks.policies import LOCAL, REMOTE
+from slmpack.publish.request import Request
+from slmpack.records import LoggedModel, PublishedVersion
+from tasks.policies import INTERRUPTIONS, LOCAL, REMOTE
 from tasks.progress import progress_artifact
 from tasks.trace import trace_of_run
 
 
-@task(task_run_name="find what is wanted of {name}@{alias}", **REMOTE)
-def find_wanted(name: str, wanted: str, alias: str) -> PublishedLookup | None:
-    """Look for a healthy version of what was asked for, by the source's pin."""
-    return find.find_wanted(name, wanted, alias)
-
-
-@task(task_run_name="find {name}@{alias}", **REMOTE)
-def find_rung(name: str, digests: list[str], alias: str, asked: str, wanted: str) -> PublishedLookup | None:
-    """Look for a healthy version of what was asked for, by the content that was fetched."""
-    return find.find_rung(name, digests, alias, asked, wanted)
-
-
 @task(task_run_name="publish {model.name}", **REMOTE)
 @progress_artifact("publish")
-def publish_version(
-    model: LoggedModel, proofs: Proofs, asked: str, force: bool, wanted: str | None = None
-) -> PublishedVersion:
+def publish_version(model: LoggedModel, proofs: Proofs, request: Request) -> PublishedVersion:
     """Register the version and move the alias; retried, since the registry is remote and publishing idempotent."""
-    version = publish.publish_version(model, proofs, asked=asked, wanted=wanted, force=force, trace=trace_of_run())
+    version = publish.publish_version(
+        model, proofs, fingerprint=request.fingerprint, request_key=request.request_key, force=request.options.force,
+        trace=trace_of_run(),
+    )  # fmt: skip
     _show(version, proofs)
     return version
 
@@ -47,9 +41,18 @@ def _show(version: PublishedVersion, proofs: Proofs) -> None:
         create_link_artifact(address, link_text=text, key="mlflow-version", description=f"{link} in MLflow")
 
 
+@contextmanager
+def marking_refused(model: LoggedModel, trial: Trial) -> Iterator[None]:
+    """Leave on a model that does not hold the reason, and what was measured until then."""
+    try:
+        yield
+    except (SlmpackError, *INTERRUPTIONS) as error:
+        if (mark := refusal_mark(error, trial.smoke)) is not None:
+            mark_refused(model, mark)
+        raise
+
+
 @task(task_run_name="mark {model.name} refused", **LOCAL)
-def mark_refused(
-    model: LoggedModel, reason: str, speed: Speed | None = None, quality: Quality | None = None, status: str = "FAILED"
-) -> None:
+def mark_refused(model: LoggedModel, mark: RefusalMark) -> None:
     """Leave the reason and the figures on the run and the logged model; nothing is registered."""
-    publish.mark_refused(model, reason, speed, quality, status)
+    publish.mark_refused(model, mark.reason, mark.speed, mark.quality, mark.status)

@@ -1,5 +1,7 @@
 """Retrain: data, training, figures and the tuned version, each a call of the library."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from prefect import task
@@ -8,15 +10,15 @@ from slmpack.chats.dataset import ChatData, ChatParts, DataPolicy
 from slmpack.log import checkpoint, datasets
 from slmpack.log.datasets import FoundData
 from slmpack.prove.quality import general_text
+from slmpack.publish.request import Request
 from slmpack.records import LoggedModel, Outcome, Snapshot, Target
 from slmpack.retrain import data, evaluate, mlflow_run, refusals, tuned_model
 from slmpack.retrain.evaluate import Settled, TunedFigures
-from slmpack.retrain.mlflow_run import Retraining
-from slmpack.retrain.refusals import PackageTerms
+from slmpack.retrain.retraining import Retraining
 from slmpack.retrain.training import train
 from slmpack.retrain.training.settings import TrainSettings
 from slmpack.retrain.training.train import Tuned
-from tasks.policies import LOCAL, REMOTE
+from tasks.policies import INTERRUPTIONS, LOCAL, REMOTE
 from tasks.progress import progress_artifact
 from tasks.trace import trace_of_run
 
@@ -66,15 +68,15 @@ def keep_held_out(run_id: str, parts: ChatParts) -> None:
 
 
 @task(task_run_name="look for refusals of {name} {version}", **REMOTE)
-def find_refusals(name: str, version: int, targets: list[Target], asked: PackageTerms) -> dict[Target, Outcome]:
+def find_refusals(name: str, version: int, requests: list[Request]) -> dict[Target, Outcome]:
     """Look for targets that were refused before; retried, since the registry is remote."""
-    return refusals.find_refusals(name, version, targets, asked)
+    return refusals.find_refusals(name, version, requests)
 
 
 @task(task_run_name="remember refusals of {name} {version}", **REMOTE)
-def remember_refusals(name: str, version: int, outcomes: list[Outcome], asked: PackageTerms) -> None:
+def remember_refusals(name: str, version: int, outcomes: list[Outcome], requests: list[Request]) -> None:
     """Leave them on the version; retried, since the registry is remote."""
-    refusals.remember_refusals(name, version, outcomes, asked)
+    refusals.remember_refusals(name, version, outcomes, requests)
 
 
 @task(task_run_name="train {snapshot.source.name}", **LOCAL)
@@ -141,3 +143,14 @@ def refuse_run(run_id: str, reason: str) -> None:
 def close_run(run_id: str, status: str) -> None:
     """Close the run of a retraining that failed."""
     mlflow_run.close_run(run_id, status)
+
+
+@contextmanager
+def closing_failed(run_id: str) -> Iterator[None]:
+    """Close the MLflow run if the block fails: MLflow that is gone and a cancellation count, too."""
+    try:
+        yield
+    except BaseException as error:
+        status = "KILLED" if isinstance(error, INTERRUPTIONS) else "FAILED"
+        close_run(run_id, status, return_state=True)  # where that fails as well, the first error is the one to tell
+        raise

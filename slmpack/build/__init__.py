@@ -4,5 +4,5 @@
 
 Imports `source`, `quantise`, `checkpoint` and `machine`; knows nothing of MLflow.
 
-Door: build.build_package, build.package_digest, build.recipe_digest, open_package.open_package
+Door: build.build_package, build.package_digest, select.recipe_digest, open_package.open_package
 """

@@ -61,39 +61,60 @@ def find_published(name: str, digest: str, alias: str) -> PublishedLookup | None
     return _newest_published(name, alias, DIGEST, digest)
 
 
-def find_wanted(name: str, wanted: str, alias: str) -> PublishedLookup | None:
-    """Return the version that a run of that `wanted_key` published or found; nothing of the source is looked at.
+class Search(Record):
+    """What a run looks for before it works: the same request that ended before.
+
+    Attributes:
+        name: of the registered model.
+        fingerprint: see `Request`; a single recipe is found by its digest alone.
+        request_key: see `request_key`.
+        digests: of the logged models that the recipes would make; none before the source is fetched.
+    """
+
+    name: str
+    target: Target
+    alias: str
+    fingerprint: str
+    request_key: str | None = None
+    digests: tuple[str, ...] = ()
+
+    def counts(self, fingerprints: Sequence[str]) -> bool:
+        """Say whether something with these fingerprints is what this request would end with.
+
+        A single digest is enough by itself. Of several, as `auto` tries them, one counts only if `auto` ended with it
+        under the same policy: the user may have published a dearer recipe by name, or loosened the policy since.
+        """
+        return len(self.digests) == 1 or self.fingerprint in fingerprints
+
+
+def published_before(search: Search) -> PublishedLookup | None:
+    """Return the published version that the same request ended with, by its key, or by digests where it has some.
+
+    One that is found by its digest is found by the key the next time.
 
     Raises:
         UsageError: MLflow would refuse the name or the alias.
     """
-    return _newest_published(name, alias, wanted_tag(wanted), alias)
-
-
-def find_rung(
-    name: str, digests: Sequence[str], alias: str, asked: str, wanted: str | None = None
-) -> PublishedLookup | None:
-    """Return the published version of one of the recipes' digests, and let `find_wanted` find it the next time.
-
-    A single digest is enough by itself. Of several, as `auto` tries them, one counts only if it was what `auto` ended
-    with under the same policy: the user may have published a dearer recipe by name, or loosened the policy since.
-    """
-    lookups = [lookup for digest in digests if (lookup := find_published(name, digest, alias)) is not None]
-    found = next((lookup for lookup in lookups if len(digests) == 1 or asked in lookup.asked), None)
-    if found is not None and wanted is not None:
-        remember_wanted(name, found.version, wanted, alias)
+    if not search.digests:
+        key = search.request_key
+        return None if key is None else _newest_published(search.name, search.alias, key_tag(key), search.alias)
+    lookups = (find_published(search.name, digest, search.alias) for digest in search.digests)
+    found = next((each for each in lookups if each is not None and search.counts(each.asked)), None)
+    if found is not None and search.request_key is not None:
+        remember_key(search.name, found.version, search.request_key, search.alias)
     return found
 
 
-def wanted_tag(wanted: str) -> str:
+def key_tag(request_key: str) -> str:
     """Return the name of the tag by which a version is found again."""
-    return f"{WANTED}{wanted[:24]}"
+    return f"{WANTED}{request_key[:24]}"
 
 
-def remember_wanted(name: str, version: int, wanted: str, alias: str) -> None:
+def remember_key(name: str, version: int, request_key: str, alias: str) -> None:
+    """Leave on a version the key of a request that ended with it."""
     from mlflow import MlflowClient
 
-    MlflowClient().set_model_version_tag(name, str(version), wanted_tag(wanted), alias)
+    MlflowClient().set_model_version_tag(name, str(version), key_tag(request_key), alias)
 
 
 def _newest_published(name: str, alias: str, key: str, value: str) -> PublishedLookup | None:

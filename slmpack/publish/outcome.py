@@ -4,23 +4,21 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from slmpack.errors import CheckError, QualityError, RecipeError, SmokeError
+from slmpack.errors import CheckError, QualityError, SmokeError
 from slmpack.machine.expected import translated
 from slmpack.plain_text import tag_text
+from slmpack.publish.attempts import NoRecipePassedError, last_refused
 from slmpack.publish.find import PublishedLookup
-from slmpack.publish.page.frontier import Rung
 from slmpack.publish.page.log_page import Proofs
 from slmpack.publish.summary import figures_line, headline_of
 from slmpack.records import (
     Outcome,
-    Package,
     PublishedVersion,
     Quality,
     QualityFigures,
     Recipe,
-    Speed,
     Status,
     Target,
     UnprovedModel,
@@ -90,6 +88,11 @@ def published_outcome(version: PublishedVersion, proofs: Proofs, stages: Stages)
     )
 
 
+def verified_before(version: PublishedVersion, proofs: Proofs, stages: Stages) -> Outcome:
+    """Describe a version that was proved again, and whose alias stays where it is."""
+    return published_outcome(version, proofs, stages).model_copy(update={"status": "unchanged"})
+
+
 def unchanged_outcome(found: PublishedLookup, stages: Stages) -> Outcome:
     """Describe a version that was published before, with the figures of that time."""
     return Outcome(
@@ -135,7 +138,7 @@ def failed_outcome(target: Target, error: BaseException) -> Outcome:
     """Describe a target of which nothing was published; a refusal by the policy has the last measured figures."""
     status: Status = "refused" if isinstance(error, REFUSALS) else "failed"
     reason = tag_text(str(error)) or type(error).__name__
-    last = last_refused(error.rungs) if isinstance(error, LadderError) else None
+    last = last_refused(error.attempts) if isinstance(error, NoRecipePassedError) else None
     if last is None:
         return Outcome(status=status, target=target, reason=reason)
     return Outcome(
@@ -166,58 +169,6 @@ def lost_outcome(target: Target, found: str) -> Outcome:
     )
 
 
-class LadderError(QualityError):
-    """No recipe that was tried passes the policy; `rungs` has what each of them gave."""
-
-    rungs: tuple[Rung, ...] = ()
-
-
-def refusal_of(rungs: tuple[Rung, ...]) -> LadderError | RecipeError:
-    """Return the error of a ladder that was climbed in vain: how the last rung ended, and how far the others came.
-
-    Where no recipe could be built, the policy refused nothing, and the error is the build's.
-    """
-    *others, last = rungs
-    told = [f"{rung.recipe}: {_ending(rung).partition(';')[0]}" for rung in others]
-    parts = f"{last.recipe}: {_ending(last)}", "", f"also tried: {', '.join(told)}" if told else ""
-    refused = last_refused(rungs)
-    if refused is None:
-        return RecipeError(*parts)
-    error = LadderError(*parts)
-    error.quality, error.rungs = refused.quality, rungs
-    return error
-
-
-def last_refused(rungs: tuple[Rung, ...]) -> Rung | None:
-    """Return the dearest recipe that was built, and refused by the policy."""
-    return next((rung for rung in reversed(rungs) if rung.status == "refused"), None)
-
-
-def _ending(rung: Rung) -> str:
-    reason = rung.reason or ""
-    return f"not built: {reason}" if rung.status == "not built" else reason
-
-
-def unbuilt_rung(recipe: Recipe, error: RecipeError) -> Rung:
-    """Describe a recipe that cannot take the model, or not on this machine, and say so in the log."""
-    logger.warning("recipe %s is not built: %s", recipe, error)
-    return Rung(recipe=recipe, size_bytes=None, quality=None, speed=None, status="not built", reason=str(error))
-
-
-def rung_of(
-    package: Package,
-    status: Literal["published", "refused"],
-    speed: Speed | None,
-    quality: Quality | None,
-    reason: str | None = None,
-) -> Rung:
-    """Describe a recipe that was tried."""
-    recipe = str(package.recipe or "none")
-    return Rung(
-        recipe=recipe, size_bytes=package.size_bytes, quality=quality, speed=speed, status=status, reason=reason
-    )
-
-
 def _figures(quality: Quality | None) -> QualityFigures | None:
     if quality is None:
         return None
@@ -225,6 +176,21 @@ def _figures(quality: Quality | None) -> QualityFigures | None:
         perplexity_ratio=quality.perplexity_ratio, mean_kl=quality.mean_kl, top1_agreement=quality.top1_agreement,
         chat_perplexity_ratio=quality.chats and quality.chats.perplexity_ratio,
     )  # fmt: skip
+
+
+def previous_outcome(found: PublishedLookup | UnprovedModel, stages: Stages) -> Outcome:
+    """Describe what the same request ended with before."""
+    return unproved_outcome(found, stages) if isinstance(found, UnprovedModel) else unchanged_outcome(found, stages)
+
+
+def needs_other_hardware(outcome: Outcome) -> bool:
+    """Say whether the target's model waits to be verified where its hardware is."""
+    return outcome.status == "unproved"
+
+
+def is_published(outcomes: list[Outcome]) -> bool:
+    """Say whether every target is published or unchanged."""
+    return all(outcome.reason is None for outcome in outcomes)
 
 
 def summary_of(outcomes: list[Outcome]) -> str:

@@ -42,7 +42,7 @@ from slmpack.publish.find import (
     holder_before,
     holder_of,
     is_lost,
-    remember_wanted,
+    remember_key,
     unhealthy_before,
     with_asked,
 )
@@ -62,16 +62,16 @@ def publish_version(
     model: LoggedModel,
     proofs: Proofs,
     *,
-    asked: str = "",
-    wanted: str | None = None,
+    fingerprint: str = "",
+    request_key: str | None = None,
     force: bool = False,
     trace: dict[str, str] | None = None,
 ) -> PublishedVersion:
     """Register the proved model and move its alias to it; the same call again changes nothing more.
 
     Args:
-        asked: what `find_rung` finds an `auto` by.
-        wanted: what `find_wanted` finds the version by.
+        fingerprint: what `published_before` finds an `auto` by.
+        request_key: what it finds the version by before the source is fetched.
         force: make a version of this very model even if one of the same digest is published.
         trace: where this comes from, such as the id of a Prefect run; becomes facts of the version.
 
@@ -95,16 +95,18 @@ def publish_version(
         figures = figures_of(proofs.smoke.speed, proofs.quality.quality)
         log_figures(model, figures)
         facts = _facts_of(model, proofs, force) | figures | (trace or {})
-        version = claim_version(model, version_tags(facts) | {ASKED: asked}, force)
+        version = claim_version(model, version_tags(facts) | {ASKED: fingerprint}, force)
         try:
             published = _complete(model, proofs, version)
         except CheckError as refusal:
             if version.tags[MODEL_ID] != model.model_id:
                 logger.warning("version %s has the digest but not the bytes of %s", version.version, model.uri)
-                return publish_version(model, proofs, asked=asked, wanted=wanted, force=True, trace=trace)
+                return publish_version(
+                    model, proofs, fingerprint=fingerprint, request_key=request_key, force=True, trace=trace
+                )
             _refuse(model, proofs, version, refusal)
             raise
-        _remember(model, version, published, asked, wanted)
+        _remember(model, version, published, fingerprint, request_key)
         _close_run(model, published.version)
     logger.info("published %s version %s as %s", model.name, published.version, published.alias)
     unhealthy = unhealthy_before(model.name, published.version, published.alias, model.digest)
@@ -247,19 +249,19 @@ def log_figures(model: LoggedModel, figures: dict[str, float]) -> None:
 
 
 def _remember(
-    model: LoggedModel, version: "ModelVersion", published: PublishedVersion, asked: str, wanted: str | None
+    model: LoggedModel, version: "ModelVersion", published: PublishedVersion, fingerprint: str, request_key: str | None
 ) -> None:
     """Let the version be found by all that ended with it: now, and before the model could be proved."""
     from mlflow import MlflowClient
 
     client = MlflowClient()
     before = client.get_logged_model(model.model_id).tags
-    told = with_asked(version.tags, asked, *asked_in(before))
+    told = with_asked(version.tags, fingerprint, *asked_in(before))
     if told != version.tags.get(ASKED, ""):
         client.set_model_version_tag(version.name, version.version, ASKED, told)
     keys = [key.removeprefix(WANTED) for key in before if key.startswith(WANTED)]
-    for key in keys if wanted is None else [wanted, *keys]:
-        remember_wanted(model.name, published.version, key, published.alias)
+    for key in keys if request_key is None else [request_key, *keys]:
+        remember_key(model.name, published.version, key, published.alias)
 
 
 def _close_run(model: LoggedModel, version: int) -> None:

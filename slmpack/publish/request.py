@@ -1,63 +1,70 @@
-"""What a run is asked for, checked before anything is started."""
+"""Request: the options of a run for one target, checked before anything is started."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from slmpack.chats.dataset import read_good_chats
 from slmpack.errors import UsageError
 from slmpack.log.chat_artifacts import is_artifact
 from slmpack.log.mlflow_server import check_name
+from slmpack.log.provenance import Provenance
 from slmpack.machine.private import require_private
 from slmpack.machine.surroundings import cache_folder, require_writable, typed_path
 from slmpack.prove.measure import CheckedTexts
 from slmpack.prove.quality.text import checked_waiver, read_text
+from slmpack.publish.options import PackageOptions, ProofOptions
 from slmpack.records import Interface, ModelSource, QualityPolicy, Recipe, Record, Target, digest_of
 from slmpack.source.names import is_generic
-from slmpack.targets import ladder_for, options_for
+from slmpack.targets import options_for, recipes_to_try
 
 _PINNED = re.compile(r"runs:/|models:/[^/@]+/\d+/")
 _REGISTERED = re.compile(r"models:/(?!m-)")
 
 
 class Request(Record):
-    """A request that makes sense.
+    """The options of a run for one target, checked.
 
     Attributes:
-        recipe: as it was asked for.
-        ladder: the recipes to try, cheapest first.
-        name: the registered model's; None if the source is to give it.
-        quality_text: what to measure the quality on; None for the built-in text.
-        quality_chats: whose answers a package has to keep as well, a path or an artifact in MLflow; None for none.
-        calibration_text: what the source reads before its weights are quantised; None for what is built in.
-        checked: what was read of the text and the chats, so that they are found to be others later.
-        waiver: why to publish below the policy; None if that is not allowed.
-        asked: the recipe with the policy and the texts, as a version's tag remembers it.
-        wanted: see `wanted`; None until the source is resolved.
+        options: the user's, with absolute paths and the waiver in one line.
+        name: the registered model's; None if the source is to give it, and it is not resolved yet.
+        recipes_to_try: cheapest first; None stands for a target that is not quantised.
+        calibration: the words of `options.calibration_text`; None for the built-in text.
+        checked: digests of the text and the chats, by which a later change of them is noticed.
+        fingerprint: the recipe with a digest of policy and texts; a version's tag has it.
+        request_key: see `request_key`; None until the source is resolved.
     """
 
     target: Target
-    recipe: Recipe
-    ladder: tuple[Recipe | None, ...]
+    options: PackageOptions
     name: str | None
     workspace: Path
-    policy: QualityPolicy
-    quality_text: Path | None
-    quality_chats: str | None
-    calibration_text: str | None
+    recipes_to_try: tuple[Recipe | None, ...]
+    calibration: str | None
     checked: CheckedTexts
-    waiver: str | None
-    asked: str
-    wanted: str | None = None
+    fingerprint: str
+    request_key: str | None = None
+
+    @property
+    def registered(self) -> str:
+        """The registered model's name, once the source is resolved."""
+        assert self.name is not None
+        return self.name
+
+    @property
+    def waiver(self) -> str | None:
+        """The reason for publishing below the policy; None if that is not allowed."""
+        return self.options.waive_quality
 
     def waiver_for(self, recipe: Recipe | None) -> str | None:
         """Return the waiver where it counts: with `auto` only when no recipe passes, so for the last."""
-        return self.waiver if recipe == self.ladder[-1] else None
+        return self.waiver if recipe == self.recipes_to_try[-1] else None
 
     def advice_for(self, recipe: Recipe | None) -> str:
         """Say what to do when the policy refuses `recipe`."""
-        if recipe != self.ladder[-1]:
+        if recipe != self.recipes_to_try[-1]:
             return "the next recipe is tried"
-        other = "use --target cpu-int8 or transformers" if len(self.ladder) > 1 else "use --recipe auto"
+        other = "use --target cpu-int8 or transformers" if len(self.recipes_to_try) > 1 else "use --recipe auto"
         return f"{other}, or give a reason: --waive-quality REASON"
 
 
@@ -82,51 +89,69 @@ def workspace_of(asked: Path | None) -> Path:
     return folder
 
 
-def check_request(
-    target: Target,
-    recipe: Recipe,
-    interface: Interface,
-    name: str | None,
-    workspace: Path | None,
-    *,
-    policy: QualityPolicy,
-    quality_text: Path | None,
-    waive_quality: str | None,
-    calibration_text: Path | None = None,
-    quality_chats: str | None = None,
-) -> Request:
-    """Fill in what was left out.
+def check_request(target: Target, options: PackageOptions, name: str | None, workspace: Path | None) -> Request:
+    """Check the options of a run for one target, and fill in what was left out.
 
     Raises:
         UsageError: the parts do not fit each other, a text cannot be read, or MLflow would refuse the name.
         DataError: a line of the chats is none.
     """
+    recipe, interface = options.recipe, options.interface
     if target is Target.TRANSFORMERS and interface is not Interface.CHAT:
         raise UsageError(f"interface {interface} for target {target}", "chat", "leave --interface out")
     if name is not None:
         check_name(name)
-    ladder = ladder_for(target, recipe, on_chats=quality_chats is not None)
-    options = [options_for(target, rung) for rung in ladder]
-    if calibration_text is not None and not any(each and each.weighted for each in options):
+    recipes = recipes_to_try(target, recipe, on_chats=options.quality_chats is not None)
+    calibrates = any(each and each.weighted for each in (options_for(target, recipe) for recipe in recipes))
+    if options.calibration_text is not None and not calibrates:
         raise UsageError(f"a calibration text for target {target}, recipe {recipe}", "a recipe that calibrates",
                          "leave --calibration-text out")  # fmt: skip
-    text = read_text(quality_text)
-    calibration = None if calibration_text is None else read_text(calibration_text, "--calibration-text")
-    chats = None if quality_chats is None else checked_chats(quality_chats)
+    text = read_text(options.quality_text)
+    path = options.calibration_text
+    calibration = None if path is None else read_text(path, "--calibration-text")
+    chats = None if options.quality_chats is None else checked_chats(options.quality_chats)
     return Request(
         target=target,
-        recipe=recipe,
-        ladder=ladder,
+        options=_filled_in(options, chats),
         name=name,
         workspace=workspace_of(workspace),
-        policy=policy,
-        quality_text=quality_text and typed_path(quality_text),
-        quality_chats=chats and chats.text,
-        calibration_text=calibration,
+        recipes_to_try=recipes,
+        calibration=calibration,
         checked=_checked(text, chats),
-        waiver=None if waive_quality is None else checked_waiver(waive_quality),
-        asked=_asked(recipe, policy, text, calibration, chats),
+        fingerprint=_fingerprint(recipe, options.policy, text, calibration, chats),
     )
+
+
+def check_requests(
+    targets: Iterable[Target], options: PackageOptions, name: str | None, workspace: Path | None
+) -> list[Request]:
+    """Check the options of a run for several targets, a request each.
+
+    Raises:
+        UsageError: as `check_request`, for one of the targets.
+        DataError: as `check_request`.
+    """
+    return [check_request(target, options.for_target(target), name, workspace) for target in targets]
+
+
+def verify_request(model: Provenance, options: ProofOptions, workspace: Path | None) -> Request:
+    """Check the options of a verification of `model`, whose recipe and interface are given.
+
+    Raises:
+        UsageError: as `check_request`.
+        DataError: as `check_request`.
+    """
+    made = {"recipe": model.package.recipe or Recipe.AUTO, "interface": model.interface}
+    whole = PackageOptions(**made, **dict(options))
+    return check_request(model.package.target, whole, model.name, workspace)
+
+
+def _filled_in(options: PackageOptions, chats: "CheckedChats | None") -> PackageOptions:
+    return options.model_copy(update={
+        "waive_quality": None if options.waive_quality is None else checked_waiver(options.waive_quality),
+        "quality_text": options.quality_text and typed_path(options.quality_text),
+        "quality_chats": chats and chats.text,
+    })  # fmt: skip
 
 
 def registered_name(given: str | None, source: ModelSource) -> str:
@@ -143,28 +168,26 @@ def registered_name(given: str | None, source: ModelSource) -> str:
     return name
 
 
-def on_chats(request: Request, text: str) -> Request:
-    """Return the request, measured on chats that the source itself names as well.
+def on_chats(request: Request, chats: str | None) -> Request:
+    """Return the request, measured as well on the chats that its source names, unless the user named others.
 
     Raises:
         UsageError: the text names no chats, or some that may be others tomorrow.
         DataError: there are none, or a line is none.
     """
-    chats, read = checked_chats(text), read_text(request.quality_text)
-    return request.model_copy(update={
-        "ladder": ladder_for(request.target, request.recipe, on_chats=True), "quality_chats": chats.text,
-        "asked": _asked(request.recipe, request.policy, read, request.calibration_text, chats),
-        "checked": _checked(read, chats),
-    })  # fmt: skip
+    options = request.options.on_chats(chats)
+    if options == request.options:
+        return request
+    return check_request(request.target, options, request.name, request.workspace)
 
 
-def _asked(
+def _fingerprint(
     recipe: Recipe, policy: QualityPolicy, text: str, calibration: str | None, chats: "CheckedChats | None"
 ) -> str:
     """Return what a version's tag remembers; without chats their limit does not count, as before there was one."""
     counted = policy.model_dump(exclude=set() if chats else {"max_chat_perplexity_ratio"})
-    told = [counted, text, *filter(None, [calibration]), *([] if chats is None else [{"chats": chats.digest}])]
-    return f"{recipe} {digest_of(told)[:12]}"
+    parts = [counted, text, *filter(None, [calibration]), *([] if chats is None else [{"chats": chats.digest}])]
+    return f"{recipe} {digest_of(parts)[:12]}"
 
 
 def _checked(text: str, chats: "CheckedChats | None") -> CheckedTexts:

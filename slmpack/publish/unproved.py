@@ -7,14 +7,13 @@
 """
 
 import json
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from slmpack.errors import HardwareError, PublishError
 from slmpack.log.log import ready_models
 from slmpack.log.tags import DIGEST, REFUSED, UNPROVED, version_tags
 from slmpack.machine.hardware import obstacle_to_prove
-from slmpack.publish.find import ASKED, asked_in, figures_in, wanted_tag, with_asked
+from slmpack.publish.find import ASKED, Search, asked_in, figures_in, key_tag, with_asked
 from slmpack.publish.page.log_page import Proofs
 from slmpack.publish.publish import figures_of, log_figures
 from slmpack.records import LoggedModel, QualityFigures, Target, UnprovedModel
@@ -27,12 +26,12 @@ if TYPE_CHECKING:
 CHECKS = "proof/unproved.json"
 
 
-def leave_unproved(model: LoggedModel, proofs: Proofs, asked: str, wanted: str) -> UnprovedModel:
+def leave_unproved(model: LoggedModel, proofs: Proofs, fingerprint: str, request_key: str) -> UnprovedModel:
     """Leave on the logged model and its run what it waits for, what was measured and what was checked.
 
     Args:
-        asked: what `find_unproved` finds an `auto` by.
-        wanted: what `find_unproved_wanted` finds the model by.
+        fingerprint: what `waiting_before` finds an `auto` by.
+        request_key: what it finds the model by before the source is fetched.
 
     Raises:
         PublishError: MLflow refuses.
@@ -45,28 +44,27 @@ def leave_unproved(model: LoggedModel, proofs: Proofs, asked: str, wanted: str) 
         client.log_text(model.run_id, json.dumps(proofs.table(), indent=1), CHECKS)
         client.set_logged_model_tags(model.model_id, version_tags(figures))
         target = model.package.target
-        _remember(client.get_logged_model(model.model_id), asked, target, wanted)
+        _remember(client.get_logged_model(model.model_id), fingerprint, target, request_key)
         client.set_tag(model.run_id, UNPROVED, target.provider)
         client.set_terminated(model.run_id, "FINISHED")
         client.set_logged_model_tags(model.model_id, {UNPROVED: target.provider})  # last: it is found by it
         return _described(client.get_logged_model(model.model_id), target)
 
 
-def find_unproved_wanted(name: str, target: Target, wanted: str) -> UnprovedModel | None:
-    """Return the model that a run of that `wanted_key` left unproved; nothing of the source is looked at."""
-    waiting = _waiting(name, target, {wanted_tag(wanted): str(target)})
-    return _described(waiting[0], target) if waiting else None
+def waiting_before(search: Search) -> UnprovedModel | None:
+    """Return the newest model that the same request left unproved, by its key, or by digests where it has some.
 
-
-def find_unproved(name: str, target: Target, digests: Sequence[str], asked: str, wanted: str) -> UnprovedModel | None:
-    """Return the newest model of one of the recipes' digests, and let `find_unproved_wanted` find it the next time.
-
-    A single digest is enough by itself. Of several, as `auto` tries them, one counts only if it was what the same
-    `asked` ended with.
+    One that is found by its digest is found by the key the next time.
     """
-    for logged in (logged for digest in digests for logged in _waiting(name, target, {DIGEST: digest})):
-        if len(digests) == 1 or asked in asked_in(logged.tags):
-            _remember(logged, asked, target, wanted)
+    key, target = search.request_key, search.target
+    if key is None:
+        return None
+    if not search.digests:
+        waiting = _waiting(search.name, target, {key_tag(key): str(target)})
+        return _described(waiting[0], target) if waiting else None
+    for logged in (each for digest in search.digests for each in _waiting(search.name, target, {DIGEST: digest})):
+        if search.counts(asked_in(logged.tags)):
+            _remember(logged, search.fingerprint, target, key)
             return _described(logged, target)
     return None
 
@@ -79,10 +77,10 @@ def _waiting(name: str, target: Target, tags: dict[str, str]) -> "list[MlflowMod
     return [logged for logged in found if name_of_logged(logged) == name and REFUSED not in logged.tags]
 
 
-def _remember(logged: "MlflowModel", asked: str, target: Target, wanted: str) -> None:
+def _remember(logged: "MlflowModel", fingerprint: str, target: Target, request_key: str) -> None:
     from mlflow import MlflowClient
 
-    tags = {ASKED: with_asked(logged.tags, asked), wanted_tag(wanted): str(target)}
+    tags = {ASKED: with_asked(logged.tags, fingerprint), key_tag(request_key): str(target)}
     MlflowClient().set_logged_model_tags(logged.model_id, tags)
 
 

@@ -6,6 +6,7 @@
 What is in use is the version of the registered model with the alias `tuned`; before there is one, it is the base.
 """
 
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -17,7 +18,7 @@ from slmpack.log.experiment import EXPERIMENT
 from slmpack.log.health import clear_version, damage_of, mark_version
 from slmpack.log.tags import REFUSED
 from slmpack.log.versions import versions_with
-from slmpack.records import ModelSource, Outcome, Record, Status, digest_of
+from slmpack.records import ModelSource, Outcome, Record, Status, Target, digest_of
 from slmpack.retrain.training.settings import TrainSettings
 from slmpack.source.mlflow_errors import is_absent
 
@@ -106,6 +107,27 @@ class RetrainOutcome(Record):
     reason: str | None = None
     settled: bool = False
 
+    @property
+    def registered(self) -> tuple[str, int]:
+        """The registered model's name and the number of its version, once there is one."""
+        assert self.name is not None
+        assert self.version is not None
+        return self.name, self.version
+
+    def finished(self, data: str, seconds: dict[str, float]) -> "RetrainOutcome":
+        """Return the outcome at the end of the run.
+
+        Args:
+            data: the digest of the chats, unless some of them could not be learnt from.
+            seconds: wall time of each stage.
+        """
+        return self.model_copy(update={"data": self.data or data, "seconds": seconds})
+
+    @property
+    def tuned_uri(self) -> str:
+        """Where the tuned version is."""
+        return f"models:/{self.name}/{self.version}"
+
 
 class Settled(Record):
     """A retraining that came to an end before.
@@ -132,6 +154,32 @@ def find_settled(name: str, key: str) -> Settled | None:
         return Settled(version=int(found[-1].version), reason=None)
     run = _refused_run(name, key)
     return None if run is None else Settled(version=None, reason=run.data.tags[REFUSED])
+
+
+def settled_outcome(name: str, settled: Settled) -> RetrainOutcome:
+    """Describe a retraining that came to its end before."""
+    if settled.version is None:
+        return RetrainOutcome(status="refused", name=name, reason=settled.reason, settled=True)
+    return RetrainOutcome(status="unchanged", name=name, version=settled.version, settled=True)
+
+
+def packaged_outcome(
+    outcome: RetrainOutcome, packages: Sequence[Outcome], refused: Container[Target]
+) -> RetrainOutcome:
+    """Return the outcome of a retraining once its version is packaged.
+
+    Args:
+        packages: what became of each target.
+        refused: the targets that were not tried, since the version was refused for them before.
+    """
+    bad = [f"{each.target}: {each.reason}" for each in packages if each.reason is not None]
+    has_moved = outcome.status == "published" or any(each.status == "published" for each in packages)
+    nothing_done = all(each.target in refused or each.status == "unchanged" for each in packages)
+    return outcome.model_copy(update={
+        "status": "failed" if bad else "published" if has_moved else "unchanged",
+        "model_uri": outcome.tuned_uri, "targets": tuple(packages), "reason": "; ".join(bad) or None,
+        "settled": outcome.settled and nothing_done,
+    })  # fmt: skip
 
 
 def usable_versions(name: str, key: str) -> "list[ModelVersion]":
@@ -193,6 +241,15 @@ def judge_tuned(figures: TunedFigures, policy: RetrainPolicy) -> None:
             f"at most {ratio_shown(1.0 + policy.max_forgetting)} times {perplexity_shown(figures.general.in_use)}",
             "nothing moves; train less, or mix general chats into the data",
         )  # fmt: skip
+
+
+def refusal_reason(figures: TunedFigures, policy: RetrainPolicy) -> str | None:
+    """Return why the policy refuses the tuned model, None if it is better."""
+    try:
+        judge_tuned(figures, policy)
+    except QualityError as refusal:
+        return str(refusal)
+    return None
 
 
 def told_retraining(outcome: RetrainOutcome) -> str:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from slmpack.chats.dataset import HELD_OUT, ChatData, ChatParts
+from slmpack.chats.dataset import HELD_OUT, ChatParts
 from slmpack.errors import PublishError
 from slmpack.figures import perplexity_shown
 from slmpack.log.chat_artifacts import log_chat_dataset
@@ -19,10 +19,16 @@ from slmpack.log.experiment import EXPERIMENT, experiment_id
 from slmpack.log.log import PREFECT_RUN
 from slmpack.log.tags import REFUSED, version_tags
 from slmpack.plain_text import tag_text
-from slmpack.records import LoggedModel, ModelSource, Record
-from slmpack.retrain.evaluate import RETRAINED, TUNED_ALIAS, TunedFigures, usable_versions, version_in_use
+from slmpack.records import LoggedModel
+from slmpack.retrain.evaluate import (
+    RETRAINED,
+    TUNED_ALIAS,
+    TunedFigures,
+    usable_versions,
+    version_in_use,
+)
+from slmpack.retrain.retraining import Retraining
 from slmpack.retrain.training.losses import Told, TrainingPoint
-from slmpack.retrain.training.settings import TrainSettings
 from slmpack.retrain.training.train import TRAINING, read_training
 from slmpack.source.logged_model import QUALITY_CHATS
 from slmpack.source.mlflow_errors import final_errors
@@ -33,25 +39,6 @@ SECONDS_BETWEEN_BATCHES = 5.0
 CURVE = "training/loss.svg"
 HELD_OUT_FOLDER = "data"
 HELD_OUT_CHATS = f"{HELD_OUT_FOLDER}/{HELD_OUT}"
-
-
-class Retraining(Record):
-    """What a run is about.
-
-    Attributes:
-        base: what is trained; `parent` is its registered version where it is one.
-        key: see `retrain_key`.
-    """
-
-    name: str
-    base: ModelSource
-    data: ChatData
-    settings: TrainSettings
-    key: str
-
-    @property
-    def parent(self) -> str:
-        return self.base.text if self.base.text.startswith("models:/") else self.base.shown
 
 
 def open_run(retraining: Retraining, data_source: str | None, trace: dict[str, str]) -> str:

@@ -10,38 +10,25 @@ from collections.abc import Iterable, Mapping
 from slmpack.build.select import recipe_digest
 from slmpack.errors import PublishError
 from slmpack.log.tags import REFUSED
-from slmpack.publish.request import check_request
-from slmpack.records import Interface, Outcome, QualityPolicy, Recipe, Record, Target, digest_of
+from slmpack.publish.request import Request
+from slmpack.records import Interface, Outcome, Target, digest_of
 from slmpack.source.mlflow_errors import final_errors
-from slmpack.targets import recipe_for
 
 KEY_CHARACTERS = 24
 REASON_CHARACTERS = 1000
 
 
-class PackageTerms(Record):
-    """How the packages of a tuned version are judged.
-
-    Attributes:
-        chats: those that the version itself names, see `mlflow_source.chats_of`.
-    """
-
-    policy: QualityPolicy
-    waiver: str | None
-    chats: str | None
-
-    def tag_of(self, target: Target) -> str:
-        """Return the tag of a target's refusal; it changes with all that could change the refusal."""
-        request = check_request(
-            target, recipe_for(target, Recipe.AUTO), Interface.CHAT, None, None, policy=self.policy, quality_text=None,
-            waive_quality=self.waiver, quality_chats=self.chats,
-        )  # fmt: skip
-        recipes = [recipe_digest(target, recipe) for recipe in request.ladder]
-        return f"{REFUSED}.{digest_of([target, recipes, request.asked, request.waiver])[:KEY_CHARACTERS]}"
+def tag_of(request: Request) -> str:
+    """Return the tag of a refusal; it changes with all that could change the refusal."""
+    target, interface = request.target, request.options.interface
+    recipes = [recipe_digest(target, recipe, request.calibration) for recipe in request.recipes_to_try]
+    terms = [target, recipes, request.fingerprint, request.waiver]
+    terms += [] if interface is Interface.CHAT else [interface]  # as tags were before there was a choice
+    return f"{REFUSED}.{digest_of(terms)[:KEY_CHARACTERS]}"
 
 
-def find_refusals(name: str, version: int, targets: Iterable[Target], asked: PackageTerms) -> dict[Target, Outcome]:
-    """Return what is known of the targets that the same request was refused for.
+def find_refusals(name: str, version: int, requests: Iterable[Request]) -> dict[Target, Outcome]:
+    """Return the targets whose request was refused before.
 
     Raises:
         PublishError: MLflow refuses.
@@ -51,13 +38,13 @@ def find_refusals(name: str, version: int, targets: Iterable[Target], asked: Pac
     with final_errors(PublishError, f"to show {name} version {version}"):
         tags: Mapping[str, str] = MlflowClient().get_model_version(name, str(version)).tags
     return {
-        target: Outcome(status="refused", target=target, name=name, reason=tags[tag])
-        for target in targets
-        if (tag := asked.tag_of(target)) in tags
+        request.target: Outcome(status="refused", target=request.target, name=name, reason=tags[tag])
+        for request in requests
+        if (tag := tag_of(request)) in tags
     }
 
 
-def remember_refusals(name: str, version: int, outcomes: Iterable[Outcome], asked: PackageTerms) -> None:
+def remember_refusals(name: str, version: int, outcomes: Iterable[Outcome], requests: Iterable[Request]) -> None:
     """Leave on the tuned version which targets it was refused for, and why; the same call again changes nothing.
 
     Raises:
@@ -65,8 +52,9 @@ def remember_refusals(name: str, version: int, outcomes: Iterable[Outcome], aske
     """
     from mlflow import MlflowClient
 
+    tags = {request.target: tag_of(request) for request in requests}
     with final_errors(PublishError, f"to tag {name} version {version}"):
         for outcome in outcomes:
             if outcome.status == "refused" and outcome.reason is not None:
                 reason = outcome.reason[:REASON_CHARACTERS]
-                MlflowClient().set_model_version_tag(name, str(version), asked.tag_of(outcome.target), reason)
+                MlflowClient().set_model_version_tag(name, str(version), tags[outcome.target], reason)

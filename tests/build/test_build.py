@@ -17,7 +17,7 @@ from slmpack.errors import BuildError, UsageError, WorkspaceError
 from slmpack.machine.child import run_in_child
 from slmpack.machine.store import damage
 from slmpack.records import Package, Recipe, Snapshot, Target
-from slmpack.targets import RECIPES, ladder_for
+from slmpack.targets import RECIPES, recipes_to_try
 
 
 @pytest.mark.slow
@@ -126,13 +126,13 @@ def test_asks_for_space_before_it_starts(tiny_snapshot: Snapshot, tmp_path: Path
 
 
 def test_auto_tries_every_recipe_of_the_target_the_cheapest_first() -> None:
-    assert ladder_for(Target.CPU_INT4, Recipe.AUTO) == (Recipe.SMALL, Recipe.BALANCED, Recipe.ACCURATE)
+    assert recipes_to_try(Target.CPU_INT4, Recipe.AUTO) == (Recipe.SMALL, Recipe.BALANCED, Recipe.ACCURATE)
     tried = (Recipe.SMALL, Recipe.BALANCED, Recipe.ACCURATE, Recipe.BEST)
-    assert ladder_for(Target.CPU_INT4, Recipe.AUTO, on_chats=True) == tried
-    assert ladder_for(Target.TRANSFORMERS, Recipe.AUTO, on_chats=True) == (None,)
-    assert ladder_for(Target.CPU_INT8, Recipe.AUTO) == (Recipe.SMALL, Recipe.ACCURATE)
-    assert ladder_for(Target.TRANSFORMERS, Recipe.AUTO) == (None,)
-    assert ladder_for(Target.CPU_INT4, Recipe.BALANCED) == (Recipe.BALANCED,)
+    assert recipes_to_try(Target.CPU_INT4, Recipe.AUTO, on_chats=True) == tried
+    assert recipes_to_try(Target.TRANSFORMERS, Recipe.AUTO, on_chats=True) == (None,)
+    assert recipes_to_try(Target.CPU_INT8, Recipe.AUTO) == (Recipe.SMALL, Recipe.ACCURATE)
+    assert recipes_to_try(Target.TRANSFORMERS, Recipe.AUTO) == (None,)
+    assert recipes_to_try(Target.CPU_INT4, Recipe.BALANCED) == (Recipe.BALANCED,)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_auto_tries_every_recipe_of_the_target_the_cheapest_first() -> None:
 )
 def test_refuses_a_recipe_that_the_target_does_not_have(target: Target, recipe: Recipe) -> None:
     with pytest.raises(UsageError, match=rf"recipe {recipe} for target {target}; {target} has auto"):
-        ladder_for(target, recipe)
+        recipes_to_try(target, recipe)
 
 
 @pytest.mark.slow

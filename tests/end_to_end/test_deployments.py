@@ -19,8 +19,10 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_stack import PrefectServer, deploy, running_prefect_server
 
 from flows.deploy import LOST_RUNS, STUCK_RUNS
+from slmpack.errors import UsageError
 from slmpack.records import Target
 from slmpack.telemetry import SWITCHES
+from tasks.dispatch import start_target
 
 pytestmark = pytest.mark.slow
 
@@ -196,7 +198,25 @@ def test_a_schedule_that_is_switched_on_makes_runs_and_stays_on(
 def test_the_form_has_a_help_text_for_each_parameter(deployments: dict[str, DeploymentResponse]) -> None:
     for deployment in deployments.values():
         schema = deployment.parameter_openapi_schema or {}
-        assert [name for name, shown in schema["properties"].items() if not shown.get("description")] == []
+        records = schema.get("definitions", {}).values()
+        groups = [record["properties"] for record in records if "properties" in record]
+        for shown in (schema["properties"], *groups):
+            assert [name for name, field in shown.items() if not field.get("description")] == []
+
+
+def test_the_options_of_packaging_are_one_group_with_selects_limits_and_a_group_of_its_own(
+    deployments: dict[str, DeploymentResponse],
+) -> None:
+    for name in ("package-cpu-int4", "package-all", "retrain"):
+        schema = deployments[name].parameter_openapi_schema or {}
+        assert schema["properties"]["options"]["$ref"].endswith("/PackageOptions")
+        options = schema["definitions"]["PackageOptions"]["properties"]
+        assert [*options][:2] == ["recipe", "interface"]
+        assert "balanced" in schema["definitions"]["Recipe"]["enum"]
+        assert options["policy"]["title"] == "Quality policy"
+        assert schema["definitions"]["QualityPolicy"]["properties"]["max_perplexity_ratio"]["minimum"] == 1.0
+    verify = deployments["verify-cpu"].parameter_openapi_schema or {}
+    assert "recipe" not in verify["definitions"]["ProofOptions"]["properties"]
 
 
 @pytest.mark.parametrize(
@@ -206,9 +226,13 @@ def test_the_form_has_a_help_text_for_each_parameter(deployments: dict[str, Depl
         ("package-cpu-int4", "target", {"target": "cpu-int8"}),
         ("package-cpu-int4", "checkpoint", {"checkpoint": "models:/another"}),
         ("rollback", "target", {"name": "tiny", "target": "cuda-int4"}),
-        ("package-cpu-int4", "recipe", {"recipe": "smallest"}),
-        ("package-cpu-int4", "max_perplexity_ratio", {"policy": {"max_perplexity_ratio": 0.9}}),
-        ("package-cpu-int4", "max_perplexity", {"policy": {"max_perplexity": 1.2}}),
+        ("package-cpu-int4", "options.recipe", {"options": {"recipe": "smallest"}}),
+        ("package-cpu-int4", "recipe is in the group options now: give options.recipe", {"recipe": "small"}),
+        ("package-all", "give options.policy", {"policy": {"max_perplexity_ratio": 1.2}}),
+        ("verify-cpu", "give options.waive_quality", {"model_uri": "models:/a/1", "waive_quality": "a good reason"}),
+        ("retrain", "give options.force", {"data": "/data", "force": True}),
+        ("package-cpu-int4", "max_perplexity_ratio", {"options": {"policy": {"max_perplexity_ratio": 0.9}}}),
+        ("package-cpu-int4", "max_perplexity", {"options": {"policy": {"max_perplexity": 1.2}}}),
         ("package-cpu-int4", "precision", {"precision": "int4"}),
         ("package-cpu-int4", "source", {"source": " "}),
         ("package-all", "targets", {"targets": []}),
@@ -228,6 +252,16 @@ def test_the_server_refuses_a_wrong_parameter_by_its_name(
         client.create_flow_run_from_deployment(deployments[deployment].id, parameters=parameters)
     assert refused.value.response.status_code in (409, 422)
     assert field in refused.value.response.text
+
+
+def test_a_deployment_of_another_version_is_named_with_what_to_type(
+    deployments: dict[str, DeploymentResponse],
+) -> None:
+    with pytest.raises(UsageError) as refused:
+        start_target.fn(Target.CPU_INT4, {"precision": "int4"})
+    found = str(refused.value)
+    assert found.startswith("the deployment package-model/package-cpu-int4 refuses the parameters: ")
+    assert "precision" in found and found.endswith("; a deployment of this version; type: make deploy")
 
 
 def test_without_a_server_it_says_so_in_one_line(tmp_path: Path, server: PrefectServer) -> None:

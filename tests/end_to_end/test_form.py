@@ -72,9 +72,9 @@ def test_a_run_that_is_asked_for_in_the_form_publishes_a_model(
 ) -> None:
     form = Form(desk.page, desk.prefect.address, desk.deployment("package-model/package-cpu-int4"))
     form.write("source", str(tiny_phi3))
-    form.choose("recipe", "small")
+    form.choose("options.recipe", "small")
     form.write_optional("name", "str", "asked-for")
-    form.write_optional("waive_quality", "str", "random weights, for a test")
+    form.write_optional("options.waive_quality", "str", "random weights, for a test")
     form.write_optional("workspace", "path", str(workspace))
     assert form.options("target") == ["cpu-int4"]
     assert desk.page.get_by_text("checkpoint").count() == 0
@@ -86,8 +86,9 @@ def test_a_run_that_is_asked_for_in_the_form_publishes_a_model(
     run = ended(UUID(answer.json()["id"]))
     assert run.state is not None and run.state.is_completed(), run.state
     assert run.name == "tiny for the edge"
-    asked = {"target": "cpu-int4", "recipe": "small", "waive_quality": "random weights, for a test"}
-    assert asked.items() <= run.parameters.items()
+    assert run.parameters["target"] == "cpu-int4"
+    given = {"recipe": "small", "waive_quality": "random weights, for a test"}
+    assert given.items() <= run.parameters["options"].items()
     assert MlflowClient(desk.mlflow).get_model_version_by_alias("asked-for", "cpu-int4").version == "1"
 
     open_run(desk.page, desk.prefect.address, run.id)
@@ -105,7 +106,7 @@ def test_a_run_that_is_asked_for_in_the_form_publishes_a_model(
     desk.page.locator("iframe").first.content_frame.get_by_text("Proved").first.wait_for()
 
 
-@pytest.mark.parametrize(("field", "value"), [("policy.max_perplexity_ratio", "0.5"), ("source", " ")])
+@pytest.mark.parametrize(("field", "value"), [("options.policy.max_perplexity_ratio", "0.5"), ("source", " ")])
 def test_a_wrong_value_is_refused_on_the_page_by_its_field(desk: Desk, field: str, value: str) -> None:
     form = Form(desk.page, desk.prefect.address, desk.deployment("package-model/package-cpu-int4"))
     form.write(field, value)

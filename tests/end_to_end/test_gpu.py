@@ -9,6 +9,7 @@ from mlflow import MlflowClient
 from flows.package_model import package_model
 from flows.verify_model import verify_model
 from slmpack.machine.hardware import device_of, obstacle_to_prove, require_hardware
+from slmpack.publish.options import PackageOptions
 from slmpack.records import Recipe, Snapshot, Target
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow, pytest.mark.usefixtures("prefect_api")]
@@ -25,7 +26,7 @@ def needs_a_gpu() -> None:
 def test_a_model_is_packaged_proved_and_published_where_its_hardware_is(
     smollm2: Snapshot, target: Target, recipe: Recipe, mlflow_store: Path, workspace: Path
 ) -> None:
-    outcome = package_model(smollm2.source.text, target, recipe, workspace=workspace)
+    outcome = package_model(smollm2.source.text, target, options=PackageOptions(recipe=recipe), workspace=workspace)
     assert (outcome.status, outcome.alias) == ("published", target.value)
     assert outcome.speed is not None
     tags = MlflowClient().get_model_version(str(outcome.name), str(outcome.version)).tags

@@ -13,10 +13,11 @@ from mlflow import MlflowClient
 from prefect import flow
 from prefect.client.orchestration import get_client
 
-from flows.package_model import climb, package_model
+from flows.package_model import package_model, try_recipes
 from flows.package_targets import package_targets
 from flows.retrain_model import retrain_model
 from slmpack.errors import RecipeError, SmokeError, SourceError, UsageError
+from slmpack.publish.options import PackageOptions
 from slmpack.publish.outcome import Stages
 from slmpack.publish.request import check_request
 from slmpack.records import Interface, Outcome, Package, QualityPolicy, Recipe, Snapshot, Target
@@ -34,12 +35,12 @@ def test_publishes_both_interfaces_side_by_side_and_not_twice_unless_forced(
     tiny_phi3: Path, mlflow_store: Path, workspace: Path
 ) -> None:
     chat = package_model(str(tiny_phi3), workspace=workspace)
-    prompt = package_model(str(tiny_phi3), interface=Interface.PROMPT, workspace=workspace)
+    prompt = package_model(str(tiny_phi3), options=PackageOptions(interface=Interface.PROMPT), workspace=workspace)
     again = package_model(str(tiny_phi3), workspace=workspace)
     assert [chat.status, prompt.status, again.status] == ["published", "published", "unchanged"]
     assert aliases("tiny-phi3") == {"cpu-int4": "1", "cpu-int4-prompt": "2"}
     assert (again.version, again.digest) == (chat.version, chat.digest)
-    forced = package_model(str(tiny_phi3), force=True, workspace=workspace)
+    forced = package_model(str(tiny_phi3), options=PackageOptions(force=True), workspace=workspace)
     assert (forced.status, forced.version) == ("published", 3)
     assert aliases("tiny-phi3") == {"cpu-int4": "3", "cpu-int4-prompt": "2"}
 
@@ -80,11 +81,11 @@ def test_folders_are_registered_under_their_names_whatever_mlflow_calls_a_logged
         shutil.copytree(tiny_phi3, mlflow_store / folder)
     names = ["qwen2.5-0.5b", "模型"]
     for folder, name in zip(folders, names, strict=True):
-        outcome = package_model(folder, recipe=Recipe.SMALL, workspace=workspace)
+        outcome = package_model(folder, options=PackageOptions(recipe=Recipe.SMALL), workspace=workspace)
         assert (outcome.status, outcome.name, outcome.version) == ("published", name, 1)
         model = mlflow.pyfunc.load_model(f"models:/{name}@cpu-int4", model_config={"max_tokens": 2})
         assert model.predict({"messages": [{"role": "user", "content": "Hi"}]})["usage"]["completion_tokens"] == 2
-    again = package_model(folders[1], recipe=Recipe.SMALL, workspace=workspace)
+    again = package_model(folders[1], options=PackageOptions(recipe=Recipe.SMALL), workspace=workspace)
     assert (again.status, again.name, again.version) == ("unchanged", names[1], 1)
 
 
@@ -123,43 +124,46 @@ def page_of(outcome: Outcome) -> str:
 
 
 @flow
-def climb_these(source: str, ladder: tuple[Recipe, ...], workspace: Path) -> Outcome:
+def try_these(source: str, recipes: tuple[Recipe, ...], workspace: Path) -> Outcome:
     """Try recipes of the test's own choice, the stock builder's among them, which `auto` leaves out."""
     asked = check_request(
-        Target.CPU_INT4, Recipe.AUTO, Interface.CHAT, None, workspace,
-        policy=QualityPolicy(max_perplexity_ratio=1.0), quality_text=None, waive_quality="random weights, for a test",
+        Target.CPU_INT4,
+        PackageOptions(policy=QualityPolicy(max_perplexity_ratio=1.0), waive_quality="random weights, for a test"),
+        Path(source).name, workspace,
     )  # fmt: skip
-    request = asked.model_copy(update={"ladder": ladder})
+    request = asked.model_copy(update={"recipes_to_try": recipes})
     snapshot = fetch_snapshot(resolve_source(source), workspace)
-    return climb(snapshot, Target.CPU_INT4, Interface.CHAT, Path(source).name, request, Stages(), force=False)
+    return try_recipes(snapshot, request, Stages())
 
 
 def test_a_recipe_that_cannot_take_the_model_is_left_out_and_the_page_says_so(
     smollm2: Snapshot, mlflow_store: Path, workspace: Path, tmp_path: Path
 ) -> None:
     write_narrow_phi3(tmp_path / "narrow", smollm2.path, hidden_size=96)
-    ladder = (Recipe.STOCK_SMALL, Recipe.STOCK_MIXED, Recipe.SMALL)
-    outcome = climb_these(str(tmp_path / "narrow"), ladder, workspace)
+    recipes = (Recipe.STOCK_SMALL, Recipe.STOCK_MIXED, Recipe.SMALL)
+    outcome = try_these(str(tmp_path / "narrow"), recipes, workspace)
     assert (outcome.status, outcome.recipe) == ("published", Recipe.SMALL)
     page = page_of(outcome)
     assert "rows that k_quant_mixed cannot cut into pairs of blocks of 32" in page
     assert ">not built<" in page
     assert ">refused<" in page
     with pytest.raises(RecipeError, match="an even number of blocks a row"):
-        package_model(str(tmp_path / "narrow"), recipe=Recipe.STOCK_MIXED, workspace=workspace)
+        package_model(str(tmp_path / "narrow"), options=PackageOptions(recipe=Recipe.STOCK_MIXED), workspace=workspace)
 
 
 def test_a_waiver_counts_for_the_last_recipe_that_could_be_built(
     smollm2: Snapshot, mlflow_store: Path, workspace: Path, tmp_path: Path
 ) -> None:
     write_narrow_phi3(tmp_path / "narrower", smollm2.path, hidden_size=80)
-    outcome = climb_these(str(tmp_path / "narrower"), (Recipe.STOCK_SMALL, Recipe.STOCK_MIXED), workspace)
+    outcome = try_these(str(tmp_path / "narrower"), (Recipe.STOCK_SMALL, Recipe.STOCK_MIXED), workspace)
     assert (outcome.status, outcome.recipe) == ("published", Recipe.STOCK_SMALL)
     assert page_of(outcome).count(">not built<") == 1
 
 
 def test_auto_keeps_the_figures_of_every_recipe_that_it_tried(mlflow_store: Path, workspace: Path) -> None:
-    outcome = package_model(workspace=workspace, policy=QualityPolicy(max_perplexity_ratio=1.06))
+    outcome = package_model(
+        workspace=workspace, options=PackageOptions(policy=QualityPolicy(max_perplexity_ratio=1.06))
+    )
     assert outcome.status == "published"
     client = MlflowClient()
     experiment = client.get_experiment_by_name("slmpack")

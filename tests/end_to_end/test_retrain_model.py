@@ -15,6 +15,7 @@ from flows.retrain_model import retrain_model
 from slmpack.chats.dataset import DataPolicy
 from slmpack.errors import DataError, QualityError, UsageError
 from slmpack.log.tags import facts_in
+from slmpack.publish.options import PackageOptions
 from slmpack.records import QualityPolicy, Target
 from slmpack.retrain.evaluate import Perplexities, RetrainOutcome, RetrainPolicy, TunedFigures, judge_tuned
 from slmpack.retrain.training.settings import TrainSettings
@@ -64,8 +65,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("data") / "town.jsonl", chats())
 
 
+WAIVED = PackageOptions(waive_quality="random weights, for a test")
+STRICT = QualityPolicy(max_perplexity_ratio=1.0, max_chat_perplexity_ratio=1.0)
+
+
 def retrain(data: Path, base: Path, workspace: Path, **asked: Any) -> RetrainOutcome:
-    settings = {"training": FAST, "retrain_policy": EASY, "waive_quality": "random weights, for a test"} | asked
+    settings = {"training": FAST, "retrain_policy": EASY, "options": WAIVED} | asked
     state: Any = retrain_model(str(data), str(base), "town", workspace=workspace, **settings, return_state=True)
     found = state.result(raise_on_failure=False)
     if isinstance(found, Exception):
@@ -149,7 +154,7 @@ def test_shuffled_answers_are_refused_and_nothing_moves_and_not_trained_again(
 def test_whoever_packages_the_tuned_model_by_hand_has_it_held_against_the_same_chats(
     first: RetrainOutcome, workspace: Path
 ) -> None:
-    found = package_model("models:/town@tuned", waive_quality="random weights, for a test", workspace=workspace)
+    found = package_model("models:/town@tuned", options=WAIVED, workspace=workspace)
     assert (found.status, found.version) == ("unchanged", 2)
     other = MlflowClient().get_model_version("town", "2")
     assert "chat_perplexity_ratio" in facts_in(other.tags)
@@ -166,9 +171,9 @@ def test_a_target_that_was_refused_is_not_built_again_by_every_poll(
     first: RetrainOutcome, data: Path, town_phi3: Path, workspace: Path
 ) -> None:
     strict: dict[str, Any] = {
-        "policy": QualityPolicy(max_perplexity_ratio=1.0, max_chat_perplexity_ratio=1.0), "waive_quality": None,
+        "options": PackageOptions(policy=STRICT),
         "targets": [Target.CPU_INT8],
-    }  # fmt: skip
+    }
     refused = retrain(data, town_phi3, workspace, **strict)
     assert (refused.status, refused.settled, refused.targets[0].status) == ("failed", False, "refused")
     before = models_logged()
@@ -179,7 +184,7 @@ def test_a_target_that_was_refused_is_not_built_again_by_every_poll(
     assert (again.settled, again.reason, again.targets[0].reason) == (True, refused.reason, refused.targets[0].reason)
     assert (state.name, state.type.value) == ("Refused before", "COMPLETED")
     assert models_logged() == before
-    other = retrain(data, town_phi3, workspace, **strict | {"waive_quality": "random weights, for a test"})
+    other = retrain(data, town_phi3, workspace, **strict | {"options": WAIVED.model_copy(update={"policy": STRICT})})
     assert (other.status, other.targets[0].status) == ("published", "published")
 
 

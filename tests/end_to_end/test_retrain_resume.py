@@ -61,7 +61,7 @@ def start(site: Site, name: str, base: Path, seed: int) -> UUID:
         parameters={
             "data": str(data), "base": str(base), "name": name, "training": TRAINING | {"seed": seed},
             "retrain_policy": {"min_gain": 0.0, "max_forgetting": 100.0}, "targets": ["transformers"],
-            "waive_quality": "random weights, for a test", "workspace": str(site.workspace),
+            "options": {"waive_quality": "random weights, for a test"}, "workspace": str(site.workspace),
         },
         timeout=0,
     )  # fmt: skip

@@ -56,7 +56,7 @@ def asked(site: Site, base: Path, data: Path | str, name: str, **others: Any) ->
     return {
         "data": str(data), "base": str(base), "name": name, "workspace": str(site.workspace),
         "training": FAST.model_dump(), "retrain_policy": EASY.model_dump(),
-        "waive_quality": "random weights, for a test",
+        "options": {"waive_quality": "random weights, for a test"},
     } | others  # fmt: skip
 
 

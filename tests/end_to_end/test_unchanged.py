@@ -15,8 +15,9 @@ from command_line import environment, objects, slmpack
 from hub_server import HubServer, Repository
 from machines import write_variant
 
+from slmpack.publish.options import PackageOptions
 from slmpack.publish.request import Request, check_request
-from slmpack.publish.wanted import wanted_key
+from slmpack.publish.request_key import request_key
 from slmpack.records import Interface, ModelSource, QualityPolicy, Recipe, SourceKind, Target
 
 pytestmark = pytest.mark.slow
@@ -25,29 +26,32 @@ QUALITY_TEXT = "What a model says of this text is compared with what its source 
 SOURCE = ModelSource(text="hf://org/model", kind=SourceKind.HUB, location="org/model", revision="a" * 40, name="model")
 
 
-def asked(recipe: Recipe = Recipe.AUTO, ratio: float = 1.1, target: Target = Target.CPU_INT4) -> Request:
+def asked(
+    recipe: Recipe = Recipe.AUTO, ratio: float = 1.1, target: Target = Target.CPU_INT4,
+    interface: Interface = Interface.CHAT,
+) -> Request:  # fmt: skip
     return check_request(
-        target, recipe, Interface.CHAT, None, None,
-        policy=QualityPolicy(max_perplexity_ratio=ratio), quality_text=None, waive_quality=None,
+        target, PackageOptions(recipe=recipe, interface=interface, policy=QualityPolicy(max_perplexity_ratio=ratio)),
+        None, None,
     )  # fmt: skip
 
 
 def key(source: ModelSource = SOURCE, request: Request | None = None) -> str:
-    return wanted_key(source, Target.CPU_INT4, Interface.CHAT, request or asked())
+    return request_key(source, request or asked())
 
 
-def test_what_is_wanted_depends_on_revision_recipe_policy_target_and_interface() -> None:
+def test_the_request_key_depends_on_revision_recipe_policy_target_and_interface() -> None:
     moved = SOURCE.model_copy(update={"revision": "b" * 40})
     keys = [
         key(), key(moved), key(request=asked(Recipe.SMALL)), key(request=asked(ratio=1.2)),
-        wanted_key(SOURCE, Target.TRANSFORMERS, Interface.CHAT, asked(target=Target.TRANSFORMERS)),
-        wanted_key(SOURCE, Target.CPU_INT4, Interface.PROMPT, asked()),
+        key(request=asked(target=Target.TRANSFORMERS)),
+        key(request=asked(interface=Interface.PROMPT)),
     ]  # fmt: skip
     assert len(set(keys)) == len(keys)
     assert key() == keys[0]
 
 
-def test_what_is_wanted_depends_on_the_builders_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_request_key_depends_on_the_builders_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = key()
     newer = tmp_path / "onnxruntime_genai-99.0.dist-info"
     newer.mkdir()

@@ -46,8 +46,8 @@ class Site:
 @pytest.fixture
 def site(tmp_path: Path, town_phi3: Path) -> Iterator[Site]:
     asked = {
-        "source": str(town_phi3), "recipe": "small", "name": "tiny", "waive_quality": "random weights, for a test",
-        "workspace": str(tmp_path / "workspace"),
+        "source": str(town_phi3), "name": "tiny", "workspace": str(tmp_path / "workspace"),
+        "options": {"recipe": "small", "waive_quality": "random weights, for a test"},
     }  # fmt: skip
     site = Site(tmp_path, asked)
     (tmp_path / "store").mkdir()

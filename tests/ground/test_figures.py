@@ -23,7 +23,7 @@ from slmpack.figures import (
 from slmpack.prove.timing import LEAST_REPEATS, REPEATS, measure_speed, spread_of
 from slmpack.publish.find import find_published
 from slmpack.publish.outcome import Stages, published_outcome, unchanged_outcome
-from slmpack.publish.page.frontier import Rung, frontier_svg
+from slmpack.publish.page.frontier import Attempt, frontier_svg
 from slmpack.publish.publish import publish_version
 from slmpack.publish.summary import json_of, summary_lines
 from slmpack.records import LoggedModel, QualityPolicy
@@ -67,7 +67,7 @@ def test_a_figure_is_one_text_by_package_unchanged_page_summary_and_plot(
 ) -> None:
     model = log_it()
     size = model.package.size_bytes
-    rung = Rung(recipe="small", size_bytes=size, quality=BETWEEN, speed=TIMED, status="published")
+    rung = Attempt(recipe="small", size_bytes=size, quality=BETWEEN, speed=TIMED, status="published")
     made = proofs_of(model, quality=BETWEEN, rungs=(rung,))
     proofs = made.model_copy(update={"smoke": made.smoke.model_copy(update={"speed": TIMED})})
 

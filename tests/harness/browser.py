@@ -103,11 +103,13 @@ class Form:
         xpath = f'xpath=//label[starts-with(normalize-space(.), "{label}")]/following::{what}[1]'
         return self._page.locator(xpath).first
 
-    def _title(self, name: str, inner: str | None = None) -> str:
-        shown = self._schema["properties"][name]
-        defined = self._schema["definitions"].get(str(shown.get("$ref")).rpartition("/")[2], {})
-        if inner is not None:
-            shown = defined["properties"][inner]
+    def _title(self, *names: str) -> str:
+        """Return the title of a parameter, or of one in its group, or in a group of that."""
+        group, shown = self._schema, {}
+        defined: dict[str, Any] = {}
+        for name in names:
+            shown = group["properties"][name]
+            group = defined = self._schema["definitions"].get(str(shown.get("$ref")).rpartition("/")[2], {})
         return str(shown.get("title") or defined["title"])  # a title that both have stands once
 
 

@@ -88,8 +88,8 @@ def running_site(folder: Path) -> Iterator[Site]:
 
 def start(site: Site, source: Path, deployment: str = DEPLOYMENT, **parameters: Any) -> UUID:
     """Start the packaging of a checkpoint with random weights, under its folder's name."""
-    asked = {"source": str(source), "name": source.name, "recipe": "small", "workspace": str(site.workspace),
-             "waive_quality": "random weights, for a test"}  # fmt: skip
+    asked = {"source": str(source), "name": source.name, "workspace": str(site.workspace),
+             "options": {"recipe": "small", "waive_quality": "random weights, for a test"}}  # fmt: skip
     run: Any = run_deployment(deployment, parameters=asked | parameters, timeout=0)
     return UUID(str(run.id))
 

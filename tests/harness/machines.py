@@ -68,7 +68,8 @@ class Site:
         """Return what every run is asked: random weights have no quality to lose, and a short text shows as much."""
         text = self.folder / "quality.txt"
         text.write_text((PROJECT / "CONTRIBUTING.md").read_text()[:1500])
-        return {"quality_text": str(text), "policy": {"max_perplexity_ratio": 1000.0, "allow_new_loops": True}}
+        policy = {"max_perplexity_ratio": 1000.0, "allow_new_loops": True}
+        return {"options": {"quality_text": str(text), "policy": policy}}
 
     def machine(self, name: str) -> dict[str, str]:
         """Return the environment of a machine; its home is made if it is new."""

@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 
 from slmpack import progress
 from slmpack.log.log import log_model
-from slmpack.publish.page.frontier import Rung
+from slmpack.publish.page.frontier import Attempt
 from slmpack.publish.page.log_page import Proofs
 from slmpack.publish.publish import publish_version
 from slmpack.records import (
@@ -33,13 +33,15 @@ QUALITY = Quality(
     tokens=2047, new_loops=0, seconds_per_1000_tokens=4.0,
 )  # fmt: skip
 RUNGS = (
-    Rung(recipe="small", size_bytes=10**8, quality=QUALITY, speed=SPEED, status="refused", reason="1.20; at most 1.10"),
-    Rung(recipe="balanced", size_bytes=2 * 10**8, quality=QUALITY, speed=SPEED, status="published"),
+    Attempt(
+        recipe="small", size_bytes=10**8, quality=QUALITY, speed=SPEED, status="refused", reason="1.20; at most 1.10"
+    ),
+    Attempt(recipe="balanced", size_bytes=2 * 10**8, quality=QUALITY, speed=SPEED, status="published"),
 )
 
 
 def proofs_of(
-    model: LoggedModel, *, quality: Quality | None = QUALITY, waiver: str | None = None, rungs: tuple[Rung, ...] = ()
+    model: LoggedModel, *, quality: Quality | None = QUALITY, waiver: str | None = None, rungs: tuple[Attempt, ...] = ()
 ) -> Proofs:
     checks = (Check(name="one question", found="Paris"),)
     return Proofs(
@@ -50,8 +52,10 @@ def proofs_of(
     )
 
 
-def publish(model: LoggedModel, *, asked: str = "", force: bool = False) -> PublishedVersion:
-    return publish_version(model, proofs_of(model), asked=asked, force=force, trace={"prefect_run": "run-1"})
+def publish(model: LoggedModel, *, fingerprint: str = "", force: bool = False) -> PublishedVersion:
+    return publish_version(
+        model, proofs_of(model), fingerprint=fingerprint, force=force, trace={"prefect_run": "run-1"}
+    )
 
 
 def log_variant(package: Package, variant: str, name: str, workspace: Path) -> LoggedModel:

@@ -56,7 +56,9 @@ def test_what_a_person_wrote_over_the_facts_is_no_fact_and_no_traceback(written:
 @pytest.mark.slow
 def test_a_published_version_is_a_dozen_lines_in_the_list_of_versions(name: str, log_it: LogIt) -> None:
     model = log_it()
-    publish_version(model, proofs_of(model), asked="small 1", wanted="a" * 64, trace={"prefect_run": "run-1"})
+    publish_version(
+        model, proofs_of(model), fingerprint="small 1", request_key="a" * 64, trace={"prefect_run": "run-1"}
+    )
     assert len(version_of(name).tags) <= MOST_TAGS
 
 

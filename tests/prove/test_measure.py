@@ -24,6 +24,7 @@ from slmpack.prove.quality.compare import Compared, compare, require_vocabulary,
 from slmpack.prove.quality.reference import Reference, source_reference
 from slmpack.prove.quality.repetition import Answer, count_new_loops, source_answers
 from slmpack.prove.quality.text import CORPUS, checked_waiver, read_text
+from slmpack.publish.options import PackageOptions
 from slmpack.publish.request import check_request, checked_chats
 from slmpack.records import (
     Interface,
@@ -31,7 +32,6 @@ from slmpack.records import (
     Package,
     Quality,
     QualityPolicy,
-    Recipe,
     Snapshot,
     Target,
     digest_of,
@@ -200,10 +200,7 @@ def test_of_a_long_text_only_the_beginning_is_read(tmp_path: Path) -> None:
 def test_a_text_that_is_another_than_the_one_that_was_checked_is_refused(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("The first text. " * 100)
-    request = check_request(
-        Target.CPU_INT4, Recipe.AUTO, Interface.CHAT, None, tmp_path, policy=QualityPolicy(), quality_text=text,
-        waive_quality=None,
-    )  # fmt: skip
+    request = check_request(Target.CPU_INT4, PackageOptions(quality_text=text), None, tmp_path)
     assert request.checked == CheckedTexts(text=digest_of(read_text(text)))
     text.write_text("Another text. " * 100)
     nowhere = LoggedModel.model_construct()  # type: ignore[call-arg]  # the text is read before it

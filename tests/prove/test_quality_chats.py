@@ -16,6 +16,7 @@ from slmpack.log.tags import facts_in
 from slmpack.prove.measure import judge, measure_quality
 from slmpack.prove.quality.chat_loss import chat_loss
 from slmpack.prove.quality.chat_reference import MAX_ANSWER_TOKENS, MAX_TOKENS, enough_of, marked_in
+from slmpack.publish.options import PackageOptions
 from slmpack.publish.request import Request, check_request
 from slmpack.records import ChatQuality, Interface, LoggedModel, Outcome, Package, QualityPolicy, Recipe, Target
 
@@ -58,24 +59,22 @@ def test_enough_chats_are_read_and_no_more() -> None:
 
 
 def asked(quality_chats: str | None = None, policy: QualityPolicy = QualityPolicy()) -> Request:  # noqa: B008 - frozen
-    return check_request(
-        Target.CPU_INT4, Recipe.SMALL, Interface.CHAT, None, None, policy=policy, quality_text=None, waive_quality=None,
-        quality_chats=quality_chats,
-    )  # fmt: skip
+    options = PackageOptions(recipe=Recipe.SMALL, policy=policy, quality_chats=quality_chats)
+    return check_request(Target.CPU_INT4, options, None, None)
 
 
 def test_chats_and_their_limit_are_a_part_of_what_is_asked_for_only_where_there_are_chats(tmp_path: Path) -> None:
     strict, town = QualityPolicy(max_chat_perplexity_ratio=1.01), write_chats(tmp_path / "town.jsonl", chats()[:9])
     fewer = write_chats(tmp_path / "fewer.jsonl", chats()[:8])
-    assert asked().asked == asked(policy=strict).asked
-    assert len({asked(text, policy).asked for text in (str(town), str(fewer)) for policy in (LOOSE, strict)}) == 4
+    assert asked().fingerprint == asked(policy=strict).fingerprint
+    assert len({asked(text, policy).fingerprint for text in (str(town), str(fewer)) for policy in (LOOSE, strict)}) == 4
     moved = write_chats(tmp_path / "other-place.jsonl", list(reversed(chats()[:9])))
-    assert asked(str(moved)).asked == asked(str(town)).asked
+    assert asked(str(moved)).fingerprint == asked(str(town)).fingerprint
 
 
 def test_chats_that_may_be_others_tomorrow_are_refused() -> None:
     run = "runs:/" + "0" * 32 + "/data/held-out.jsonl"
-    assert asked(run).quality_chats == run
+    assert asked(run).options.quality_chats == run
     for text in ("models:/town@tuned/chats.jsonl", "mlflow-artifacts:/x/chats.jsonl"):
         with pytest.raises(UsageError, match="may be others tomorrow"):
             asked(text)
@@ -131,13 +130,9 @@ def test_chats_that_are_too_long_are_refused(logged: LoggedModel, workspace: Pat
 def published(store: Path, prefect_api: str, small_phi3: Path, workspace: Path) -> Outcome:
     town = write_chats(store / "town.jsonl", chats()[:20])
     return package_model(
-        str(small_phi3),
-        recipe=Recipe.SMALL,
-        policy=LOOSE,
-        workspace=workspace,
-        quality_chats=str(town),
-        name="on-chats",
-    )
+        str(small_phi3), name="on-chats", workspace=workspace,
+        options=PackageOptions(recipe=Recipe.SMALL, policy=LOOSE, quality_chats=str(town)),
+    )  # fmt: skip
 
 
 @pytest.mark.slow
@@ -159,8 +154,8 @@ def test_the_same_chats_are_unchanged_and_tell_the_figures_of_then(
     published: Outcome, store: Path, small_phi3: Path, workspace: Path
 ) -> None:
     again = package_model(
-        str(small_phi3), recipe=Recipe.SMALL, policy=LOOSE, workspace=workspace,
-        quality_chats=str(store / "town.jsonl"), name="on-chats",
+        str(small_phi3), name="on-chats", workspace=workspace,
+        options=PackageOptions(recipe=Recipe.SMALL, policy=LOOSE, quality_chats=str(store / "town.jsonl")),
     )  # fmt: skip
     assert (again.status, again.version) == ("unchanged", 1)
     assert again.quality is not None

@@ -13,13 +13,22 @@ from slmpack.log.health import UNHEALTHY
 from slmpack.log.log import ready_models
 from slmpack.log.read_back import read_back
 from slmpack.log.restore import find_logged
-from slmpack.publish.find import PublishedLookup, alias_of, find_published, find_rung, find_wanted
+from slmpack.publish.find import PublishedLookup, Search, alias_of, find_published, published_before
 from slmpack.publish.outcome import Stages, published_outcome, told_of
 from slmpack.publish.publish import publish_version
 from slmpack.records import Interface, LoggedModel, QualityFigures, Target
 from slmpack.retrain.evaluate import RETRAINED, TUNED_ALIAS, Settled, find_settled, version_in_use
 
 LogIt = Callable[..., LoggedModel]
+
+
+def before(
+    name: str, *digests: str, fingerprint: str = "", request_key: str | None = None, alias: str = ALIAS
+) -> PublishedLookup | None:
+    return published_before(Search(
+        name=name, target=Target.CPU_INT4, alias=alias, fingerprint=fingerprint, request_key=request_key,
+        digests=digests,
+    ))  # fmt: skip
 
 
 @pytest.mark.slow
@@ -39,17 +48,17 @@ def test_published_digest_is_found(name: str, log_it: LogIt) -> None:
 
 
 @pytest.mark.slow
-def test_what_was_wanted_is_found_without_the_source(name: str, log_it: LogIt) -> None:
+def test_what_the_same_request_published_is_found_without_the_source(name: str, log_it: LogIt) -> None:
     model = log_it()
-    wanted, other = "a" * 64, "b" * 64
-    publish_version(model, proofs_of(model), wanted=wanted)
-    assert version_of(find_wanted(name, wanted, ALIAS)) == 1
-    assert find_wanted(name, other, ALIAS) is None
-    assert find_wanted(name, wanted, "cpu-int8") is None
-    assert version_of(find_rung(name, [model.digest], ALIAS, "", other)) == 1
-    assert version_of(find_wanted(name, other, ALIAS)) == 1  # from now on
+    key, other = "a" * 64, "b" * 64
+    publish_version(model, proofs_of(model), request_key=key)
+    assert version_of(before(name, request_key=key)) == 1
+    assert before(name, request_key=other) is None
+    assert before(name, request_key=key, alias="cpu-int8") is None
+    assert version_of(before(name, model.digest, request_key=other)) == 1
+    assert version_of(before(name, request_key=other)) == 1  # from now on
     MlflowClient().delete_registered_model_alias(name, ALIAS)
-    assert find_wanted(name, wanted, ALIAS) is None
+    assert before(name, request_key=key) is None
 
 
 @pytest.mark.slow
@@ -69,28 +78,28 @@ def test_figures_of_a_published_version_are_found(name: str, log_it: LogIt) -> N
 @pytest.mark.slow
 def test_one_digest_is_enough_and_of_several_only_what_auto_ended_with(name: str, log_it: LogIt) -> None:
     small, balanced = log_it("small"), log_it("balanced")
-    ladder = [small.digest, balanced.digest]
-    publish(small, asked="small 1")
-    publish(balanced, asked="auto 1")
+    recipes = [small.digest, balanced.digest]
+    publish(small, fingerprint="small 1")
+    publish(balanced, fingerprint="auto 1")
 
-    assert version_of(find_rung(name, [small.digest], ALIAS, "small 2")) == 1
-    assert version_of(find_rung(name, ladder, ALIAS, "auto 1")) == 2
-    assert find_rung(name, ladder, ALIAS, "auto 2") is None
-    assert find_rung(name, ["0" * 64, "1" * 64], ALIAS, "auto 1") is None
-    assert find_rung(name, [], ALIAS, "auto 1") is None
+    assert version_of(before(name, small.digest, fingerprint="small 2")) == 1
+    assert version_of(before(name, *recipes, fingerprint="auto 1")) == 2
+    assert before(name, *recipes, fingerprint="auto 2") is None
+    assert before(name, "0" * 64, "1" * 64, fingerprint="auto 1") is None
+    assert before(name, fingerprint="auto 1") is None
 
 
 @pytest.mark.slow
 def test_auto_that_ended_with_what_was_published_by_name_is_found_the_next_time(name: str, log_it: LogIt) -> None:
     small = log_it()
-    ladder = [small.digest, "0" * 64]
-    publish(small, asked="small 1")
-    assert find_rung(name, ladder, ALIAS, "auto 1") is None
+    recipes = [small.digest, "0" * 64]
+    publish(small, fingerprint="small 1")
+    assert before(name, *recipes, fingerprint="auto 1") is None
 
-    assert publish(log_it(), asked="auto 1").version == 1
+    assert publish(log_it(), fingerprint="auto 1").version == 1
 
-    assert version_of(find_rung(name, ladder, ALIAS, "auto 1")) == 1
-    assert find_rung(name, ladder, ALIAS, "auto 2") is None
+    assert version_of(before(name, *recipes, fingerprint="auto 1")) == 1
+    assert before(name, *recipes, fingerprint="auto 2") is None
 
 
 def files_of(model: LoggedModel) -> Path:

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from slmpack.publish.page.frontier import Rung, frontier_svg
+from slmpack.publish.page.frontier import Attempt, frontier_svg
 from slmpack.records import Quality, QualityPolicy, Speed
 
 POLICY = QualityPolicy(max_perplexity_ratio=1.1)
@@ -24,10 +24,10 @@ def quality(ratio: float) -> Quality:
 
 def rung(
     recipe: str, megabytes: float, ratio: float | None, status: Literal["published", "refused", "failed"] = "refused"
-) -> Rung:
+) -> Attempt:
     speed = Speed(decode_tokens_per_second=61.25, ttft_ms=80, load_seconds=1, peak_rss_bytes=4 * 10**8)
     measured = None if ratio is None else quality(ratio)
-    return Rung(recipe=recipe, size_bytes=int(megabytes * 1e6), quality=measured, speed=speed, status=status)
+    return Attempt(recipe=recipe, size_bytes=int(megabytes * 1e6), quality=measured, speed=speed, status=status)
 
 
 EIGHT = (
@@ -87,7 +87,7 @@ def test_lists_a_rung_without_a_usable_ratio_below_the_drawing(ratio: float | No
 
 def test_says_why_a_rung_was_not_built_and_gives_it_no_figures() -> None:
     reason = "rows of 3 blocks; an even number; use --recipe small"
-    unbuilt = Rung(recipe="balanced", size_bytes=None, quality=None, speed=None, status="not built", reason=reason)
+    unbuilt = Attempt(recipe="balanced", size_bytes=None, quality=None, speed=None, status="not built", reason=reason)
     svg = frontier_svg((EIGHT[0], unbuilt, EIGHT[4]), POLICY)
     (line,) = [text for text in texts(svg) if text.startswith("balanced")]
     assert line == "balanced, not built: rows of 3 blocks; an even number; use --recipe sma…"

@@ -1,9 +1,20 @@
 """Keys: what makes a result another one is in the key that it is found again by."""
 
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slmpack.build.select import recipe_digest
 from slmpack.chats.dataset import ChatData, DataPolicy
+from slmpack.log.log import logged_digest
+from slmpack.publish.options import PackageOptions
 from slmpack.publish.request import check_request
-from slmpack.records import Interface, ModelSource, QualityPolicy, Recipe, SourceKind, Target
+from slmpack.publish.request_key import request_key, resolved_request
+from slmpack.records import Interface, ModelSource, SourceKind, Target, digest_of
 from slmpack.retrain.evaluate import RetrainPolicy, retrain_key
+from slmpack.retrain.refusals import tag_of
 from slmpack.retrain.training.settings import TrainSettings
 from slmpack.source.fetch import snapshot_key
 
@@ -40,11 +51,68 @@ def test_a_retraining_is_known_by_base_data_settings_and_both_policies() -> None
 
 
 def test_a_waiver_counts_for_the_last_recipe_alone() -> None:
-    request = check_request(
-        Target.CPU_INT4, Recipe.AUTO, Interface.CHAT, None, None, policy=QualityPolicy(), quality_text=None,
-        waive_quality="a demonstration",
-    )  # fmt: skip
-    *others, last = request.ladder
+    request = check_request(Target.CPU_INT4, PackageOptions(waive_quality="a demonstration"), None, None)
+    *others, last = request.recipes_to_try
     assert others
     assert {request.waiver_for(recipe) for recipe in others} == {None}
     assert request.waiver_for(last) == "a demonstration"
+
+
+CHATS = "runs:/0123456789abcdef0123456789abcdef/c.jsonl"
+FINGERPRINTS = [  # as versions that are published have them in their tags
+    (Target.CPU_INT4, {}, "auto b7f196f2ad2f"),
+    (Target.CPU_INT4, {"recipe": "small"}, "small b7f196f2ad2f"),
+    (Target.CPU_INT4, {"waive_quality": "a  demonstration only"}, "auto b7f196f2ad2f"),
+    (Target.CPU_INT8, {"interface": "prompt"}, "auto b7f196f2ad2f"),
+    (Target.CPU_INT4, {"policy": {"max_perplexity_ratio": 1.5, "allow_new_loops": True}}, "auto 9b6c7b9050ab"),
+    (Target.CPU_INT4, {"quality_chats": CHATS}, "auto 0dd5ef941b0f"),
+    (Target.CPU_INT4, {"quality_text": "quality.txt"}, "auto 412aa9816056"),
+    (Target.CPU_INT4, {"calibration_text": "calibration.txt"}, "auto bbcb89e253b5"),
+    (Target.CPU_INT4, {"calibration_text": "calibration.txt", "quality_chats": CHATS}, "auto 87b23e9b9d54"),
+    (
+        Target.CUDA_INT4,
+        {"recipe": "best", "quality_text": "quality.txt", "calibration_text": "calibration.txt",
+         "quality_chats": "chats.jsonl", "policy": {"max_chat_perplexity_ratio": 1.2}},
+        "best 8b2ea1f5308e",
+    ),
+]  # fmt: skip
+
+
+@pytest.fixture
+def in_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the texts and the chats of the stored fingerprints in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quality.txt").write_text("The lighthouse keeper climbed the stairs. " * 40)
+    (tmp_path / "calibration.txt").write_text("A patient letter about invoices and shelves. " * 40)
+    chats = [[{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"}] for i in range(30)]
+    lines = [json.dumps({"messages": messages}) for messages in chats]
+    (tmp_path / "chats.jsonl").write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize(("target", "options", "fingerprint"), FINGERPRINTS)
+def test_a_request_has_the_fingerprint_that_published_versions_have(
+    in_texts: None, target: Target, options: dict[str, Any], fingerprint: str
+) -> None:
+    request = check_request(target, PackageOptions.model_validate(options), None, None)
+    assert request.fingerprint == fingerprint
+    recipes = [recipe_digest(target, recipe, request.calibration) for recipe in request.recipes_to_try]
+    logged = [logged_digest(digest, request.options.interface, target) for digest in recipes]
+    assert request_key(WHEEL, request) == digest_of([snapshot_key(WHEEL), logged, fingerprint])
+    if request.options.interface == "chat":
+        terms = [target, recipes, fingerprint, request.waiver]
+        assert tag_of(request) == f"slmpack.refused.{digest_of(terms)[:24]}"
+
+
+def test_the_chats_that_a_source_names_count_as_those_that_a_user_names(in_texts: None) -> None:
+    options = PackageOptions(calibration_text=Path("calibration.txt"))
+    given = check_request(Target.CPU_INT4, options.on_chats(CHATS), "a", None)
+    found = resolved_request(check_request(Target.CPU_INT4, options, "a", None), WHEEL, CHATS)
+    assert found == given.model_copy(update={"request_key": request_key(WHEEL, given)})
+    assert resolved_request(given, WHEEL, "runs:/0/other.jsonl").options.quality_chats == CHATS
+
+
+def test_a_refusal_of_one_interface_is_none_of_the_other() -> None:
+    chat, prompt = (
+        check_request(Target.CPU_INT4, PackageOptions(interface=interface), None, None) for interface in Interface
+    )
+    assert tag_of(chat) != tag_of(prompt)

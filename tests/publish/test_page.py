@@ -12,7 +12,7 @@ import pytest
 from flows.cli import command_parser
 from slmpack.publish.page.changes import requirement_changes, template_difference
 from slmpack.publish.page.facts import Earlier, Machine, PageFacts, facts_of, read_earlier, summary_json
-from slmpack.publish.page.frontier import Rung
+from slmpack.publish.page.frontier import Attempt
 from slmpack.publish.page.machine import this_machine
 from slmpack.publish.page.render import commands_of, page_summary, state_of, verdict_of, version_page
 from slmpack.records import (
@@ -81,7 +81,7 @@ def facts(
     words: str = "Paris.",
     template: str | None = "{{ messages }}",
     others: dict[str, tuple[Check, ...]] | None = None,
-    rungs: tuple[Rung, ...] = (),
+    rungs: tuple[Attempt, ...] = (),
     previous: Earlier | None = None,
     model: LoggedModel | None = None,
     machine: Machine = MACHINE,
@@ -100,10 +100,10 @@ def facts(
     )  # fmt: skip
 
 
-def rung(recipe: str, ratio: float | None, reason: str | None = None) -> Rung:
+def rung(recipe: str, ratio: float | None, reason: str | None = None) -> Attempt:
     quality = None if ratio is None else measured(ratio)
     status = "published" if reason is None else "refused"
-    return Rung.model_validate(
+    return Attempt.model_validate(
         {"recipe": recipe, "size_bytes": 10**8, "quality": quality, "speed": None, "status": status, "reason": reason}
     )
 

@@ -85,7 +85,7 @@ def test_waiver_and_repairs_are_tags(name: str, log_it: LogIt) -> None:
     package = model.package.model_copy(update={"repairs": repairs, "snapshot": snapshot})
     repaired = model.model_copy(update={"package": package})
 
-    publish_version(repaired, proofs_of(repaired, waiver="a demonstration"), asked="small 1")
+    publish_version(repaired, proofs_of(repaired, waiver="a demonstration"), fingerprint="small 1")
 
     tags = MlflowClient().get_model_version(name, "1").tags
     assert tags["slmpack.waiver"] == "a demonstration"

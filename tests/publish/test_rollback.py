@@ -15,7 +15,8 @@ from slmpack.errors import CheckError, PublishError, SourceError, UsageError
 from slmpack.log.health import UNHEALTHY
 from slmpack.log.tags import facts_in
 from slmpack.machine.hardware import obstacle_to_prove
-from slmpack.publish.find import find_published, find_wanted
+from slmpack.publish.find import Search, find_published, published_before
+from slmpack.publish.options import PackageOptions
 from slmpack.publish.publish import publish_version
 from slmpack.publish.rollback import WayBack, find_way_back, give_back, read_version
 from slmpack.records import Interface, LoggedModel, Outcome, Recipe, Target
@@ -77,13 +78,14 @@ def test_a_version_after_a_rollback_goes_back_to_what_it_superseded(name: str, l
 
 
 def test_packaging_what_was_rolled_back_is_unchanged_and_moves_nothing(name: str, log_it: LogIt) -> None:
-    wanted = "a" * 64
+    key = "a" * 64
     publish(log_it("a"))
     second = log_it("b")
-    publish_version(second, proofs_of(second), wanted=wanted)
+    publish_version(second, proofs_of(second), request_key=key)
     go_back(name)
 
-    found = [find_published(name, second.digest, ALIAS), find_wanted(name, wanted, ALIAS)]
+    search = Search(name=name, target=Target.CPU_INT4, alias=ALIAS, fingerprint="", request_key=key)
+    found = [find_published(name, second.digest, ALIAS), published_before(search)]
     again = publish(log_it("b"))
 
     assert [each and each.version for each in found] == [2, 2]
@@ -297,7 +299,7 @@ def test_a_packaging_run_after_a_rollback_is_unchanged_and_moves_nothing(
     publish(log_it())
     assert rollback_model(name, Target.CPU_INT4, workspace=workspace).version == 1
 
-    again = package_model(str(tiny_phi3), recipe=Recipe.SMALL, name=name, workspace=workspace)
+    again = package_model(str(tiny_phi3), name=name, options=PackageOptions(recipe=Recipe.SMALL), workspace=workspace)
 
     assert (again.status, again.version) == ("unchanged", 2)
     assert (versions_of(name), holder_of(name)) == ([1, 2], 1)

@@ -17,6 +17,7 @@ from slmpack.log.restore import find_logged, recall_model
 from slmpack.log.tags import facts_in
 from slmpack.machine.hardware import obstacle_to_prove
 from slmpack.prove.clean_environment.check import check_resolution
+from slmpack.publish.options import PackageOptions
 from slmpack.publish.page.log_page import Proofs
 from slmpack.publish.publish import publish_version
 from slmpack.records import Device, LoggedModel, Outcome, QualityPolicy, Recipe, Target
@@ -35,7 +36,10 @@ ASKED = [(Target.CUDA_INT4, Recipe.STOCK_SMALL), (Target.CUDA_INT4, Recipe.AUTO)
 @pytest.fixture(scope="module")
 def outcomes(store: Path, small_phi3: Path, workspace: Path, prefect_api: str) -> list[Outcome]:
     return [
-        package_model(str(small_phi3), target, recipe, policy=RANDOM, workspace=workspace) for target, recipe in ASKED
+        package_model(
+            str(small_phi3), target, options=PackageOptions(recipe=recipe, policy=RANDOM), workspace=workspace
+        )
+        for target, recipe in ASKED
     ]
 
 
@@ -67,7 +71,9 @@ def test_the_same_request_finds_it_again_and_builds_nothing(
     outcomes: list[Outcome], small_phi3: Path, tmp_path: Path
 ) -> None:
     for (target, recipe), before in zip(ASKED, outcomes, strict=True):
-        again = package_model(str(small_phi3), target, recipe, policy=RANDOM, workspace=tmp_path)
+        again = package_model(
+            str(small_phi3), target, options=PackageOptions(recipe=recipe, policy=RANDOM), workspace=tmp_path
+        )
         assert again.model_dump(exclude={"seconds"}) == before.model_dump(exclude={"seconds"})
         assert list(again.seconds) == ["resolve", "find"]
 
@@ -113,7 +119,7 @@ def test_proofs_on_a_gpu_publish_it_and_the_next_request_finds_the_version(
 ) -> None:
     waiting = outcomes[1]
     model = model_of(waiting, workspace)
-    version = publish_version(model, on_gpu(proofs_of(model)), asked="small by its name")
+    version = publish_version(model, on_gpu(proofs_of(model)), fingerprint="small by its name")
     assert (version.alias, version.version) == ("cuda-int4", 1)
     tags = MlflowClient().get_model_version(version.name, "1").tags
     assert tags["slmpack.device"] == "NVIDIA H100"
@@ -122,7 +128,7 @@ def test_proofs_on_a_gpu_publish_it_and_the_next_request_finds_the_version(
     page = mlflow.artifacts.load_text(version.page_uri)
     assert "NVIDIA H100, driver 580.95.05, compute capability 9.0" in page
     assert "one request at a time" in page
-    again = package_model(str(small_phi3), Target.CUDA_INT4, policy=RANDOM, workspace=workspace)
+    again = package_model(str(small_phi3), Target.CUDA_INT4, options=PackageOptions(policy=RANDOM), workspace=workspace)
     assert (again.status, again.version, list(again.seconds)) == ("unchanged", 1, ["resolve", "find"])
 
 

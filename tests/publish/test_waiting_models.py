@@ -6,12 +6,13 @@ import pytest
 from made_proofs import proofs_of
 
 from slmpack.machine.hardware import obstacle_to_prove
+from slmpack.publish.find import Search
 from slmpack.publish.publish import mark_refused
-from slmpack.publish.unproved import find_unproved, find_unproved_wanted, leave_unproved
+from slmpack.publish.unproved import leave_unproved, waiting_before
 from slmpack.records import LoggedModel, Target
 
 TARGET = Target.CUDA_INT4
-WANTED = "a" * 64
+KEY = "a" * 64
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(obstacle_to_prove(TARGET) is None, reason="this machine has a GPU to prove it on"),
@@ -24,11 +25,12 @@ def test_a_model_that_was_refused_waits_for_nothing(name: str, log_it: Callable[
     waiting = model.model_copy(update={"package": package})
 
     def found() -> list[str | None]:
-        both = find_unproved_wanted(name, TARGET, WANTED), find_unproved(name, TARGET, [model.digest], "auto 1", WANTED)
+        search = Search(name=name, target=TARGET, alias=str(TARGET), fingerprint="auto 1", request_key=KEY)
+        both = [waiting_before(each) for each in (search, search.model_copy(update={"digests": (model.digest,)}))]
         return [None if each is None else each.model_id for each in both]
 
     assert found() == [None, None]
-    leave_unproved(waiting, proofs_of(waiting), "auto 1", WANTED)
+    leave_unproved(waiting, proofs_of(waiting), "auto 1", KEY)
     assert found() == [model.model_id] * 2
     mark_refused(waiting, "where the hardware is, it does not answer")
     assert found() == [None, None]

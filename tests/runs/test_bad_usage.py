@@ -55,6 +55,7 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["chat", "models:/a/1", "Hi", "--system", ""], USAGE, "--system is empty"),
     (["package", ""], USAGE, "the source is empty"),
     (["package", "--waive-quality", " "], USAGE, "the waiver ''; a reason"),
+    (["retrain", "--data", "checkpoint", "--waive-quality", " "], USAGE, "the waiver ''; a reason"),
     (["chat", "models:/x@y"], USAGE, "PROMPT"),
     # a file of an option that is not there
     (["package", "--quality-text", "nowhere.txt"], USAGE, "nowhere.txt"),

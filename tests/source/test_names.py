@@ -11,9 +11,9 @@ from slmpack.errors import UsageError
 from slmpack.log.log import log_model
 from slmpack.log.mlflow_server import check_name
 from slmpack.machine.hardware import obstacle_to_prove
-from slmpack.publish.find import find_published
+from slmpack.publish.find import Search, find_published
 from slmpack.publish.request import registered_name
-from slmpack.publish.unproved import find_unproved, find_unproved_wanted, leave_unproved
+from slmpack.publish.unproved import leave_unproved, waiting_before
 from slmpack.records import Interface, ModelSource, Package, SourceKind, Target
 from slmpack.source.names import NAME_TAG, is_generic, logged_name, model_name, name_of_path
 from slmpack.source.resolve import resolve_source
@@ -174,12 +174,14 @@ def test_what_waits_under_a_name_is_not_found_under_one_that_differs_by_a_dot(
 ) -> None:
     package = tiny_package.model_copy(update={"target": Target.CUDA_INT4})
     model = log_model(package, Interface.CHAT, "waits.1", workspace, {})
-    left = leave_unproved(model, proofs_of(model), "auto", "wanted")
+    left = leave_unproved(model, proofs_of(model), "auto", "key")
     assert left.name == "waits.1"
-    asked = Target.CUDA_INT4, [model.digest], "auto", "wanted"
-    assert find_unproved("waits.1", *asked) == find_unproved_wanted("waits.1", Target.CUDA_INT4, "wanted") == left
-    assert find_unproved("waits-1", *asked) is find_unproved_wanted("waits-1", Target.CUDA_INT4, "wanted") is None
+    by_key = Search(name="waits.1", target=Target.CUDA_INT4, alias="cuda-int4", fingerprint="auto", request_key="key")
+    by_digest = by_key.model_copy(update={"digests": (model.digest,)})
+    assert waiting_before(by_key) == waiting_before(by_digest) == left
+    dashed = [each.model_copy(update={"name": "waits-1"}) for each in (by_key, by_digest)]
+    assert [waiting_before(each) for each in dashed] == [None, None]
     MlflowClient().delete_logged_model_tag(model.model_id, NAME_TAG)  # as it was logged before there was the tag
-    old = find_unproved("waits-1", *asked)
+    old = waiting_before(dashed[1])
     assert old is not None
     assert (old.name, old.model_id) == ("waits-1", model.model_id)

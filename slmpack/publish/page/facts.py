@@ -11,7 +11,7 @@ from pydantic import ConfigDict, ValidationError
 
 from slmpack.figures import divergence_shown, limit_shown, perplexity_shown, ratio_shown, share_shown
 from slmpack.prove import smoke as smoke_stage
-from slmpack.publish.page.frontier import Rung, Text
+from slmpack.publish.page.frontier import Attempt, Text
 from slmpack.records import (
     CHAT_RATIO,
     RATIO,
@@ -137,7 +137,7 @@ class PageFacts(Record):
     repairs: tuple[Text, ...] = ()
     base: Text | None = None
     base_revision: Text | None = None
-    rungs: tuple[Rung, ...] = ()
+    rungs: tuple[Attempt, ...] = ()
     previous: Earlier | None = None
 
 
@@ -152,7 +152,7 @@ def facts_of(
     machine: Machine,
     chat_template: str | None = None,
     others: Mapping[str, tuple[Check, ...]] | None = None,
-    rungs: tuple[Rung, ...] = (),
+    rungs: tuple[Attempt, ...] = (),
     previous: Earlier | None = None,
 ) -> PageFacts:
     """Gather what the page tells of one model.

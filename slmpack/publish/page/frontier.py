@@ -57,7 +57,7 @@ def _is_unfit(character: str) -> bool:
 Text = Annotated[str, AfterValidator(_clean)]  # words from outside, fit for a page
 
 
-class Rung(Record):
+class Attempt(Record):
     """One recipe that was tried.
 
     Attributes:
@@ -77,7 +77,7 @@ class Rung(Record):
     reason: Text | None = None
 
 
-def frontier_svg(rungs: tuple[Rung, ...], policy: QualityPolicy) -> str:
+def frontier_svg(rungs: tuple[Attempt, ...], policy: QualityPolicy) -> str:
     """Draw size against perplexity ratio, the policy's limit, and a line of text for each rung without a ratio.
 
     Returns:
@@ -104,17 +104,17 @@ def frontier_svg(rungs: tuple[Rung, ...], policy: QualityPolicy) -> str:
         return _svg_of(figure, _in_words(drawn, listed, policy))
 
 
-def _ratio(rung: Rung) -> float | None:
+def _ratio(rung: Attempt) -> float | None:
     """Return the ratio where it can be drawn; that of a model that overflows is not a number or off any scale."""
     ratio = rung.quality.perplexity_ratio if rung.quality else math.nan
     return ratio if 0 < ratio < LARGEST else None
 
 
-def _megabytes(rung: Rung) -> float:
+def _megabytes(rung: Attempt) -> float:
     return (rung.size_bytes or 0) / 1e6
 
 
-def _draw_axes(axes: "Axes", drawn: list[Rung], policy: QualityPolicy) -> None:
+def _draw_axes(axes: "Axes", drawn: list[Attempt], policy: QualityPolicy) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     sizes = [_megabytes(rung) for rung in drawn]
@@ -168,7 +168,7 @@ def _dress(axes: "Axes") -> None:
     axes.spines["bottom"].set(visible=True, color=LINE)
 
 
-def _draw_rungs(axes: "Axes", drawn: list[Rung]) -> None:
+def _draw_rungs(axes: "Axes", drawn: list[Attempt]) -> None:
     """Mark each rung and label it in a column beside the plot, where labels cannot cover each other."""
     gap = min(0.125, 1.0 / len(drawn))
     points = [(_megabytes(rung), _ratio(rung) or 1.0) for rung in drawn]
@@ -206,14 +206,14 @@ def _spread(wanted: list[float], gap: float) -> list[float]:
     return placed
 
 
-def _list_rungs(figure: "Figure", listed: list[Rung], height: float) -> None:
+def _list_rungs(figure: "Figure", listed: list[Attempt], height: float) -> None:
     for row, rung in enumerate(reversed(listed)):
         weight = "bold" if rung.status == "published" else "normal"
         figure.text(4 / WIDTH, (row * LINE_HEIGHT + 4) / height, _unmeasured(rung), color=MUTED, parse_math=False,
                     fontsize=FONT_POINTS - 0.5, fontweight=weight)  # fmt: skip
 
 
-def _unmeasured(rung: Rung) -> str:
+def _unmeasured(rung: Attempt) -> str:
     name = _short(rung.recipe, NAME_CHARACTERS)
     reason = f": {rung.reason}" if rung.reason else ""
     if rung.size_bytes is None:
@@ -227,7 +227,7 @@ def _unmeasured(rung: Rung) -> str:
     return _short(f"{name}, {size}, {_speed(rung)}: {found}, {rung.status}{reason}", LINE_CHARACTERS)
 
 
-def _speed(rung: Rung) -> str:
+def _speed(rung: Attempt) -> str:
     return f"{rate_shown(rung.speed.decode_tokens_per_second)} tokens/s" if rung.speed else "not timed"
 
 
@@ -236,11 +236,11 @@ def _short(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _place_of(rung: Rung) -> str:
+def _place_of(rung: Attempt) -> str:
     return f"{bytes_shown(rung.size_bytes or 0)} at {ratio_shown(_ratio(rung) or 1.0)}"
 
 
-def _in_words(drawn: list[Rung], listed: list[Rung], policy: QualityPolicy) -> str:
+def _in_words(drawn: list[Attempt], listed: list[Attempt], policy: QualityPolicy) -> str:
     parts = [f"{_short(rung.recipe, NAME_CHARACTERS)} {_place_of(rung)}" for rung in drawn]
     parts += [f"{_short(rung.recipe, NAME_CHARACTERS)} {'not built' if rung.size_bytes is None else 'not measured'}"
               for rung in listed]  # fmt: skip

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from slmpack.log.tags import facts_in
 from slmpack.publish.page.facts import Earlier, PageFacts, facts_of, read_earlier, summary_json
-from slmpack.publish.page.frontier import Rung, frontier_svg
+from slmpack.publish.page.frontier import Attempt, frontier_svg
 from slmpack.publish.page.machine import this_machine
 from slmpack.publish.page.render import page_summary, version_page
 from slmpack.records import Check, Package, QualityReport, Record, SmokeReport, ValidationReport
@@ -31,7 +31,12 @@ class Proofs(Record):
     validation: ValidationReport
     quality: QualityReport
     smoke: SmokeReport
-    rungs: tuple[Rung, ...] = ()
+    rungs: tuple[Attempt, ...] = ()
+
+    @property
+    def are_on_hardware(self) -> bool:
+        """Whether the package answered on the hardware that it is for."""
+        return self.smoke.device.provider == self.smoke.model.package.target.provider
 
     def table(self) -> list[dict[str, str]]:
         """Return every check that held, a row each: the proof, the check and what was found."""

@@ -1,0 +1,71 @@
+"""Options of the command line, made from the fields of the records that flows take, and read back into them."""
+
+import argparse
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic.fields import FieldInfo
+
+from flows.cli_parser import choice
+from slmpack.records import Record
+
+OptionsT = TypeVar("OptionsT", bound=Record)
+
+
+def add_record_options(parser: argparse.ArgumentParser, record: type[Record], metavars: Mapping[str, str]) -> None:
+    """Add an option for each of some fields of `record`; texts, choices and defaults are the field's.
+
+    Args:
+        metavars: the fields, and what stands for their value in the help; "" for a switch.
+    """
+    for name, metavar in metavars.items():
+        field = record.model_fields[name]
+        parser.add_argument(option_of(name), help=_help_of(field), **_kind_of(field, metavar))
+
+
+def read_record(record: type[OptionsT], parsed: argparse.Namespace, names: Mapping[str, str], **rest: Any) -> OptionsT:
+    """Return the record with the values of the options that were given, and those of `rest`.
+
+    Raises:
+        UsageError: a value is out of its field's bounds.
+    """
+    from pydantic import ValidationError
+
+    from slmpack.errors import UsageError
+
+    given = {name: value for name in names if (value := getattr(parsed, name)) is not None}
+    try:
+        return record.model_validate(given | rest)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(
+            f"{option_of(str(first['loc'][0]))} {first['input']}", first["msg"].removeprefix("Input should be "),
+            f"see `slmpack {parsed.command} --help`",
+        ) from error  # fmt: skip
+
+
+def option_of(name: str) -> str:
+    """Return the option of a field: `--max-length` of `max_length`."""
+    return f"--{name.replace('_', '-')}"
+
+
+def _kind_of(field: FieldInfo, metavar: str) -> dict[str, Any]:
+    """Return how argparse reads the field; a number stays text, and is checked by the record."""
+    kind: Any = next(kind for kind in get_args(field.annotation) or [field.annotation] if kind is not type(None))
+    if kind is bool:
+        return {"action": "store_true"}
+    if issubclass(kind, StrEnum):
+        return {"type": choice(kind), "default": field.default, "metavar": metavar}
+    return {"type": Path if kind is Path else str, "metavar": metavar}
+
+
+def _help_of(field: FieldInfo) -> str:
+    """Return the field's description, with what may be chosen and what counts if the option is left out."""
+    text = str(field.description)
+    if isinstance(field.default, StrEnum):
+        text += f" One of {', '.join(type(field.default))}"
+    if field.default is not None and not isinstance(field.default, bool):
+        text += f" (default: {field.default})"
+    return text.replace("%", "%%")
