@@ -27,7 +27,7 @@ from memory import AnonymousMemory
 from slmpack.build.build import build_package
 from slmpack.errors import QualityError
 from slmpack.machine.child import run_in_child
-from slmpack.prove.quality.compare import Measured, PackageRun, run_package
+from slmpack.prove.quality.compare import ComparisonRequest, Measured, run_package
 from slmpack.prove.quality.reference import source_reference
 from slmpack.prove.quality.text import CORPUS
 from slmpack.records import Package, Recipe, Snapshot, Target
@@ -62,7 +62,7 @@ def make(snapshot: Snapshot, recipe: Recipe, workspace: Path) -> Made:
 
 def measure(package: Package, reference: Path, log: Path) -> Measured:
     measured, _ = run_in_child(
-        run_package, PackageRun(package=package.path, reference=reference), log=log, limit_seconds=3600,
+        run_package, ComparisonRequest(package=package.path, reference=reference), log=log, limit_seconds=3600,
         failure=QualityError, doing="the run of the package",
     )  # fmt: skip
     return measured

@@ -155,10 +155,10 @@ def _unknown_command(arguments: list[str]) -> int | None:
 
 
 def _targets(parsed: argparse.Namespace) -> int:
-    from slmpack.machine.target_support import offers, told_offer
+    from slmpack.machine.target_support import describe_support, offers
 
     for offer in offers():
-        sys.stdout.write(f"{offer.model_dump_json() if parsed.json else told_offer(offer)}\n")
+        sys.stdout.write(f"{offer.model_dump_json() if parsed.json else describe_support(offer)}\n")
     return OK
 
 

@@ -46,12 +46,12 @@ def _number(kind: type[int] | type[float], low: float, high: float) -> Callable[
 
 
 def _chat(parsed: argparse.Namespace) -> int:
-    from slmpack.log.ask import Asked, check_model, stream_answer
+    from slmpack.log.ask import Question, check_model, stream_answer
     from slmpack.plain_text import harmless
 
     check_model(parsed.model_uri)
     prompt = _stdin_text() if parsed.prompt == STDIN else parsed.prompt
-    asked = Asked(
+    question = Question(
         prompt=_filled(prompt, "the prompt", f"type a question, or {STDIN} to read one from standard input"),
         system=None if parsed.system is None else _filled(parsed.system, "--system", "leave --system out"),
         max_tokens=parsed.max_tokens,
@@ -59,7 +59,7 @@ def _chat(parsed: argparse.Namespace) -> int:
     )
     shown = harmless if sys.stdout.isatty() else str  # a pipe gets what the model said, byte for byte
     begin(f"loading {parsed.model_uri}")
-    for piece in stream_answer(parsed.model_uri, asked, trust_code=parsed.trust_code):
+    for piece in stream_answer(parsed.model_uri, question, trust_code=parsed.trust_code):
         sys.stdout.write(shown(piece))
         sys.stdout.flush()
     sys.stdout.write("\n")

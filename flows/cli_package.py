@@ -188,10 +188,10 @@ def _verify(parsed: argparse.Namespace) -> int:
     with Display() as display:
         display.doing("looking at it in MLflow")
         require_registry()
-        told = find_logged(parsed.model_uri).told
-    target = told.package.target
+        provenance = find_logged(parsed.model_uri).provenance
+    target = provenance.package.target
     with _bad_chats_as_usage():
-        verify_request(told, options, parsed.workspace)  # before Prefect is imported
+        verify_request(provenance, options, parsed.workspace)  # before Prefect is imported
 
     def verify(display: "Display") -> "Outcome":
         display.doing("starting Prefect")
@@ -208,14 +208,14 @@ def _verify(parsed: argparse.Namespace) -> int:
 def _rollback(parsed: argparse.Namespace) -> int:
     from slmpack.log.mlflow_server import check_characters, check_name
     from slmpack.machine.hardware import require_hardware
-    from slmpack.publish.rollback import find_way_back
+    from slmpack.publish.rollback import plan_rollback
 
     check_characters(parsed.name)
     begin(f"rolling {parsed.name} back for {parsed.target}")
     check_name(parsed.name)  # before Prefect is imported
 
     def roll_back(display: "Display") -> "Outcome":
-        find_way_back(parsed.name, parsed.target, parsed.interface)  # or the reason why there is none, at once
+        plan_rollback(parsed.name, parsed.target, parsed.interface)  # or the reason why there is none, at once
         display.doing("starting Prefect")
         from flows.rollback_model import rollback_model
 

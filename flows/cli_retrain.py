@@ -19,7 +19,7 @@ from slmpack.publish.options import PackageOptions
 from slmpack.publish.request import check_requests
 from slmpack.publish.summary import BEYOND_CONTRACT, summary_lines
 from slmpack.records import Record, Target
-from slmpack.retrain.evaluate import RetrainOutcome, RetrainPolicy, told_retraining
+from slmpack.retrain.evaluate import RetrainOutcome, RetrainPolicy, describe_retraining
 from slmpack.retrain.training.settings import TrainSettings
 from slmpack.source.hub import require_hub
 from slmpack.source.resolve import DEFAULT_SOURCE
@@ -133,9 +133,9 @@ def retrain(parsed: argparse.Namespace, options: RetrainOptions) -> RetrainOutco
 def closing_lines(outcome: RetrainOutcome) -> list[str]:
     """Return what a retraining ends with; a reason is not in it, since the command's last line is the reason."""
     if outcome.reason is not None:
-        figures = f"; perplexity {outcome.figures.told}" if outcome.figures else ""
+        figures = f"; perplexity {outcome.figures.summary}" if outcome.figures else ""
         return [f"{outcome.name or 'retraining'}: {outcome.status}{' before' if outcome.settled else ''}{figures}"]
-    lines = [told_retraining(outcome)]
+    lines = [describe_retraining(outcome)]
     for target in outcome.targets:
         lines += [f"{target.target}: {line}" for line in summary_lines(target)[:3]]
     return lines

@@ -69,7 +69,7 @@ LOST_RUNS = _crashed_without(
 STUCK_RUNS = _crashed_without(
     "slmpack: runs that do not begin are Crashed",
     "A worker that died after it took a run leaves it Pending for ever.",
-    f"Pending for {STUCK_SECONDS} s: whoever took it is gone. Retry it to go on.",
+    f"Pending for {STUCK_SECONDS} s: the worker that took it is gone. Retry it to go on.",
     STUCK_SECONDS,
     after={f"{RUN}.Pending"},
     expect={f"{RUN}.Running", *ENDS},
@@ -125,7 +125,7 @@ def _create_pools(client: SyncPrefectClient) -> None:
 def _install(client: SyncPrefectClient, automation: AutomationCore) -> None:
     """Create the automation, or bring the one of its name up to date; there is never a second copy.
 
-    One that is as it should be is left alone: whoever updates it has the server forget whom it waits for.
+    An automation that is up to date is not touched: an update makes the server forget the runs it waits for.
     """
     same = client.read_automations_by_name(automation.name)
     if not same:

@@ -96,15 +96,15 @@ class _Plain:
             self.say(line)
 
     def progress(self, record: logging.LogRecord) -> None:
-        told: records.Progress = record.progress  # type: ignore[attr-defined]
+        progress: records.Progress = record.progress  # type: ignore[attr-defined]
         now = time.monotonic()
-        label = f"{told.stage}, {told.unit}"
+        label = f"{progress.stage}, {progress.unit}"
         pace, shown_at, shown = self._counts.setdefault(label, (Pace(), now, -1))
-        words = pace.words(told)
-        if told.done == shown or (told.done != told.total and now - shown_at < SECONDS_BETWEEN_LINES):
+        words = pace.words(progress)
+        if progress.done == shown or (progress.done != progress.total and now - shown_at < SECONDS_BETWEEN_LINES):
             return
-        self._counts[label] = (pace, now, told.done)
-        self.say(f"  {told.stage}: {words}")
+        self._counts[label] = (pace, now, progress.done)
+        self.say(f"  {progress.stage}: {words}")
 
     def stop(self) -> None:
         """Leave everything as it is."""
@@ -155,14 +155,14 @@ class _Live:
         self._console.print(Text.assemble(mark, took, (self._said, "dim")), no_wrap=True, overflow="ellipsis")
 
     def progress(self, record: logging.LogRecord) -> None:
-        told: records.Progress = record.progress  # type: ignore[attr-defined]
-        label = f"{told.stage}, {told.unit}"
-        words = self._paces.setdefault(label, Pace()).words(told)
-        if told.total is not None and told.done >= told.total:  # its bar leaves; the stage goes on
+        progress: records.Progress = record.progress  # type: ignore[attr-defined]
+        label = f"{progress.stage}, {progress.unit}"
+        words = self._paces.setdefault(label, Pace()).words(progress)
+        if progress.total is not None and progress.done >= progress.total:  # its bar leaves; the stage goes on
             self._paces.pop(label)
             self._update(total=None, completed=0, words="")
         else:
-            self._update(total=told.total, completed=told.done, words=words)
+            self._update(total=progress.total, completed=progress.done, words=words)
 
     def _begin_line(self, what: str) -> None:
         self._end_line()

@@ -20,7 +20,7 @@ from slmpack.machine.forks import MLFLOW, TOKENIZER, TORCH, prepare_children
 from slmpack.machine.hardware import require_runtime
 from slmpack.publish.attempts import Attempts, Trial
 from slmpack.publish.options import PackageOptions
-from slmpack.publish.outcome import Stages, previous_outcome, published_outcome, unproved_outcome
+from slmpack.publish.outcome import StageTimer, previous_outcome, published_outcome, unproved_outcome
 from slmpack.publish.page.log_page import Proofs
 from slmpack.publish.request import Request, check_request
 from slmpack.publish.request_key import content_digests, resolved_request
@@ -30,13 +30,13 @@ from tasks.build import build_package
 from tasks.deployment import require_own_target
 from tasks.fetch import fetch_snapshot, receive_snapshot
 from tasks.find import find_previous
-from tasks.hand_over import source_of_checkpoint
 from tasks.log import log_model
 from tasks.measure import SourceBeside, measure_quality, reading_source_beside
 from tasks.outcome import completed, keeping_failure
 from tasks.publish import marking_refused, publish_version
 from tasks.registry import require_experiment
 from tasks.resolve import chats_of, resolve_source
+from tasks.share import source_of_checkpoint
 from tasks.smoke import smoke_test
 from tasks.unproved import leave_unproved
 from tasks.validate import validate_model
@@ -67,7 +67,7 @@ def package_model(
 
 def package(source: str, request: Request, checkpoint: str | None) -> Outcome:
     """Look for what the same request ended with, first by the source's pin, then by its content; else make it."""
-    stages = Stages()
+    stages = StageTimer()
     with stages("resolve"):
         require_experiment()
         resolved = source_of_checkpoint(checkpoint) if checkpoint else resolve_source(source, request.workspace)
@@ -85,7 +85,7 @@ def package(source: str, request: Request, checkpoint: str | None) -> Outcome:
     return try_recipes(snapshot, request, stages) if found is None else previous_outcome(found, stages)
 
 
-def try_recipes(snapshot: Snapshot, request: Request, stages: Stages) -> Outcome:
+def try_recipes(snapshot: Snapshot, request: Request, stages: StageTimer) -> Outcome:
     """Publish the first recipe that passes every proof; a stage's time is that of all attempts."""
     attempts = Attempts(request)
     with reading_source_beside(snapshot, request) as source:
@@ -100,7 +100,7 @@ def try_recipes(snapshot: Snapshot, request: Request, stages: Stages) -> Outcome
     raise attempts.error()
 
 
-def build(snapshot: Snapshot, trial: Trial, source: SourceBeside, stages: Stages) -> Package:
+def build(snapshot: Snapshot, trial: Trial, source: SourceBeside, stages: StageTimer) -> Package:
     """Build the package while the source is read, which is done before a model runs whose speed is measured."""
     request = trial.request
     with stages("build"):
@@ -111,7 +111,7 @@ def build(snapshot: Snapshot, trial: Trial, source: SourceBeside, stages: Stages
     return package
 
 
-def prove(model: LoggedModel, trial: Trial, stages: Stages) -> Proofs:
+def prove(model: LoggedModel, trial: Trial, stages: StageTimer) -> Proofs:
     """Run the proofs, cheapest first."""
     request = trial.request
     with stages("smoke"):
@@ -123,7 +123,7 @@ def prove(model: LoggedModel, trial: Trial, stages: Stages) -> Proofs:
     return trial.proofs(quality, validation)
 
 
-def publish(model: LoggedModel, proofs: Proofs, request: Request, stages: Stages) -> Outcome:
+def publish(model: LoggedModel, proofs: Proofs, request: Request, stages: StageTimer) -> Outcome:
     """Publish the model, or leave it unproved where something stood in for the target's hardware."""
     if not proofs.are_on_hardware:
         with stages("log"):

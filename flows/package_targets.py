@@ -1,7 +1,7 @@
 """Package one model for several targets; one that fails does not stop the others.
 
     here:   resolve -> package-model for one target after the other, each a run below this one
-    pools:  resolve -> handed over before? -> fetch -> hand over to MLflow -> start every target's deployment -> wait
+    pools:  resolve -> shared before? -> fetch -> share through MLflow -> start every target's deployment -> wait
                 -> verify what is unproved, in the pool of its hardware -> wait
 
 In pools each target runs on a worker that has its hardware, and takes the checkpoint from MLflow: workers need neither
@@ -18,16 +18,16 @@ from flows.package_model import package_model
 from flows.parameters import DispatchChoice, Name, OptionsChoice, SourceText, TargetChoices, Workspace
 from slmpack.errors import SlmpackError
 from slmpack.publish.options import PackageOptions, ProofOptions
-from slmpack.publish.outcome import Stages, failed_outcome, needs_other_hardware, verified_outcome
+from slmpack.publish.outcome import StageTimer, failed_outcome, needs_other_hardware, verified_outcome
 from slmpack.publish.request import check_requests, registered_name, workspace_of
 from slmpack.records import Dispatch, ModelSource, Outcome, Target
 from slmpack.source.resolve import DEFAULT_SOURCE, shown_source
 from tasks.dispatch import await_target, cancel_started, start_target, start_verifying
 from tasks.fetch import fetch_snapshot
-from tasks.hand_over import find_checkpoint, hand_over_snapshot
 from tasks.outcome import ended
 from tasks.registry import require_experiment
 from tasks.resolve import chats_of, resolve_source
+from tasks.share import find_checkpoint, share_snapshot
 
 
 def name_of_run(parameters: dict[str, Any]) -> str:
@@ -46,11 +46,11 @@ def package_targets(
 ) -> State[Any]:
     """Package one model for every target; Failed, with how many were published, unless all were."""
     check_requests(targets, options, name, workspace)
-    with Stages()("resolve"):
+    with StageTimer()("resolve"):
         require_experiment()
         resolved = resolve_source(source, workspace_of(workspace))  # what is wrong with it is wrong for every target
     registered = registered_name(name, resolved)
-    options = options.on_chats(options.quality_chats or chats_of(resolved))
+    options = options.with_quality_chats(options.quality_chats or chats_of(resolved))
     if dispatch is Dispatch.HERE:
         return ended(package_here(source, targets, name, options, workspace))
     return ended(package_in_pools(resolved, targets, registered, options, workspace_of(workspace)))
@@ -74,7 +74,7 @@ def package_in_pools(
     """Fetch once, start every target on a worker of its pool, wait for all, and verify what is unproved."""
     handed = find_checkpoint(source)
     if handed is None:
-        handed = hand_over_snapshot(fetch_snapshot(source, workspace), name, workspace)
+        handed = share_snapshot(fetch_snapshot(source, workspace), name, workspace)
     rest = {"source": handed.source, "name": name, "checkpoint": handed.checkpoint}
     started = {target: start(target, rest | {"options": options.for_target(target)}) for target in targets}
     outcomes: dict[Target, Outcome] = {}

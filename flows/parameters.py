@@ -19,7 +19,7 @@ from slmpack.retrain.training.settings import TrainSettings
 INTERNAL = "internal"  # in a parameter's schema: it is for the run that starts this one, and for no form
 
 
-def asked(title: str, description: str, *, internal: bool = False, **rules: Any) -> Any:
+def form_field(title: str, description: str, *, internal: bool = False, **rules: Any) -> Any:
     """Prefect overwrites the title and the description of a parameter; it leaves the extras of its schema alone."""
     extras: dict[str, Any] = {"title": title, "description": description}
     return Field(json_schema_extra=extras | ({INTERNAL: True} if internal else {}), **rules)
@@ -30,7 +30,7 @@ NAME_PATTERN = (
 )
 SourceText = Annotated[
     str,
-    asked(
+    form_field(
         title="Source",
         min_length=1,
         pattern=r"\S",
@@ -39,10 +39,10 @@ SourceText = Annotated[
         examples=["hf://microsoft/Phi-3-mini-4k-instruct", "models:/phi-3-tuned/7"],
     ),
 ]
-TargetChoice = Annotated[Target, asked(title="Target", description="The hardware and precision to build for.")]
+TargetChoice = Annotated[Target, form_field(title="Target", description="The hardware and precision to build for.")]
 TargetChoices = Annotated[
     list[Target],
-    asked(
+    form_field(
         title="Targets",
         min_length=1,
         description="The hardware and precisions to build for; one that fails does not stop the others.",
@@ -50,21 +50,21 @@ TargetChoices = Annotated[
 ]
 InterfaceChoice = Annotated[
     Interface,
-    asked(
+    form_field(
         title="Interface",
         description=str(PackageOptions.model_fields["interface"].description),
     ),
 ]
 OptionsChoice = Annotated[
     PackageOptions,
-    asked(title="Options", description="How the model is packaged and judged; files are those of the worker."),
+    form_field(title="Options", description="How the model is packaged and judged; files are those of the worker."),
 ]
 ProofOptionsChoice = Annotated[
-    ProofOptions, asked(title="Options", description="How the model is judged; files are those of the worker.")
+    ProofOptions, form_field(title="Options", description="How the model is judged; files are those of the worker.")
 ]
 Name = Annotated[
     str | None,
-    asked(
+    form_field(
         title="Name",
         max_length=NAME_CHARACTERS,
         pattern=NAME_PATTERN,
@@ -73,7 +73,7 @@ Name = Annotated[
 ]
 PublishedName = Annotated[
     str,
-    asked(
+    form_field(
         title="Name",
         min_length=1,
         max_length=NAME_CHARACTERS,
@@ -83,18 +83,18 @@ PublishedName = Annotated[
 ]
 Workspace = Annotated[
     Path | None,
-    asked(title="Workspace", description="The folder for work files on the worker; the user's cache if empty."),
+    form_field(title="Workspace", description="The folder for work files on the worker; the user's cache if empty."),
 ]
 TrustCode = Annotated[
     bool,
-    asked(
+    form_field(
         title="Trust the model's code",
         description="Also run a model whose code is not slmpack's own: loading it runs that code on the worker.",
     ),
 ]
 CheckpointUri = Annotated[
     str | None,
-    asked(
+    form_field(
         title="Fetched checkpoint",
         pattern=r"^models:/m-[0-9a-f]{32}$",
         description="models:/m-ID of the source's files, logged by the run that started this one.",
@@ -103,14 +103,14 @@ CheckpointUri = Annotated[
 ]
 DispatchChoice = Annotated[
     Dispatch,
-    asked(
+    form_field(
         title="Dispatch",
         description="here: one target after the other in this run; pools: each by its own deployment, in its own pool.",
     ),
 ]
 ModelUri = Annotated[
     str,
-    asked(
+    form_field(
         title="Model",
         pattern=r"^models:/.+",
         description="models:/NAME/VERSION, models:/NAME@ALIAS or models:/m-ID, logged by slmpack.",
@@ -118,7 +118,7 @@ ModelUri = Annotated[
 ]
 DataText = Annotated[
     str,
-    asked(
+    form_field(
         title="Data",
         min_length=1,
         pattern=r"\S",
@@ -127,17 +127,19 @@ DataText = Annotated[
         examples=["runs:/0123456789abcdef0123456789abcdef/chats.jsonl", "/data/chats"],
     ),
 ]
-TrainSettingsChoice = Annotated[TrainSettings, asked(title="Training", description="How the model is trained.")]
+TrainSettingsChoice = Annotated[TrainSettings, form_field(title="Training", description="How the model is trained.")]
 RetrainPolicyChoice = Annotated[
     RetrainPolicy,
-    asked(title="Retraining policy", description="What a tuned model must gain, and may forget, before it moves on."),
+    form_field(
+        title="Retraining policy", description="What a tuned model must gain, and may forget, before it moves on."
+    ),
 ]
 DataPolicyChoice = Annotated[
-    DataPolicy, asked(title="Data policy", description="What the data may be, and how much of them is held out.")
+    DataPolicy, form_field(title="Data policy", description="What the data may be, and how much of them is held out.")
 ]
 WatchedNames = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=NAME_CHARACTERS, pattern=NAME_PATTERN)]],
-    asked(
+    form_field(
         title="Names",
         description="The registered models to look at; empty: all that have the tag slmpack.watch with value true.",
         examples=[["phi-3-tuned"]],

@@ -30,7 +30,7 @@ from slmpack.chats.dataset import ChatParts, DataPolicy
 from slmpack.log.chat_artifacts import is_artifact
 from slmpack.log.datasets import FoundData
 from slmpack.publish.options import PackageOptions
-from slmpack.publish.outcome import Stages
+from slmpack.publish.outcome import StageTimer
 from slmpack.publish.request import check_requests, registered_name, workspace_of
 from slmpack.records import Dispatch, Outcome, Snapshot, Target
 from slmpack.retrain.evaluate import (
@@ -54,8 +54,8 @@ from tasks.retrain import (
     closing_failed,
     divide_data,
     find_data,
+    find_previous_result,
     find_refusals,
-    find_settled,
     general_perplexity,
     held_out_perplexity,
     keep_held_out,
@@ -95,7 +95,7 @@ def retrain_model(
 
     With `options.force` the same data are trained on again; packages of the same content are found all the same.
     """
-    stages, folder = Stages(), workspace_of(workspace)
+    stages, folder = StageTimer(), workspace_of(workspace)
     check_requests(targets, options, name, workspace)  # or it would be refused after the training
     with stages("resolve"):
         require_experiment()
@@ -107,7 +107,7 @@ def retrain_model(
             looked_at = look_at_data(found, data_policy, folder)
         retraining = retraining_of(tuned_name, source, looked_at, training, retrain_policy)
         with stages("find"):
-            settled = None if options.force else find_settled(tuned_name, retraining.key)
+            settled = None if options.force else find_previous_result(tuned_name, retraining.key)
         if settled is None:
             outcome = tune(retraining, found, retrain_policy, folder, stages)
         else:
@@ -118,7 +118,7 @@ def retrain_model(
 
 
 def tune(
-    retraining: Retraining, found: FoundData, policy: RetrainPolicy, workspace: Path, stages: Stages
+    retraining: Retraining, found: FoundData, policy: RetrainPolicy, workspace: Path, stages: StageTimer
 ) -> RetrainOutcome:
     """Train and judge; what is better is registered."""
     with stages("fetch"):
@@ -176,7 +176,7 @@ def package(
     """Package the tuned version, each package measured on the held-out answers as well; one there is is `unchanged`."""
     (name, version), uri = outcome.registered, outcome.tuned_uri
     source = resolve_source(uri, workspace_of(workspace))
-    judged = options.on_chats(options.quality_chats or chats_of(source)).model_copy(update={"force": False})
+    judged = options.with_quality_chats(options.quality_chats or chats_of(source)).model_copy(update={"force": False})
     requests = check_requests(targets, judged, name, workspace)
     refused = find_refusals(name, version, requests) if outcome.settled else {}
     rest = [target for target in targets if target not in refused]

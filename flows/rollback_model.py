@@ -14,13 +14,13 @@ from prefect import flow
 
 from flows.parameters import InterfaceChoice, PublishedName, TargetChoice, TrustCode, Workspace
 from slmpack.errors import SlmpackError
-from slmpack.publish.outcome import Stages
+from slmpack.publish.outcome import StageTimer
 from slmpack.publish.request import workspace_of
 from slmpack.publish.rollback import UNUSABLE, check_rollback, failed_candidates, rolled_back_outcome
 from slmpack.records import Interface, Outcome, Target
 from tasks.outcome import completed, keeping_failure
 from tasks.registry import require_registry
-from tasks.rollback import find_way_back, give_back, read_version
+from tasks.rollback import move_alias_back, plan_rollback, read_version
 from tasks.run_name import unless_given
 from tasks.smoke import smoke_test
 
@@ -28,7 +28,8 @@ logger = logging.getLogger("slmpack.rollback")  # the library's, so that a run's
 
 
 @flow(
-    name="rollback-model", flow_run_name=unless_given(lambda asked: f"roll {asked['name']} back for {asked['target']}")
+    name="rollback-model",
+    flow_run_name=unless_given(lambda parameters: f"roll {parameters['name']} back for {parameters['target']}"),
 )
 def rollback_model(
     name: PublishedName,
@@ -46,15 +47,15 @@ def rollback_model(
 
 def roll_back(name: str, target: Target, interface: Interface, workspace: Workspace, trust_code: TrustCode) -> Outcome:
     """Try those that had the alias before, the last one first, and give it to the first that holds."""
-    stages = Stages()
+    stages = StageTimer()
     with stages("find"):
         require_registry()
-        way = find_way_back(name, target, interface)
-    if way.interrupted:
+        plan = plan_rollback(name, target, interface)
+    if plan.interrupted:
         logger.info("the last rollback was interrupted when the alias had moved: it is completed, and goes no further")
-        return rolled_back_outcome(give_back(way, way.holder), None, stages)
+        return rolled_back_outcome(move_alias_back(plan, plan.holder), None, stages)
     reasons: dict[int, str] = {}
-    for version in way.candidates:
+    for version in plan.candidates:
         try:
             with stages("read back"):
                 model = read_version(name, version, trust_code)
@@ -65,6 +66,6 @@ def roll_back(name: str, target: Target, interface: Interface, workspace: Worksp
             reasons[version] = str(error)
             continue
         with stages("give back"):
-            found = give_back(way, version)
+            found = move_alias_back(plan, version)
         return rolled_back_outcome(found, smoke, stages)
-    raise failed_candidates(way, reasons)
+    raise failed_candidates(plan, reasons)

@@ -78,10 +78,10 @@ def require_free(port: int, variable: str) -> None:
     Raises:
         UsageError: it is taken.
     """
-    with socket.socket() as asked:
-        asked.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do
         try:
-            asked.bind((HOST, port))
+            probe.bind((HOST, port))
         except OSError as error:
             raise UsageError(
                 f"port {port} of {HOST} cannot be taken ({error.strerror})", "a free one",
@@ -112,7 +112,7 @@ def become_worker() -> None:
 
 
 def await_health(address: str) -> None:
-    """Wait until a server answers; should it end instead, Honcho ends whoever waits."""
+    """Wait until a server answers; if it ends instead, Honcho ends the waiting process."""
     while True:
         with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(address, timeout=5):  # noqa: S310
             return

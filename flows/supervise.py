@@ -54,7 +54,7 @@ def supervise(arguments: list[str]) -> int:
         sys.stderr.write(f"slmpack: the command was left in its middle with code {code}, as the code of a loaded model "
                          "can do; expected it to reach its end; load only models that you trust\n")  # fmt: skip
         return code or 1
-    return said  # whatever code that ran in there has the process end with
+    return said  # not the exit code: code that ran in there may have set that
 
 
 def _interrupted(number: int) -> int:

@@ -1,4 +1,4 @@
-"""Verify a logged model: prove it again on this machine, whoever made it and wherever, and publish it.
+"""Verify a logged model: prove it again on this machine, wherever it was made, and publish it.
 
     (checkpoint, from MLflow) -> recall -> smoke -> measure -> validate -> (published already? unchanged) -> publish
 
@@ -15,18 +15,18 @@ from slmpack.log.provenance import source_of
 from slmpack.machine.hardware import require_hardware
 from slmpack.publish.attempts import refusal_mark
 from slmpack.publish.options import ProofOptions
-from slmpack.publish.outcome import REFUSALS, Stages, published_outcome, verified_before
+from slmpack.publish.outcome import REFUSALS, StageTimer, published_outcome, verified_before
 from slmpack.publish.page.log_page import Proofs
-from slmpack.publish.request import Request, on_chats, verify_request
+from slmpack.publish.request import Request, verify_request, with_quality_chats
 from slmpack.records import Check, LoggedModel, Outcome, SmokeReport
 from tasks.fetch import receive_snapshot
 from tasks.measure import measure_quality
 from tasks.outcome import completed, keeping_failure
 from tasks.policies import INTERRUPTIONS
 from tasks.publish import mark_refused, publish_version
-from tasks.recall import find_logged, recall_model, standing_of
 from tasks.registry import require_experiment
 from tasks.resolve import chats_of
+from tasks.restore import find_logged, registry_status, restore_model
 from tasks.smoke import smoke_test
 from tasks.validate import validate_model
 
@@ -42,24 +42,24 @@ def verify_model(
     trust_code: TrustCode = False,
 ) -> Outcome:
     """Run every proof of a logged model again on this machine, and publish it unless that was done before."""
-    stages = Stages()
+    stages = StageTimer()
     with stages("find"):
         require_experiment()
-        logged = find_logged(model_uri).told
+        logged = find_logged(model_uri).provenance
     require_hardware(logged.package.target)
     request = verify_request(logged, options, workspace)
-    request = on_chats(request, request.options.quality_chats or chats_of(source_of(logged)))
+    request = with_quality_chats(request, request.options.quality_chats or chats_of(source_of(logged)))
     if checkpoint is not None:
         with stages("fetch"):
             receive_snapshot(checkpoint, request.workspace)  # where recalling finds it
     with stages("recall"):
-        model = recall_model(model_uri, request.workspace, trust_code)
+        model = restore_model(model_uri, request.workspace, trust_code)
     with keeping_failure(request.target, REFUSALS):
         outcome = publish(model, prove(model, request, stages), request, stages)
     return completed(outcome)  # type: ignore[no-any-return]
 
 
-def prove(model: LoggedModel, request: Request, stages: Stages) -> Proofs:
+def prove(model: LoggedModel, request: Request, stages: StageTimer) -> Proofs:
     """Run the proofs of package-model in its order, and tell each check that holds.
 
     A model that was never published keeps the reason of a refusal, as it does when it is packaged. One that was
@@ -77,20 +77,20 @@ def prove(model: LoggedModel, request: Request, stages: Stages) -> Proofs:
             validation = validate_model(model, request.workspace)
         tell((*validation.checks, *validation.parity, *validation.clean_environment))
     except (*REFUSALS, *INTERRUPTIONS) as error:
-        if standing_of(model).published is None and (mark := refusal_mark(error, smoke)) is not None:
+        if registry_status(model).published is None and (mark := refusal_mark(error, smoke)) is not None:
             mark_refused(model, mark)
         raise
     return Proofs(validation=validation, quality=quality, smoke=smoke)
 
 
-def publish(model: LoggedModel, proofs: Proofs, request: Request, stages: Stages) -> Outcome:
+def publish(model: LoggedModel, proofs: Proofs, request: Request, stages: StageTimer) -> Outcome:
     """Publish the model unless this very model was; `published` says that the alias moved."""
-    before = standing_of(model)
+    before = registry_status(model)
     if before.published is not None and before.holder is not None:
         return verified_before(before.published, proofs, stages)
     with stages("publish"):
         version = publish_version(model, proofs, request)
-    has_moved = standing_of(model).holder != before.holder
+    has_moved = registry_status(model).holder != before.holder
     return published_outcome(version, proofs, stages) if has_moved else verified_before(version, proofs, stages)
 
 

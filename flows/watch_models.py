@@ -18,7 +18,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows.parameters import WatchedNames
-from slmpack.publish.watch import Look, failed_look, summary_of
+from slmpack.publish.watch import WatchResult, failed_look, summary_of
 from tasks.watch import announce_version, await_registry, find_new_version, find_watched, mark_announced
 
 
@@ -32,19 +32,19 @@ def watch_models(
     `slmpack.announced`. Packages of ours and older sources are never announced.
     """
     await_registry()
-    looks = [look_at(name) for name in find_watched(names)]
+    looks = [check_model(name) for name in find_watched(names)]
     ended = Completed if all(look.reason is None for look in looks) else Failed
     return ended(message=summary_of(looks), data=looks)
 
 
-def look_at(name: str) -> Look:
-    """Announce the newest source of `name` if it is new; what goes wrong is told, and stops no other model."""
+def check_model(name: str) -> WatchResult:
+    """Announce the newest source of `name` if it is new; report an error, and go on with the other models."""
     try:
         found = find_new_version(name)
         if found is None:
-            return Look(name=name)
+            return WatchResult(name=name)
         announce_version(found)
         mark_announced(found)
     except Exception as error:
         return failed_look(name, error)
-    return Look(name=name, announced=found.source)
+    return WatchResult(name=name, announced=found.source)

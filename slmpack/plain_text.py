@@ -14,7 +14,7 @@ from slmpack.redaction import redacted
 # Control characters (C0, DEL, C1), halves of surrogate pairs, separators of lines, and what turns the direction.
 _COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _BREAK = re.compile(r" *[^\S ]\s*")
-# Prefect says in those how a run ended, with the message of whatever was raised.
+# Prefect says in those how a run ended, with the message of the exception.
 _SHOWN = ("slmpack", "prefect.flow_runs", "prefect.task_runs")
 
 

@@ -1,7 +1,7 @@
-"""How far a stage is, told through stdlib logging.
+"""Report how far a stage is, through stdlib logging.
 
-`report` sends a record to the logger `slmpack.progress`; whoever shows it (the command line's live display,
-a Prefect artifact) adds a `logging.Handler` there and reads `record.progress`.
+`report` sends a record to the logger `slmpack.progress`. The command line's live display and a Prefect artifact are
+handlers of that logger, and read `record.progress`.
 """
 
 import logging
@@ -15,6 +15,6 @@ logger.addHandler(logging.NullHandler())
 
 
 def report(stage: str, done: int, total: int | None, unit: str) -> None:
-    """Tell whoever listens that `stage` has done `done` of `total` (None: not known) `unit`."""
+    """Report that `stage` has done `done` of `total` (None: not known) `unit`."""
     progress = Progress(stage=stage, done=done, total=total, unit=unit)
     logger.info("%s: %s of %s %s", stage, done, total, unit, extra={"progress": progress})

@@ -128,7 +128,7 @@ def digest_of(value: object) -> str:
 
 
 def digest_of_files(files: Iterable[FileDigest]) -> str:
-    """Return one sha256 over the names and contents of `files`, whatever their order."""
+    """Return one sha256 over the names and contents of `files`, in any order."""
     return digest_of(sorted((file.name, file.sha256) for file in files))
 
 

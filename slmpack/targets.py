@@ -114,11 +114,11 @@ def recipe_for(target: Target, recipe: Recipe) -> Recipe:
     return recipe if RECIPES[target] else Recipe.AUTO
 
 
-def recipes_to_try(target: Target, recipe: Recipe, *, on_chats: bool = False) -> tuple[Recipe | None, ...]:
+def recipes_to_try(target: Target, recipe: Recipe, *, with_quality_chats: bool = False) -> tuple[Recipe | None, ...]:
     """Return the recipes to try, cheapest first: the one asked for, or with `auto` all that need not be named.
 
     Args:
-        on_chats: answers in chats have to be kept: `best` is tried last. On SmolLM2-135M, tuned on 224 chats,
+        with_quality_chats: answers in chats have to be kept: `best` is tried last. On SmolLM2-135M, tuned on 224 chats,
             `accurate` lost 6.0 % of their perplexity and `best` 2.7 %, while on prose `best` gains nothing.
 
     Raises:
@@ -126,7 +126,7 @@ def recipes_to_try(target: Target, recipe: Recipe, *, on_chats: bool = False) ->
     """
     offered = RECIPES[target]
     if recipe is Recipe.AUTO:
-        last = [Recipe.BEST] if on_chats and Recipe.BEST in offered else []
+        last = [Recipe.BEST] if with_quality_chats and Recipe.BEST in offered else []
         return (*(each for each in offered if each not in BY_NAME), *last) or (None,)
     if recipe not in offered:
         names = ", ".join((Recipe.AUTO, *offered)) if offered else "auto only, since it is not quantised"

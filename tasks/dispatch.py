@@ -86,7 +86,7 @@ def _ended_badly(run: FlowRun) -> bool:
 
 @task(task_run_name="wait for {target}", **LOCAL)
 def await_target(target: Target, run_id: UUID) -> Outcome:
-    """Wait until the run ends, whatever its end, and return what became of the target.
+    """Wait until the run ends in any state, and return the target's outcome.
 
     Where no worker takes the run for `no_worker_seconds` (slmpack.waits), it is cancelled.
     """

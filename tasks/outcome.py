@@ -14,9 +14,9 @@ from prefect.states import Completed, Failed
 
 from slmpack.errors import SlmpackError
 from slmpack.log.links import linked, version_link
-from slmpack.publish.outcome import failed_outcome, is_published, summary_of, told_of
+from slmpack.publish.outcome import describe_outcome, failed_outcome, is_published, summary_of
 from slmpack.records import Outcome, Record, Target
-from slmpack.retrain.evaluate import RetrainOutcome, told_retraining
+from slmpack.retrain.evaluate import RetrainOutcome, describe_retraining
 
 KEY = "outcome"
 BEGIN, END = "```json\n", "\n```\n"
@@ -24,7 +24,7 @@ BEGIN, END = "```json\n", "\n```\n"
 
 def keep_outcome(outcome: Outcome) -> None:
     """Keep it as the run's artifact; a run that is retried keeps a newer one."""
-    _keep(outcome, linked(told_of(outcome), outcome.name, outcome.version))
+    _keep(outcome, linked(describe_outcome(outcome), outcome.name, outcome.version))
 
 
 @contextmanager
@@ -37,9 +37,9 @@ def keeping_failure(target: Target, errors: type[SlmpackError] | tuple[type[Slmp
         raise
 
 
-def _keep(outcome: Record, told: str) -> None:
-    text = f"{told}\n\n{BEGIN}{outcome.model_dump_json(indent=1)}{END}"
-    create_markdown_artifact(text, key=KEY, description=told)
+def _keep(outcome: Record, summary: str) -> None:
+    text = f"{summary}\n\n{BEGIN}{outcome.model_dump_json(indent=1)}{END}"
+    create_markdown_artifact(text, key=KEY, description=summary)
 
 
 def keep_outcomes(outcomes: list[Outcome]) -> None:
@@ -58,7 +58,7 @@ def keep_outcomes(outcomes: list[Outcome]) -> None:
 def completed(outcome: Outcome) -> Any:
     """Keep the outcome and return the state that the run ends in; the dashboard shows its message: `unchanged: ...`."""
     keep_outcome(outcome)
-    return Completed(message=told_of(outcome), data=outcome)
+    return Completed(message=describe_outcome(outcome), data=outcome)
 
 
 def ended(outcomes: list[Outcome]) -> State[Any]:
@@ -70,13 +70,13 @@ def ended(outcomes: list[Outcome]) -> State[Any]:
 
 def keep_retraining(outcome: RetrainOutcome) -> None:
     """Keep what became of a retraining as the run's artifact, and a table of its perplexities."""
-    _keep(outcome, linked(told_retraining(outcome), outcome.name, outcome.version))
+    _keep(outcome, linked(describe_retraining(outcome), outcome.name, outcome.version))
     if outcome.figures is not None:
         table = [
             {"perplexity of": "held-out answers", **outcome.figures.held_out.model_dump()},
             {"perplexity of": "general text", **outcome.figures.general.model_dump()},
         ]
-        create_table_artifact(table, key="perplexities", description=outcome.figures.told)
+        create_table_artifact(table, key="perplexities", description=outcome.figures.summary)
 
 
 def completed_retraining(outcome: RetrainOutcome) -> Any:
@@ -86,9 +86,9 @@ def completed_retraining(outcome: RetrainOutcome) -> Any:
     """
     keep_retraining(outcome)
     if outcome.settled and outcome.reason is not None:
-        return Completed(name="Refused before", message=told_retraining(outcome), data=outcome)
+        return Completed(name="Refused before", message=describe_retraining(outcome), data=outcome)
     state = Completed if outcome.reason is None else Failed
-    return state(message=told_retraining(outcome), data=outcome)
+    return state(message=describe_retraining(outcome), data=outcome)
 
 
 def read_outcome(flow_run_id: UUID) -> Outcome | None:

@@ -19,7 +19,7 @@ MISTAKES = (TypeError, AttributeError, LookupError, AssertionError)
 def worth_retrying(_task: object, _run: object, state: Any) -> bool:
     """Retry what may be the network's: our own errors are final, and so are a full disk and mistakes in the code.
 
-    Where no connection can be made at all, a worker tries again, and a person who waits at a terminal is told at once.
+    Where no connection can be made at all, a worker tries again, and a person at a terminal sees the error at once.
     """
     error = state.result(raise_on_failure=False)
     if isinstance(error, OSError) and error.errno in FINAL_ERRNOS:

@@ -35,24 +35,26 @@ def progress_artifact(stage: str) -> Iterator[None]:
 
 
 class _Latest(logging.Handler):
-    """Remembers what was reported last; whoever reports does not wait for a server."""
+    """Remembers the last report; reporting does not wait for a server."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.told: records.Progress | None = None
+        self.latest: records.Progress | None = None
         self.all_done = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.told = record.progress  # type: ignore[attr-defined]
+        self.latest = record.progress  # type: ignore[attr-defined]
 
     def shown(self) -> tuple[float, str] | None:
         """Return percent and words; None while nobody knows how much there is to do."""
-        told = self.told
+        latest = self.latest
         if self.all_done:
             return 100.0, "done"
-        if told is None or not told.total:
+        if latest is None or not latest.total:
             return None
-        return round(100.0 * told.done / told.total, 1), f"{told.stage}: {told.done:,} of {told.total:,} {told.unit}"
+        return round(
+            100.0 * latest.done / latest.total, 1
+        ), f"{latest.stage}: {latest.done:,} of {latest.total:,} {latest.unit}"
 
 
 def _update(artifact: UUID, latest: _Latest, ended: threading.Event) -> None:

@@ -8,7 +8,7 @@ from tasks.policies import LOCAL
 
 @task(**LOCAL)
 def require_registry() -> None:
-    """Look for MLflow before anything expensive; not retried, so that a wrong address is told at once."""
+    """Look for MLflow before anything expensive; not retried, so that a wrong address fails at once."""
     mlflow_server.require_registry(shared=runtime.deployment.id is not None)
 
 

@@ -13,7 +13,7 @@ from slmpack.prove.quality import general_text
 from slmpack.publish.request import Request
 from slmpack.records import LoggedModel, Outcome, Snapshot, Target
 from slmpack.retrain import data, evaluate, mlflow_run, refusals, tuned_model
-from slmpack.retrain.evaluate import Settled, TunedFigures
+from slmpack.retrain.evaluate import PreviousResult, TunedFigures
 from slmpack.retrain.retraining import Retraining
 from slmpack.retrain.training import train
 from slmpack.retrain.training.settings import TrainSettings
@@ -44,9 +44,9 @@ def divide_data(
 
 
 @task(task_run_name="look for the same retraining of {name}", **REMOTE)
-def find_settled(name: str, key: str) -> Settled | None:
+def find_previous_result(name: str, key: str) -> PreviousResult | None:
     """Look for a run that ended; retried, since MLflow is remote."""
-    return evaluate.find_settled(name, key)
+    return evaluate.find_previous_result(name, key)
 
 
 @task(task_run_name="look for what is in use of {name}", **REMOTE)

@@ -4,17 +4,17 @@ from prefect import task
 
 from slmpack.publish import rollback
 from slmpack.publish.find import PublishedLookup
-from slmpack.publish.rollback import WayBack
+from slmpack.publish.rollback import RollbackPlan
 from slmpack.records import Interface, LoggedModel, Target
 from tasks.policies import REMOTE
 from tasks.progress import progress_artifact
 from tasks.trace import trace_of_run
 
 
-@task(task_run_name="find the way back of {name} for {target}", **REMOTE)
-def find_way_back(name: str, target: Target, interface: Interface) -> WayBack:
+@task(task_run_name="plan the rollback of {name} for {target}", **REMOTE)
+def plan_rollback(name: str, target: Target, interface: Interface) -> RollbackPlan:
     """Find who has the alias and who had it before; retried, since the registry is remote."""
-    return rollback.find_way_back(name, target, interface)
+    return rollback.plan_rollback(name, target, interface)
 
 
 @task(task_run_name="read back {name} version {version}", **REMOTE)
@@ -24,7 +24,7 @@ def read_version(name: str, version: int, trust_code: bool) -> LoggedModel:
     return rollback.read_version(name, version, trust_code=trust_code)
 
 
-@task(task_run_name="give {way.name}@{way.alias} back to version {version}", **REMOTE)
-def give_back(way: WayBack, version: int) -> PublishedLookup:
+@task(task_run_name="move {plan.name}@{plan.alias} back to version {version}", **REMOTE)
+def move_alias_back(plan: RollbackPlan, version: int) -> PublishedLookup:
     """Move the alias; retried, since the registry is remote and the same call again changes nothing more."""
-    return rollback.give_back(way, version, trace_of_run())
+    return rollback.move_alias_back(plan, version, trace_of_run())

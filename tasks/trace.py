@@ -1,4 +1,4 @@
-"""Trace: which Prefect run something comes from, told to MLflow."""
+"""Trace: which Prefect run something comes from, as tags for MLflow."""
 
 from prefect import runtime
 from prefect.settings import get_current_settings

@@ -25,7 +25,7 @@ def may_be_outage(_task: object, _run: object, state: Any) -> bool:
 
 @task(**REMOTE | {"retry_condition_fn": may_be_outage})
 def await_registry() -> None:
-    """Wait for MLflow for most of a minute: unlike somebody at a keyboard, a poll need not be told at once."""
+    """Wait for MLflow for most of a minute: unlike somebody at a keyboard, a poll need not fail at once."""
     mlflow_server.require_registry(shared=runtime.deployment.id is not None)
 
 

@@ -25,7 +25,7 @@ DRIVE_LIMIT_SECONDS = 600.0
 DECODE_STEPS = 4
 
 
-class DriveRequest(Record):
+class SampleDecodeRequest(Record):
     """The package folder to run a few tokens through, and by which provider; its ids must stay below the vocabulary."""
 
     package: Path
@@ -88,26 +88,26 @@ def _build(builder: Builder, digest: str, workspace: Path) -> Path:
 
     def make(into: Path) -> Facts:
         result = builder.build(into, workspace)
-        work = ChildWork(drive_package, "drive", DRIVE_LIMIT_SECONDS, BuildError, "the first run of the package")
-        run_work(work, DriveRequest(package=into, provider=provider_here(target)), digest, snapshot, workspace)
+        work = ChildWork(run_sample_decode, "drive", DRIVE_LIMIT_SECONDS, BuildError, "the first run of the package")
+        run_work(work, SampleDecodeRequest(package=into, provider=provider_here(target)), digest, snapshot, workspace)
         return {
             "target": target,
             "recipe": builder.recipe,
             "quantised_by": result.quantised_by,
             "build_peak_bytes": result.peak_private_bytes,
             "repairs": "\n".join(result.repairs),
-            "quantisation": "\n".join((*result.quantisation, *_told_kept(snapshot, result))),
+            "quantisation": "\n".join((*result.quantisation, *_describe_lossless(snapshot, result))),
         }
 
     return derive_folder(snapshot, workspace, "packages", digest, make)
 
 
-def _told_kept(snapshot: Snapshot, result: BuildResult) -> tuple[str, ...]:
+def _describe_lossless(snapshot: Snapshot, result: BuildResult) -> tuple[str, ...]:
     """Return what became of weights that were quantised before."""
     return original_sentences(snapshot.original, has_codes=result.reused_checkpoint, lossless=result.reused_tensors)
 
 
-def drive_package(request: DriveRequest) -> Done:
+def run_sample_decode(request: SampleDecodeRequest) -> Done:
     """Run in a child: prefill and a few decode steps, since the builder returns 0 for packages that cannot.
 
     `logits` are float32 `[batch, sequence, vocabulary]`.

@@ -8,7 +8,7 @@ prompts. Whether the runtime then reads it right is reported by `runtime_reading
 * The builder saves the tokenizer through the class that `tokenizer_config.json` names, and since transformers 5 some
   classes (`LlamaTokenizer`, `GPT2Tokenizer`) replace the file's normalizer and pre-tokenizer: the checkpoint's own
   `tokenizer.json` comes back.
-* The runtime, too, goes by that class: it adds a BOS token for `LlamaTokenizer` whatever the post-processor says. The
+* The runtime, too, goes by that class: it adds a BOS token for `LlamaTokenizer` regardless of the post-processor. The
   package names a class that means the file as it is.
 * A `Replace` of U+2581 before `ByteLevel` in the decoder, left by conversions of GGUF files, makes the runtime take
   byte-level merges for SentencePiece and give mostly -1: `ByteLevel` alone decodes the same.
@@ -175,11 +175,11 @@ def _repair_template(package: Path) -> tuple[str, ...]:
     if not path.is_file():
         return ()
     template = path.read_text(encoding="utf-8")
-    wanted = _prompts(template, trims=True)
-    if _prompts(template, trims=False) == wanted:
+    expected = _prompts(template, trims=True)
+    if _prompts(template, trims=False) == expected:
         return ()
     trimmed = _trimmed(template)
-    if _prompts(trimmed, trims=False) != wanted:
+    if _prompts(trimmed, trims=False) != expected:
         return ()
     path.write_text(trimmed, encoding="utf-8", newline="")
     return ("the chat template has the white space taken out that transformers trims and the runtime does not",)
@@ -217,6 +217,6 @@ def _prompts(template: str, *, trims: bool) -> list[str | None]:
                 prompts.append(compiled.render(messages=chat, add_generation_prompt=asks, **given))
             except MemoryError:
                 raise
-            except Exception:  # a template may raise whatever it likes: that is its way to refuse
+            except Exception:  # a template may raise anything: that is its way to refuse
                 prompts.append(None)
     return prompts

@@ -62,13 +62,13 @@ class Chat(Record):
 def place_of(chat: Chat) -> float:
     """Return where in 0 to 1 the chat lies: below the share that is held out, it is held out.
 
-    By a hash of what the user asks, all of it and nothing else: so a chat stays on its side whatever is added, taken
+    By a hash of what the user asks, all of it and nothing else: so a chat stays on its side if others are added, taken
     away or put elsewhere, and one question with two answers is on one side. Case, spaces and punctuation do not count:
     "Who rules?" and "who rules" are one question. The same question in other words is another, and so is a chat that
     goes on where another ends: a hash cannot tell.
     """
-    asked = [turn.content for turn in chat.turns if turn.role == "user"]
-    plain = [" ".join(re.findall(r"\w+", text.casefold())) or text for text in asked]
+    questions = [turn.content for turn in chat.turns if turn.role == "user"]
+    plain = [" ".join(re.findall(r"\w+", text.casefold())) or text for text in questions]
     return int.from_bytes(hashlib.sha256("\n".join(plain).encode()).digest()[:6], "big") / 2**48
 
 

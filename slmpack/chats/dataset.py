@@ -4,7 +4,7 @@
                                                                            +--> held-out.jsonl
 
 A few bad lines in a large file are how exports are; many are another format, and nothing is learnt from the rest. What
-is kept of a data set is a digest of its chats, whatever the files' names, the order and the repetitions: the same
+is kept of a data set is a digest of its chats, regardless of file names, order and repetitions: the same
 chats are the same data.
 """
 
@@ -30,7 +30,7 @@ MIN_CHATS = 8  # fewer are learnt by heart within a minute, and a part of them m
 MIN_HELD_OUT = 4  # of one or two answers, chance decides whether they got better
 MOST_HELD_OUT = 0.5
 KEPT_BAD_LINES = 10
-TOLD_BAD_LINES = 3
+LISTED_BAD_LINES = 3
 LINES_A_REPORT = 1000
 TRAINING, HELD_OUT = "training.jsonl", "held-out.jsonl"
 
@@ -73,7 +73,7 @@ class ChatData(Record):
 
     Attributes:
         name: of the file or the folder, without its place.
-        digest: sha256 over the chats, each of them once, whatever files and order they are in.
+        digest: sha256 over the chats, each of them once, regardless of files and order.
         training_digest, held_out_digest: of the two parts alone.
         lines: all that are not blank; `chats` + `bad` + `duplicates`.
         chats: different ones that can be used.
@@ -277,7 +277,7 @@ class _Tally:
                             "see what should have written it")  # fmt: skip
         if self.bad == self.lines or self.bad / self.lines > policy.max_bad_share:
             raise DataError(f"{self.bad:,} of {self.lines:,} lines of {name} are bad ({self.bad / self.lines:.1%}): "
-                            f"{_told(self.first_bad, self.bad)}", f"at most {policy.max_bad_share:.1%}",
+                            f"{_list_lines(self.first_bad, self.bad)}", f"at most {policy.max_bad_share:.1%}",
                             "mend them or take them out")  # fmt: skip
         most = max(self.times.values())
         if most > 1 and 2 * most > self.lines:
@@ -310,10 +310,10 @@ class _Tally:
         )  # fmt: skip
 
 
-def _told(first: list[BadLine], bad: int) -> str:
+def _list_lines(first: list[BadLine], bad: int) -> str:
     """Name the first bad lines, and say that there are more."""
-    told = ", ".join(str(line) for line in first[:TOLD_BAD_LINES])
-    return told if bad <= TOLD_BAD_LINES else f"{told}, and {bad - TOLD_BAD_LINES:,} more"
+    listed = ", ".join(str(line) for line in first[:LISTED_BAD_LINES])
+    return listed if bad <= LISTED_BAD_LINES else f"{listed}, and {bad - LISTED_BAD_LINES:,} more"
 
 
 def _tell(data: ChatData) -> None:
@@ -325,4 +325,4 @@ def _tell(data: ChatData) -> None:
         logger.info("%d chats were mended: turns of the user were joined, or left out after the last answer",
                     data.mended)  # fmt: skip
     if data.bad:
-        logger.warning("%d bad lines are left out: %s", data.bad, _told(list(data.first_bad), data.bad))
+        logger.warning("%d bad lines are left out: %s", data.bad, _list_lines(list(data.first_bad), data.bad))

@@ -121,18 +121,19 @@ def examples_of(tokenizer: Any, ends: Collection[int], messages: Sequence[Messag
 def _turn(tokenizer: Any, ends: Collection[int], messages: Sequence[Message]) -> tuple[list[int], list[int]]:
     """Return the ids of what is asked and of what is answered in the last message, its end of turn included."""
     for _ in range(2):  # a template that writes the date: midnight may come between the two
-        asked = _render(tokenizer, messages[:-1], asks=True)
+        prompt_text = _render(tokenizer, messages[:-1], asks=True)
         whole = _render(tokenizer, messages, asks=False)
-        if whole.startswith(asked):
+        if whole.startswith(prompt_text):
             break
     else:
         raise TrainError(
             "the chat template does not begin an answer with its own generation prompt",
-            f"{_shown(asked)} before it, as the model is asked", "train with a template whose chats go on from it",
+            f"{_shown(prompt_text)} before it, as the model is asked",
+            "train with a template whose chats go on from it",
         )  # fmt: skip
-    prompt, both = _ids(tokenizer, asked), _ids(tokenizer, whole)
+    prompt, both = _ids(tokenizer, prompt_text), _ids(tokenizer, whole)
     # Where a token would span the border, such as two line ends, the prompt's own ids count: it is asked with them.
-    answer = both[len(prompt) :] if both[: len(prompt)] == prompt else _ids(tokenizer, whole[len(asked) :])
+    answer = both[len(prompt) :] if both[: len(prompt)] == prompt else _ids(tokenizer, whole[len(prompt_text) :])
     end = next((at for at, token in enumerate(answer) if token in ends), None)
     if end is None:
         named = ", ".join(sorted(map(str, tokenizer.convert_ids_to_tokens(sorted(ends)))))
@@ -146,7 +147,7 @@ def _render(tokenizer: Any, messages: Sequence[Message], *, asks: bool) -> str:
         text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=asks)
     except MemoryError:
         raise
-    except Exception as error:  # a template may raise whatever it likes: that is its way to refuse
+    except Exception as error:  # a template may raise anything: that is its way to refuse
         roles = ", ".join(message["role"] for message in messages)
         raise TrainError(f"the chat template refuses a chat of {roles or 'no message'} ({str(error)[:200]})",
                          "turns that it takes", "leave such chats out") from error  # fmt: skip

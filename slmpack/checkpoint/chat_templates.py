@@ -4,7 +4,7 @@
     additional_chat_templates/NAME.jinja   named ones, such as `tool_use` or `rag`
     tokenizer_config.json                  older: one template, or a list of named ones; used where there is no file
 
-A chat is rendered with `default`, by the runtime as well; the others are for whoever asks for them by name.
+A chat is rendered with `default`, by the runtime as well; the others are used by name only.
 `chat_template.json` is for processors of images and sound: a tokenizer does not read it.
 
 Source: transformers 5.22, tokenization_utils_base.py, `_from_pretrained` and `get_chat_template`.

@@ -27,7 +27,7 @@ READ_BYTES = 16 << 20  # of a weight at a time, on its way from the file to floa
 LOGITS_BYTES = 256 << 20  # of float32 logits at a time
 HEAD_ROWS = 8192
 
-Told = Callable[[int, int], object]
+ProgressCallback = Callable[[int, int], object]
 Change = Callable[["Module", str, "Tensor"], "Tensor"]
 
 
@@ -61,14 +61,17 @@ def _unchanged(_module: "Module", _name: str, weight: "Tensor") -> "Tensor":
 
 
 def logits_of(
-    model: Any, windows: Sequence[Sequence[int]], told: Told = lambda *_: None, change: Change = _unchanged
+    model: Any,
+    windows: Sequence[Sequence[int]],
+    on_progress: ProgressCallback = lambda *_: None,
+    change: Change = _unchanged,
 ) -> "Iterator[Tensor]":
     """Yield what the model says of the next token at every position that has one, float32 `[positions, vocabulary]`.
 
     Args:
         model: from `load_source`; it is of no other use afterwards.
         windows: token ids; each stands alone, and its last position is left out.
-        told: called with how many of the decoder's weights were used, and how many there are.
+        on_progress: called with how many of the decoder's weights were used, and how many there are.
         change: what to use for a weight of the decoder: given its module, its name there, and the weight in float32,
             which may be overwritten if it is a matrix; it may be the file's own if it is not.
 
@@ -85,20 +88,20 @@ def logits_of(
         raise QualityError(f"{type(model).__name__} without a decoder of its own", "a decoder and a head", "")
     with torch.inference_mode(), Maps() as maps:
         model.set_output_embeddings(float32_head(model.get_output_embeddings(), maps))
-        run_in_float32(decoder, maps, told, change)
-        said = decoder(input_ids=_padded(windows), use_cache=False)
-        kept = [rows[: len(window) - 1] for rows, window in zip(said.last_hidden_state, windows, strict=True)]
+        run_in_float32(decoder, maps, on_progress, change)
+        output = decoder(input_ids=_padded(windows), use_cache=False)
+        kept = [rows[: len(window) - 1] for rows, window in zip(output.last_hidden_state, windows, strict=True)]
         hidden = torch.cat(kept)
         parts = torch.split(hidden, max(1, LOGITS_BYTES // (4 * vocabulary_of(model))))
-        yield from logits_from(model, said, parts)
+        yield from logits_from(model, output, parts)
 
 
-def logits_from(model: Any, said: Any, parts: "Iterable[Tensor]") -> "Iterator[Tensor]":
-    """Yield the head's answer to each of `parts`, with whatever the architecture does to it (scale, cap).
+def logits_from(model: Any, output: Any, parts: "Iterable[Tensor]") -> "Iterator[Tensor]":
+    """Yield the head's logits of each of `parts`, scaled or capped as the architecture does.
 
     Args:
         model: whose head is from `float32_head`; its decoder cannot be run again.
-        said: what its decoder gave.
+        output: what its decoder gave.
         parts: float32 `[positions, hidden]`, as the decoder's last hidden state has them.
 
     Yields:
@@ -107,9 +110,9 @@ def logits_from(model: Any, said: Any, parts: "Iterable[Tensor]") -> "Iterator[T
     import torch
 
     for decoder in (model.base_model, model.get_decoder()):  # OPT's head asks the latter
-        decoder.forward = lambda *_, **__: said
+        decoder.forward = lambda *_, **__: output
     for part in parts:
-        said["last_hidden_state"] = part[None]
+        output["last_hidden_state"] = part[None]
         yield model(input_ids=torch.zeros((1, 1), dtype=torch.long), use_cache=False).logits[0]
 
 
@@ -121,7 +124,7 @@ def _padded(windows: Sequence[Sequence[int]]) -> "Tensor":
     return torch.tensor([[*window, *[window[-1]] * (longest - len(window))] for window in windows])
 
 
-def run_in_float32(decoder: Any, maps: Maps, told: Told, change: Change = _unchanged) -> None:
+def run_in_float32(decoder: Any, maps: Maps, on_progress: ProgressCallback, change: Change = _unchanged) -> None:
     """Let every module of `decoder` have its weights in float32 for as long as it runs."""
     import torch
 
@@ -144,7 +147,7 @@ def run_in_float32(decoder: Any, maps: Maps, told: Told, change: Change = _uncha
         for name, weight in owners[module].items():
             setattr(module, name, weight)
             done += weight.numel()
-        told(done, total)
+        on_progress(done, total)
 
     for module in owners:
         module.register_forward_pre_hook(before)
@@ -175,8 +178,8 @@ def _looked_up(weight: "Tensor", ids: "Tensor") -> "Tensor":
     import torch
 
     wide = torch.from_numpy(np.zeros(tuple(weight.shape), dtype=np.float32))  # the kernel's zero pages until written to
-    asked = torch.unique(ids)
-    wide[asked] = weight[asked].float()
+    ids_once = torch.unique(ids)
+    wide[ids_once] = weight[ids_once].float()
     return wide
 
 

@@ -1,6 +1,6 @@
 """Weights: which files of a checkpoint hold them, and what, by their headers alone. A pickle is never opened.
 
-    model.safetensors                 alone, whatever lies beside it
+    model.safetensors                 alone, regardless of other files
     model.safetensors.index.json      where there is no such file: the shards have the names that it gives them
 
 Source: transformers 5.22, modeling_utils.py, `_get_resolved_checkpoint_files`.
@@ -32,7 +32,7 @@ _ITEM_BITS = {
     "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8,
 }  # fmt: skip
 _UNQUANTISED = ("F32", "F16", "BF16")
-# What a file begins with tells what it is, whatever its name.
+# A file's first bytes tell what it is, regardless of its name.
 _DISGUISES = {
     b"PK\x03\x04": "a zip archive as torch.save writes it, which is a pickle inside",
     b"\x80": "a pickle",

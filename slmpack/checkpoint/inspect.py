@@ -248,11 +248,11 @@ def _check_tokenizer(folder: Path) -> None:
 
 def _check_vocabulary(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Refuse ids without a row of their own that something writes; rows without an id are fine, and so are idle ids."""
-    asked = config.get("vocab_size")  # not that of a nested configuration, whose rows may rightly be more
+    vocabulary = config.get("vocab_size")  # not that of a nested configuration, whose rows may rightly be more
     for name, tensor in _by_token(tensors).items():
-        if isinstance(asked, int) and tensor.shape[0] != asked:
+        if isinstance(vocabulary, int) and tensor.shape[0] != vocabulary:
             raise SourceError(
-                f"{name} in {folder} has {tensor.shape[0]:,} rows", f"the {asked:,} of vocab_size in {CONFIG}",
+                f"{name} in {folder} has {tensor.shape[0]:,} rows", f"the {vocabulary:,} of vocab_size in {CONFIG}",
                 "save the model again with the configuration it was trained with",
             )  # fmt: skip
     rows = rows_of_tokens(tensors)

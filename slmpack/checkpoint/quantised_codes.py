@@ -24,7 +24,7 @@ _AWQ_PLACES = [0, 4, 1, 5, 2, 6, 3, 7]
 
 
 class Codes(NamedTuple):
-    """A matrix `[N, K]` in codes, whatever its layout was.
+    """A matrix `[N, K]` in codes, from any of the layouts.
 
     Attributes:
         codes: uint8 `[N, K]`, one a byte.

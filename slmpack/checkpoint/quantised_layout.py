@@ -69,22 +69,22 @@ def quantised_form(path: Path, config: Mapping[str, Any]) -> QuantisedForm | Non
     Raises:
         SourceError: by a method, or in a form of one, that has no reader here.
     """
-    told = config.get("quantization_config")
-    if not told:
+    settings = config.get("quantization_config")
+    if not settings:
         return None
-    method = METHODS.get(str(told.get("quant_method"))) if isinstance(told, dict) else None
+    method = METHODS.get(str(settings.get("quant_method"))) if isinstance(settings, dict) else None
     if method is None:
-        name = told.get("quant_method") if isinstance(told, dict) else told
+        name = settings.get("quant_method") if isinstance(settings, dict) else settings
         raise SourceError(f"{path} says that its weights are quantised by {name!r}", f"{', '.join(METHODS)} or floats",
                           _ORIGINAL)  # fmt: skip
-    _refuse_other_layouts(path, method, told)
-    bits, group_size = _width(path, method, told.get("bits")), _group_size(path, method, told.get("group_size"))
+    _refuse_other_layouts(path, method, settings)
+    bits, group_size = _width(path, method, settings.get("bits")), _group_size(path, method, settings.get("group_size"))
     return QuantisedForm(
         method=method,
         bits=bits,
         group_size=group_size,
-        zero_offset=int(method == "gptq" and told.get("checkpoint_format", "gptq") == "gptq"),
-        overrides=_overrides(path, method, told, bits, group_size),
+        zero_offset=int(method == "gptq" and settings.get("checkpoint_format", "gptq") == "gptq"),
+        overrides=_overrides(path, method, settings, bits, group_size),
     )
 
 
@@ -104,17 +104,17 @@ def _group_size(path: Path, method: Method, size: object) -> int:
 
 
 def _overrides(
-    path: Path, method: Method, told: Mapping[str, Any], bits: Bits, group_size: int
+    path: Path, method: Method, settings: Mapping[str, Any], bits: Bits, group_size: int
 ) -> dict[str, tuple[Bits, int]]:
     """Return what Olive says of single modules; GPTQ says it by patterns, which are not read.
 
     Raises:
         SourceError: for GPTQ's.
     """
-    if method == "gptq" and told.get("dynamic"):
+    if method == "gptq" and settings.get("dynamic"):
         raise SourceError(f"{path} says that single modules are quantised otherwise (dynamic)",
                           "one width and group size for all", _ORIGINAL)  # fmt: skip
-    named = (told.get("overrides") or {}) if method == "olive" else {}
+    named = (settings.get("overrides") or {}) if method == "olive" else {}
     return {
         module: (
             _width(path, method, own.get("bits", bits)),
@@ -124,8 +124,12 @@ def _overrides(
     }
 
 
-def _refuse_other_layouts(path: Path, method: Method, told: Mapping[str, Any]) -> None:
-    layout = {"gptq": told.get("checkpoint_format", "gptq"), "awq": told.get("version", "gemm"), "olive": "olive"}
+def _refuse_other_layouts(path: Path, method: Method, settings: Mapping[str, Any]) -> None:
+    layout = {
+        "gptq": settings.get("checkpoint_format", "gptq"),
+        "awq": settings.get("version", "gemm"),
+        "olive": "olive",
+    }
     known = {"gptq": ("gptq", "gptq_v2"), "awq": ("gemm",), "olive": ("olive",)}
     if str(layout[method]).lower() not in known[method]:
         raise SourceError(f"{path} says that its weights are quantised by {method}, laid out as {layout[method]}",

@@ -205,7 +205,7 @@ def _cut_pad_id(settings: dict[str, Any], rows: int, end: int | None) -> dict[st
 def _end_id(folder: Path, eos: str | None, rows: int) -> int | None:
     """Return the id that ends an answer: the tokenizer's, else the first that the model's settings have."""
     ids: Mapping[str, int] = dict(_tokens(read_json(folder / TOKENIZER)))
-    told = [_read(folder / name).get("eos_token_id") for name in MODEL_SETTINGS]
-    flat = [number for value in told for number in (value if isinstance(value, list) else [value])]
+    values = [_read(folder / name).get("eos_token_id") for name in MODEL_SETTINGS]
+    flat = [number for value in values for number in (value if isinstance(value, list) else [value])]
     candidates = [ids.get(eos or ""), *flat]
     return next((number for number in candidates if isinstance(number, int) and 0 <= number < rows), None)

@@ -3,7 +3,7 @@
     config.json --transformers, on torch's meta device--> the model's tensors --+
     safetensors headers --the renaming and merging that loading does------------+--> differences
 
-The model is loaded by transformers itself from tensors without data, so whatever it renames or merges is known here as
+The model is loaded by transformers itself from tensors without data, so all that it renames or merges is known here as
 well, and no weight is read. transformers fills what is missing with random numbers and leaves out what is too much,
 with a warning; a package would be built from that, and pass every comparison with it.
 """
@@ -125,14 +125,14 @@ def _load_headers(folder: Path, model: "PreTrainedModel", tensors: dict[str, Ten
     import torch
 
     empty = {name: torch.empty(tensor.shape, dtype=model.dtype, device="meta") for name, tensor in tensors.items()}
-    with _warnings_of("transformers.modeling_utils") as told:
+    with _warnings_of("transformers.modeling_utils") as warnings:
         try:
             _, found = cast(Any, type(model)).from_pretrained(
                 None, config=model.config, state_dict=empty, device_map={"": "meta"}, dtype=model.dtype,
                 ignore_mismatched_sizes=True, output_loading_info=True, local_files_only=True,
             )  # fmt: skip
         except RuntimeError as error:
-            into = re.search(r"destined for (\S+?)\.?\s", "\n".join(told))
+            into = re.search(r"destined for (\S+?)\.?\s", "\n".join(warnings))
             raise SourceError(
                 f"the tensors in {folder} do not fit together in {into[1] if into else 'the model'}",
                 "as many and as large ones as config.json asks for", "fetch or save the model again",
@@ -144,25 +144,25 @@ def _load_headers(folder: Path, model: "PreTrainedModel", tensors: dict[str, Ten
 @contextmanager
 def _warnings_of(name: str) -> Iterator[list[str]]:
     """Collect what a logger warns of: transformers names a tensor that it cannot put together only there."""
-    told: list[str] = []
+    warnings: list[str] = []
 
     class Collect(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            told.append(record.getMessage())
+            warnings.append(record.getMessage())
 
     handler = Collect(logging.WARNING)
     logging.getLogger(name).addHandler(handler)
     try:
-        yield told
+        yield warnings
     finally:
         logging.getLogger(name).removeHandler(handler)
 
 
 def _refuse_other_shapes(folder: Path, mismatched: Any) -> None:
-    for name, found, asked in sorted(mismatched, key=lambda item: str(item[0])):
+    for name, found, expected in sorted(mismatched, key=lambda item: str(item[0])):
         raise SourceError(
             f"{name} in {folder} has the shape {_shown(found)}",
-            f"{_shown(asked)}, as config.json asks{_because(folder, found, asked)}",
+            f"{_shown(expected)}, as config.json asks{_because(folder, found, expected)}",
             "take the config.json that the weights were saved with",
         )
 
@@ -171,12 +171,12 @@ def _shown(shape: Any) -> str:
     return f"[{', '.join(str(size) for size in shape)}]"
 
 
-def _because(folder: Path, found: Any, asked: Any) -> str:
+def _because(folder: Path, found: Any, expected: Any) -> str:
     """Name the fields of config.json that have the size that was asked for and not found, if there are any."""
     config = read_json(folder / "config.json")
     nested = config.get("text_config")
     fields = config | nested if isinstance(nested, dict) else config
-    sizes = set(asked) - set(found)
+    sizes = set(expected) - set(found)
     names = sorted(name for name, value in fields.items() if _MEASURES.fullmatch(name) and value in sizes)
     return f" ({', '.join(f'{name} {fields[name]}' for name in names)})" if names else ""
 

@@ -26,11 +26,13 @@ class Planned(NamedTuple):
     pieces: "Callable[[], Iterator[Tensor]]"
 
 
-def write_tensors(path: Path, planned: Mapping[str, Planned], told: Callable[[int], object] = lambda _: None) -> None:
+def write_tensors(
+    path: Path, planned: Mapping[str, Planned], on_progress: Callable[[int], object] = lambda _: None
+) -> None:
     """Write the file `path`.
 
     Args:
-        told: called with how many tensors are written, after each.
+        on_progress: called with how many tensors are written, after each.
     """
     import torch
 
@@ -46,4 +48,4 @@ def write_tensors(path: Path, planned: Mapping[str, Planned], told: Callable[[in
             dtype = getattr(torch, _NAMES[tensor.dtype])
             for piece in pieces():
                 file.write(piece.to(dtype).contiguous().flatten().view(torch.uint8).numpy().data)
-            told(number)
+            on_progress(number)

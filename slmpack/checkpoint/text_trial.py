@@ -74,5 +74,5 @@ def _render_all(tokenizer: Any, template: str) -> None:
             )
         except MemoryError:
             raise
-        except Exception as error:  # a template may raise whatever it likes: that is its way to refuse
+        except Exception as error:  # a template may raise anything: that is its way to refuse
             logger.debug("the template refuses a chat: %s", error)

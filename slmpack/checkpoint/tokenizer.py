@@ -15,19 +15,19 @@ def end_ids_of(snapshot: Path, source: Any) -> dict[int, str]:
     which transformers' `generate` stops at; the tokenizer's `eos_token`; and the chat template, by the special token
     that it writes straight after an assistant's turn.
     """
-    asked: dict[int, str] = {}
+    origins: dict[int, str] = {}
     for name in ("generation_config.json", "config.json"):
         path = snapshot / name
         value = read_json(path).get("eos_token_id") if path.is_file() else None
         if value is not None:
-            asked |= dict.fromkeys(value if isinstance(value, list) else [value], name)
+            origins |= dict.fromkeys(value if isinstance(value, list) else [value], name)
             break
     if source.eos_token_id is not None:
-        asked.setdefault(source.eos_token_id, "the tokenizer's eos_token")
+        origins.setdefault(source.eos_token_id, "the tokenizer's eos_token")
     written = _end_of_turn(source)
     if written is not None:
-        asked.setdefault(written, "the chat template")
-    return asked
+        origins.setdefault(written, "the chat template")
+    return origins
 
 
 def _end_of_turn(source: Any) -> int | None:
@@ -38,7 +38,7 @@ def _end_of_turn(source: Any) -> int | None:
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """Return the tokenizer of a checkpoint as its `tokenizer.json` says, whatever class is named beside it."""
+    """Return the tokenizer of a checkpoint as its `tokenizer.json` says, regardless of the class named beside it."""
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)

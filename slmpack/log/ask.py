@@ -19,7 +19,7 @@ _FORMS = "a model is models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID or a
 _REGISTRY_FORM = re.compile(r"models:/(?:m-[0-9a-f]{32}|[^/@]+[/@][\w-]+)")
 
 
-class Asked(Record):
+class Question(Record):
     """One question.
 
     Attributes:
@@ -54,12 +54,12 @@ def check_model(uri: str) -> None:
         raise UsageError(f"{uri!r} names no model", _FORMS, advice)
 
 
-def stream_answer(uri: str, asked: Asked, *, trust_code: bool = False) -> Iterator[str]:
+def stream_answer(uri: str, question: Question, *, trust_code: bool = False) -> Iterator[str]:
     """Yield the pieces of the answer to one question as they come.
 
     Args:
         uri: the model; its files are looked at before any code in it runs, and those very files are loaded.
-        asked: the question.
+        question: the question.
         trust_code: run the model's code whosever it is.
 
     Raises:
@@ -72,23 +72,23 @@ def stream_answer(uri: str, asked: Asked, *, trust_code: bool = False) -> Iterat
         require_registry(writes=False)  # MLflow's own calls try for minutes
     import mlflow
 
-    with _told(lambda found: _not_loaded(uri, found)):
+    with _named(lambda found: _not_loaded(uri, found)):
         folder = mlflow.artifacts.download_artifacts(uri)  # in place where the store is on this machine
         with nullcontext() if trust_code else _looked_at(uri, Path(folder)):
             model = mlflow.pyfunc.load_model(folder)
-    pieces = _pieces(model, asked)
+    pieces = _pieces(model, question)
     while (piece := _next(pieces, uri)) is not None:
         yield piece
 
 
 def _next(pieces: Iterator[str], uri: str) -> str | None:
-    with _told(lambda found: SourceError(f"{uri} does not answer: {found}", "a model that slmpack published")):
+    with _named(lambda found: SourceError(f"{uri} does not answer: {found}", "a model that slmpack published")):
         return next(pieces, None)
 
 
 @contextmanager
-def _told(error_of: Callable[[str], SourceError]) -> Iterator[None]:
-    """Raise whatever a model's code raises as an error of ours: also what would end the process as if all were well."""
+def _named(error_of: Callable[[str], SourceError]) -> Iterator[None]:
+    """Translate every exception of a model's code into an error of ours, an exit with code 0 included."""
     try:
         yield
     except (SlmpackError, KeyboardInterrupt):
@@ -123,35 +123,35 @@ def _not_loaded(uri: str, found: str) -> SourceError:
                        "look in the MLflow UI for its name")  # fmt: skip
 
 
-def _pieces(model: Any, asked: Asked) -> Iterator[str]:
+def _pieces(model: Any, question: Question) -> Iterator[str]:
     if "prompt" in model.metadata.get_input_schema().input_names():
-        yield from _prompt_pieces(model, asked)
+        yield from _prompt_pieces(model, question)
         return
-    question = asked.limits | {"messages": _messages(asked.system, asked.prompt)}
-    if asked.system is not None:
-        _require_system_role(model, asked.system, asked.prompt)
+    request = question.limits | {"messages": _messages(question.system, question.prompt)}
+    if question.system is not None:
+        _require_system_role(model, question.system, question.prompt)
     if "transformers" in model.metadata.flavors:  # MLflow's flavour does not stream
-        yield model.predict(question)[0]["choices"][0]["message"]["content"]
+        yield model.predict(request)[0]["choices"][0]["message"]["content"]
         return
-    for chunk in model.predict_stream(question):
+    for chunk in model.predict_stream(request):
         yield chunk["choices"][0]["delta"].get("content") or ""
 
 
-def _prompt_pieces(model: Any, asked: Asked) -> Iterator[str]:
+def _prompt_pieces(model: Any, question: Question) -> Iterator[str]:
     """Ask a model of the prompt interface, whose stream takes the prompt only."""
-    if asked.system is not None:
+    if question.system is not None:
         raise SourceError("the model has the prompt interface, which knows no system message", "the chat interface",
                           "leave --system out, or put the text into the prompt")  # fmt: skip
-    if not asked.limits:
-        yield from model.predict_stream({"prompt": asked.prompt})
+    if not question.limits:
+        yield from model.predict_stream({"prompt": question.prompt})
         return
-    answer = model.predict(asked.limits | {"prompt": asked.prompt})
+    answer = model.predict(question.limits | {"prompt": question.prompt})
     yield answer[0] if isinstance(answer, list) else answer
 
 
 def _messages(system: str | None, prompt: str) -> list[dict[str, str]]:
-    question = [{"role": "user", "content": prompt}]
-    return question if system is None else [{"role": "system", "content": system}, *question]
+    request = [{"role": "user", "content": prompt}]
+    return request if system is None else [{"role": "system", "content": system}, *request]
 
 
 def _require_system_role(model: Any, system: str, prompt: str) -> None:

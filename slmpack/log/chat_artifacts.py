@@ -1,11 +1,11 @@
-"""Chat data in MLflow: fetched from its artifacts, and told to a run as what it learnt from and was measured by.
+"""Chat data in MLflow: fetched from its artifacts, and logged with a run as its training and evaluation data.
 
     a path, runs:/ID/chats.jsonl, datasets:/NAME, ... --fetch_data--> a path of this machine --check_chats--> ChatData
     ChatData --log_chat_dataset--> two dataset inputs of the run: `training` and `held-out`
 
 MLflow knows a dataset by its name and digest, within an experiment. So each part has the digest of its own chats, and
 is the same dataset wherever the same chats come from. The tags of an input are of that run; the profile is of the
-first run that told the part.
+first run that logged the part.
 """
 
 import json
@@ -98,7 +98,7 @@ def log_chat_dataset(run_id: str, data: ChatData, name: str, source: str | None 
 
     Args:
         name: what MLflow calls the data set.
-        source: the MLflow URI that it was fetched from; None for a path, of which the name alone is told.
+        source: the MLflow URI that it was fetched from; None for a path, of which only the name is logged.
 
     Raises:
         PublishError: MLflow refuses, or has no such run.

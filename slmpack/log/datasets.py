@@ -52,7 +52,7 @@ class FoundData(Record):
     Attributes:
         text: a path, or the URI of an artifact in MLflow.
         name: of the dataset in MLflow; None where the data were not named by one.
-        digest: what MLflow has for its digest, told by whoever logged it.
+        digest: what MLflow has for its digest, as the logging program gave it.
     """
 
     text: str
@@ -126,11 +126,11 @@ def _place_of(client: "MlflowClient", run: "Run", dataset: "Dataset") -> str:
     Raises:
         DataError: it is neither, or not on this machine.
     """
-    told = f"the dataset {dataset.name} of run {run.info.run_id}"
+    subject = f"the dataset {dataset.name} of run {run.info.run_id}"
     source = _uri_of(dataset)
     if source is None:
         raise DataError(
-            f"{told} has a source of type {dataset.source_type}", "a file or an artifact in MLflow", _ADVICE
+            f"{subject} has a source of type {dataset.source_type}", "a file or an artifact in MLflow", _ADVICE
         )
     if urlsplit(source).scheme not in {"", "file"}:
         return source
@@ -139,7 +139,7 @@ def _place_of(client: "MlflowClient", run: "Run", dataset: "Dataset") -> str:
         return f"runs:/{run.info.run_id}/{path.name}"
     if not path.exists():
         raise DataError(
-            f"{told} is {path}, which is not here", "an artifact in MLflow, or a file of this machine", _ADVICE
+            f"{subject} is {path}, which is not here", "an artifact in MLflow, or a file of this machine", _ADVICE
         )
     return str(path.absolute())
 

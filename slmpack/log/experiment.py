@@ -5,7 +5,7 @@
     MLflow is a server        --> the server's default, which its experiment "Default" shows
     another database          --> MLflow's default, `mlruns` in the working folder: refused, the database is elsewhere
 
-Packages, checkpoints that are handed over, tuned models and held-out chats are all artifacts of it.
+Packages, checkpoints that are shared, tuned models and held-out chats are all artifacts of it.
 """
 
 import os

@@ -38,11 +38,11 @@ def markdown_link(text: str, address: str | None) -> str:
     return text if address is None else f"[{text}]({address})"
 
 
-def linked(told: str, name: str | None, version: int | None) -> str:
-    """Return the line `told` with its first `NAME version N` linked to the version in MLflow."""
+def linked(line: str, name: str | None, version: int | None) -> str:
+    """Return the line `line` with its first `NAME version N` linked to the version in MLflow."""
     if name is None or version is None:
-        return told
-    return told.replace(f"{name} version {version}", version_link(name, version), 1)
+        return line
+    return line.replace(f"{name} version {version}", version_link(name, version), 1)
 
 
 def _address(server: str, place: str) -> str | None:

@@ -2,7 +2,7 @@
 
     package --links--> staged folder --links, or one upload--> artifacts of the logged model; then READY
 
-One MLflow run holds the facts of one packaging. It stays open until the model is published or refused. Whatever
+One MLflow run holds the facts of one packaging. It stays open until the model is published or refused. All that
 stops the logging half-way leaves no READY model: it is deleted with its files, and the run says FAILED or KILLED.
 """
 
@@ -107,14 +107,14 @@ def ready_models(tags: dict[str, str]) -> "list[MlflowModel]":
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
         return []
-    wanted = " AND ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    filter_string = " AND ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
     newest_first = [{"field_name": "creation_timestamp", "ascending": False}]
-    found = client.search_logged_models([experiment.experiment_id], wanted, order_by=newest_first)
+    found = client.search_logged_models([experiment.experiment_id], filter_string, order_by=newest_first)
     return [logged for logged in found if str(logged.status) == "READY" and is_usable(logged)]
 
 
 def _facts_of(package: Package, interface: Interface, digest: str) -> dict[str, str]:
-    """Return the parameters of the run and the model; a source on this machine is told by its name only."""
+    """Return the parameters of the run and the model; a source on this machine is given by its name only."""
     source = package.snapshot.source
     versions = package.versions | runtime_versions(package.target)
     facts = {

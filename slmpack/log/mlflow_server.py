@@ -154,13 +154,13 @@ def _probe_server(uri: str) -> None:
 
 def _cause_of(error: BaseException) -> str:
     text = str(error)
-    for told, found in (
+    for pattern, cause in (
         ("Connection refused", "connection refused"),
         ("resolve", "its name cannot be resolved"),
         ("timed out", f"no answer in {PROBE_SECONDS} s"),
     ):
-        if told in text:
-            return found
+        if pattern in text:
+            return cause
     return type(error.__cause__ or error).__name__
 
 
@@ -210,6 +210,9 @@ def _read_only(file: Path) -> Path | None:
 
 
 def _is_sqlite(file: Path) -> bool:
-    """An empty file is one too. Source: the SQLite file format, "The Database Header"."""
+    """Say whether a file is an SQLite database, as an empty file is.
+
+    Source: the SQLite file format, "The Database Header".
+    """
     with file.open("rb") as opened:
         return opened.read(16) in (b"", b"SQLite format 3\x00")

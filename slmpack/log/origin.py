@@ -1,6 +1,6 @@
 """Origin: the checkpoint that a logged model was made from, on a machine that need not have made it.
 
-a snapshot of the workspace that has its digest    whatever it was fetched from
+a snapshot of the workspace that has its digest    regardless of where it was fetched from
 else the source, fetched again as it was pinned    the Hub's commit, the release, the logged model's id
 else a folder or file of its name                  in the working folder: its path elsewhere did not travel
 
@@ -23,7 +23,7 @@ from slmpack.source.resolve import adapter_source, base_source, resolve_source
 logger = logging.getLogger(__name__)
 
 
-def snapshot_path(uri: str, told: Provenance, workspace: Path) -> Path:
+def locate_snapshot(uri: str, provenance: Provenance, workspace: Path) -> Path:
     """Return the folder of the checkpoint that the package of the logged model `uri` was made from.
 
     Raises:
@@ -31,10 +31,10 @@ def snapshot_path(uri: str, told: Provenance, workspace: Path) -> Path:
         CheckError: it is not on this machine, or not what it was.
         WorkspaceError: there is no room for it.
     """
-    expected = told.snapshot.digest
+    expected = provenance.snapshot.digest
     if (path := _stored_snapshot(expected, workspace)) is not None:
         return path
-    source = _source(uri, told.source, workspace)
+    source = _source(uri, provenance.source, workspace)
     snapshot = fetch_snapshot(source, workspace)
     if snapshot.digest != expected:
         advice = "it cannot be proved against another source"
@@ -48,7 +48,7 @@ def snapshot_path(uri: str, told: Provenance, workspace: Path) -> Path:
 
 
 def _stored_snapshot(digest: str, workspace: Path) -> Path | None:
-    """Return the workspace's whole snapshot of that digest, whatever it was fetched from."""
+    """Return the workspace's whole snapshot of that digest, regardless of where it was fetched from."""
     for manifest in sorted((workspace / "snapshots").glob(f"*/{MANIFEST}")):
         folder = manifest.parent
         with lock(workspace, f"snapshots-{folder.name}"):
@@ -61,24 +61,24 @@ def _stored_snapshot(digest: str, workspace: Path) -> Path | None:
     return None
 
 
-def _source(uri: str, told: SourceFacts, workspace: Path) -> ModelSource:
+def _source(uri: str, facts: SourceFacts, workspace: Path) -> ModelSource:
     """Return a source that can be fetched here: as it was pinned, or a path of the same content.
 
     Raises:
         CheckError: its path elsewhere did not travel, and there is none of its name and content here.
     """
-    if told.location is not None:
-        return _pinned(source_of_facts(told))
-    if told.base is None:
-        return source_here(uri, told, lambda path: resolve_source(str(path), workspace))
-    base = _base(uri, told.base, told.name, workspace)  # whatever the adapter names here and today
-    return source_here(uri, told, lambda path: adapter_source(str(path), path, base, workspace))
+    if facts.location is not None:
+        return _pinned(source_of_facts(facts))
+    if facts.base is None:
+        return source_here(uri, facts, lambda path: resolve_source(str(path), workspace))
+    base = _base(uri, facts.base, facts.name, workspace)  # regardless of what the adapter names today
+    return source_here(uri, facts, lambda path: adapter_source(str(path), path, base, workspace))
 
 
-def _base(uri: str, told: SourceFacts, adapter: str, workspace: Path) -> ModelSource:
-    if told.location is not None:
-        return _pinned(source_of_facts(told))
-    return source_here(uri, told, lambda path: base_source(path, adapter, workspace))
+def _base(uri: str, facts: SourceFacts, adapter: str, workspace: Path) -> ModelSource:
+    if facts.location is not None:
+        return _pinned(source_of_facts(facts))
+    return source_here(uri, facts, lambda path: base_source(path, adapter, workspace))
 
 
 def _pinned(source: ModelSource) -> ModelSource:
@@ -89,7 +89,7 @@ def _pinned(source: ModelSource) -> ModelSource:
     return source.model_copy(update={"text": f"hf://{source.location}@{source.revision}", "base": base})
 
 
-def source_here(uri: str, told: SourceFacts, pin: Callable[[Path], ModelSource]) -> ModelSource:
+def source_here(uri: str, facts: SourceFacts, pin: Callable[[Path], ModelSource]) -> ModelSource:
     """Find a source that was a path of the machine that packaged it: by its name, in the working folder.
 
     Args:
@@ -98,17 +98,17 @@ def source_here(uri: str, told: SourceFacts, pin: Callable[[Path], ModelSource])
     Raises:
         CheckError: there is none, or none with that content.
     """
-    for path in _places_of(told.name):
+    for path in _places_of(facts.name):
         try:
             source = pin(path.resolve())
         except SourceError as error:
             logger.info("%s is not the source: %s", path.name, error)
             continue
-        if (source.kind, source.revision) == (told.kind, told.revision):
+        if (source.kind, source.revision) == (facts.kind, facts.revision):
             return source
-    what = f"{'folder' if told.kind is SourceKind.FOLDER else '.gguf file'} {told.name}"
+    what = f"{'folder' if facts.kind is SourceKind.FOLDER else '.gguf file'} {facts.name}"
     raise CheckError(f"{uri} was made from the {what}, which is not here",
-                     f"the {what} with digest {told.revision[:12]}... in the working folder",
+                     f"the {what} with digest {facts.revision[:12]}... in the working folder",
                      "without it there is nothing to compare with, so it cannot be proved on this machine")  # fmt: skip
 
 

@@ -30,7 +30,7 @@ PROVENANCE = "slmpack.json"
 
 
 class SourceFacts(Record):
-    """A source as it may be told elsewhere; `location` is None where it is a path of the machine that fetched it.
+    """A source as other machines may read it; `location` is None where it is a path of the machine that fetched it.
 
     Attributes:
         base: of an adapter, the model that it was merged into.
@@ -122,33 +122,33 @@ def _facts_of(source: ModelSource) -> SourceFacts:
     return SourceFacts.model_validate(source.model_dump() | shown | {"base": base})
 
 
-def source_of(told: Provenance) -> ModelSource:
+def source_of(provenance: Provenance) -> ModelSource:
     """Return the source's record; a path that did not travel is replaced by the source's name."""
-    return source_of_facts(told.source)
+    return source_of_facts(provenance.source)
 
 
-def source_of_facts(told: SourceFacts) -> ModelSource:
+def source_of_facts(facts: SourceFacts) -> ModelSource:
     """Return the record of a source or of its base, as `source_of` does."""
-    base = source_of_facts(told.base) if told.base else None
-    return ModelSource.model_validate(told.model_dump() | {"location": told.location or told.name, "base": base})
+    base = source_of_facts(facts.base) if facts.base else None
+    return ModelSource.model_validate(facts.model_dump() | {"location": facts.location or facts.name, "base": base})
 
 
-def snapshot_in(folder: Path, told: Provenance) -> Snapshot:
+def snapshot_in(folder: Path, provenance: Provenance) -> Snapshot:
     """Return the record of the snapshot that a logged model was made from, in a folder of this machine."""
-    facts = told.snapshot.model_dump(exclude={"digest"})
-    return Snapshot.model_validate(facts | {"source": source_of(told), "path": folder})
+    facts = provenance.snapshot.model_dump(exclude={"digest"})
+    return Snapshot.model_validate(facts | {"source": source_of(provenance), "path": folder})
 
 
-def model_of(told: Provenance, model_id: str, run_id: str, *, package: Path, snapshot: Path) -> LoggedModel:
+def model_of(provenance: Provenance, model_id: str, run_id: str, *, package: Path, snapshot: Path) -> LoggedModel:
     """Return the logged model's record, with the folders that `package` and `snapshot` have on this machine."""
-    built = told.package.model_dump() | {"snapshot": snapshot_in(snapshot, told), "path": package}
+    built = provenance.package.model_dump() | {"snapshot": snapshot_in(snapshot, provenance), "path": package}
     return LoggedModel(
         package=Package.model_validate(built),
-        interface=told.interface,
-        name=told.name,
+        interface=provenance.interface,
+        name=provenance.name,
         model_id=model_id,
         uri=f"models:/{model_id}",
         run_id=run_id,
-        requirements=told.requirements,
-        digest=told.digest,
+        requirements=provenance.requirements,
+        digest=provenance.digest,
     )

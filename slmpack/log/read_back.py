@@ -99,19 +99,19 @@ def _check_digest(name: str, found: str, expected: str) -> None:
 
 
 def _check_wrapper(sha256: str, model: LoggedModel) -> None:
-    """The model's digest covers the wrapper it was logged with, which need not be the one of this slmpack."""
+    """Check the digest with the wrapper that the model was logged with, which need not be this slmpack's."""
     found = digest_of([model.package.digest, model.interface, model.requirements, sha256])
     if found != model.digest:
         raise _damage(f"{WRAPPER.name} with sha256 {sha256[:12]}...", "the wrapper that was logged", ADVICE)
 
 
 def _check_manifest(path: Path, model: LoggedModel) -> None:
-    """The manifest is what the wrapper believes when it loads the package: it must tell what the records tell."""
+    """Check that the manifest, which the wrapper trusts when it loads the package, says what the records say."""
     try:
-        told = Manifest.read(path.parent).files
+        listed = Manifest.read(path.parent).files
     except ValueError as error:
         raise _damage(f"{PACKAGE_MANIFEST} that cannot be read", "the package's manifest", ADVICE) from error
-    if different := sorted(file.name for file in set(told) ^ set(model.package.files)):
+    if different := sorted(file.name for file in set(listed) ^ set(model.package.files)):
         raise _damage(f"{PACKAGE_MANIFEST} with another digest of {different[0]}", "that of the build", ADVICE)
 
 

@@ -18,7 +18,7 @@ from slmpack.errors import CheckError, SourceError, UsageError
 from slmpack.log.artifacts import Artifacts
 from slmpack.log.health import damage_of
 from slmpack.log.log import MANIFEST_TAG
-from slmpack.log.origin import snapshot_path
+from slmpack.log.origin import locate_snapshot
 from slmpack.log.provenance import PROVENANCE, Provenance, model_of
 from slmpack.log.read_back import CHECKPOINT_FOLDER, read_back
 from slmpack.log.requirements import requirements_for
@@ -40,7 +40,7 @@ _FORMS = "models:/NAME/VERSION, models:/NAME@ALIAS or models:/m-ID"
 _FORM = re.compile(r"models:/(?:(?P<id>m-[0-9a-f]{32})|(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[\w-]+)))")
 
 
-class Recorded(Record):
+class LoggedRecord(Record):
     """A logged model as MLflow and its own `slmpack.json` tell of it; none of it is checked yet.
 
     Attributes:
@@ -51,7 +51,7 @@ class Recorded(Record):
     model_id: str
     run_id: str
     location: str
-    told: Provenance
+    provenance: Provenance
 
 
 def check_uri(uri: str) -> re.Match[str]:
@@ -66,8 +66,8 @@ def check_uri(uri: str) -> re.Match[str]:
     return match
 
 
-def find_logged(uri: str) -> Recorded:
-    """Return what is told of the logged model that `uri` names; no file but `slmpack.json` is read.
+def find_logged(uri: str) -> LoggedRecord:
+    """Return the record of the logged model that `uri` names; no file but `slmpack.json` is read.
 
     Raises:
         UsageError: `uri` can never name one.
@@ -85,13 +85,13 @@ def find_logged(uri: str) -> Recorded:
         if PROVENANCE not in names or MANIFEST_TAG not in logged.tags:
             raise _stranger(uri, f"no {PROVENANCE} beside its MLmodel")
         with artifacts.file(PROVENANCE) as file:
-            told = _read_provenance(uri, file)
-    return Recorded(
+            provenance = _read_provenance(uri, file)
+    return LoggedRecord(
         uri=uri,
         model_id=logged.model_id,
         run_id=str(logged.source_run_id),
         location=artifacts.location,
-        told=told,
+        provenance=provenance,
     )
 
 
@@ -103,7 +103,7 @@ def _read_provenance(uri: str, file: Path) -> Provenance:
                          "verify with the release that logged it, or package its source again") from error  # fmt: skip
 
 
-def recall_model(uri: str, workspace: Path, *, trust_code: bool = False) -> LoggedModel:
+def restore_model(uri: str, workspace: Path, *, trust_code: bool = False) -> LoggedModel:
     """Return the record of the logged model that `uri` names, its package and its source's snapshot on this machine.
 
     Args:
@@ -120,15 +120,15 @@ def recall_model(uri: str, workspace: Path, *, trust_code: bool = False) -> Logg
         WorkspaceError: there is no room for what has to be fetched.
     """
     found = find_logged(uri)
-    _compare_versions(found.told)
-    is_checkpoint = found.told.package.target is Target.TRANSFORMERS
-    snapshot = None if is_checkpoint else snapshot_path(uri, found.told, workspace)
+    _compare_versions(found.provenance)
+    is_checkpoint = found.provenance.package.target is Target.TRANSFORMERS
+    snapshot = None if is_checkpoint else locate_snapshot(uri, found.provenance, workspace)
     with final_errors(CheckError, f"to read {uri}"):
         package = _package_path(found, CHECKPOINT_FOLDER if is_checkpoint else PACKAGE_FOLDER, workspace)
-    model = model_of(found.told, found.model_id, found.run_id, package=package, snapshot=snapshot or package)
+    model = model_of(found.provenance, found.model_id, found.run_id, package=package, snapshot=snapshot or package)
     for check in read_back(model):
         logger.info("%s: %s", check.name, check.found)
-    if not trust_code:  # after it: a wrapper that was damaged is told as that
+    if not trust_code:  # after it: a damaged wrapper is reported as damage
         require_trusted_artifacts(uri, found.location)
     return model
 
@@ -165,17 +165,17 @@ def _stranger(uri: str, found: str) -> CheckError:
     return CheckError(f"{uri} has {found}", "a model that slmpack logged", "package its source: slmpack package SOURCE")
 
 
-def _compare_versions(told: Provenance) -> None:
+def _compare_versions(provenance: Provenance) -> None:
     """Say where proofs run on other versions than the model requires; only its clean environment has those for sure."""
-    here = requirements_for(told.package.target)
-    if different := sorted(set(told.requirements) - set(here)):
-        installed = ", ".join(sorted(set(here) - set(told.requirements)))
+    here = requirements_for(provenance.package.target)
+    if different := sorted(set(provenance.requirements) - set(here)):
+        installed = ", ".join(sorted(set(here) - set(provenance.requirements)))
         logger.warning("the model requires %s; this machine proves it on %s", ", ".join(different), installed)
 
 
-def _package_path(found: Recorded, folder: str, workspace: Path) -> Path:
+def _package_path(found: LoggedRecord, folder: str, workspace: Path) -> Path:
     """Return the folder of the package's files: in place, where reading back compares them, or downloaded."""
-    artifacts, package = Artifacts(found.location), found.told.package
+    artifacts, package = Artifacts(found.location), found.provenance.package
     if artifacts.folder is not None:
         return artifacts.folder / folder
 

@@ -33,7 +33,7 @@ PACKAGE_FOLDER = "artifacts/package"
 READ_ONLY = 0o444
 DEFAULT_NEW_TOKENS = 256  # of a request that names no limit
 # MLflow takes these from the working folder when a uv project is there: they are the user's, not the model's.
-STRANGERS = ("uv.lock", "pyproject.toml", ".python-version")
+PROJECT_FILES = ("uv.lock", "pyproject.toml", ".python-version")
 
 
 @contextmanager
@@ -48,10 +48,10 @@ def staged_model(package: Package, interface: Interface, name: str, digest: str,
             _save_transformers(package, folder, scratch / "small", metadata, name)
         else:
             _save_onnx(package, interface, folder, metadata, name)
-        for stranger in STRANGERS:
+        for stranger in PROJECT_FILES:
             (folder / stranger).unlink(missing_ok=True)
-        told = provenance_of(package, interface, name, requirements_for(package.target), digest)
-        (folder / PROVENANCE).write_text(told.model_dump_json(indent=1) + "\n")
+        provenance = provenance_of(package, interface, name, requirements_for(package.target), digest)
+        (folder / PROVENANCE).write_text(provenance.model_dump_json(indent=1) + "\n")
         yield folder
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

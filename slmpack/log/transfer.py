@@ -26,7 +26,7 @@ from slmpack.source.snapshot import facts_of, snapshot_of
 CHECKPOINT_TAG = "checkpoint"
 
 
-class HandOver(Record):
+class SharedCheckpoint(Record):
     """What another machine is given to fetch a source: its text, and where its files are in MLflow.
 
     Attributes:
@@ -38,15 +38,15 @@ class HandOver(Record):
     checkpoint: str | None
 
 
-def find_checkpoint(source: ModelSource) -> HandOver | None:
-    """Return what was handed over of this very content before; nothing is fetched for that."""
+def find_checkpoint(source: ModelSource) -> SharedCheckpoint | None:
+    """Return the checkpoint of this very content that was shared before; nothing is fetched for that."""
     if source.kind is SourceKind.MLFLOW:
-        return HandOver(source=source.location, checkpoint=None)
+        return SharedCheckpoint(source=source.location, checkpoint=None)
     found = ready_models({f"slmpack.{CHECKPOINT_TAG}": snapshot_key(source)})
-    return HandOver(source=source.shown, checkpoint=f"models:/{found[0].model_id}") if found else None
+    return SharedCheckpoint(source=source.shown, checkpoint=f"models:/{found[0].model_id}") if found else None
 
 
-def hand_over(snapshot: Snapshot, name: str, workspace: Path, trace: dict[str, str]) -> HandOver:
+def share_snapshot(snapshot: Snapshot, name: str, workspace: Path, trace: dict[str, str]) -> SharedCheckpoint:
     """Log the snapshot, so that other machines can take it from MLflow.
 
     Raises:
@@ -55,10 +55,10 @@ def hand_over(snapshot: Snapshot, name: str, workspace: Path, trace: dict[str, s
     """
     source = snapshot.source
     if snapshot.is_dequantised:
-        return HandOver(source=pinned_text(source), checkpoint=None)
+        return SharedCheckpoint(source=pinned_text(source), checkpoint=None)
     tags = {key: value for key, value in trace.items() if key != PREFECT_RUN}  # it is nobody's package
     model = log_checkpoint(snapshot, name, workspace, tags | {CHECKPOINT_TAG: snapshot_key(source)})
-    return HandOver(source=source.shown, checkpoint=model.uri)
+    return SharedCheckpoint(source=source.shown, checkpoint=model.uri)
 
 
 def pinned_text(source: ModelSource) -> str:
@@ -81,44 +81,44 @@ def pinned_text(source: ModelSource) -> str:
 
 def source_of_checkpoint(uri: str) -> ModelSource:
     """Return the source that a checkpoint in MLflow was fetched from, pinned as it was."""
-    return source_of(find_logged(uri).told)
+    return source_of(find_logged(uri).provenance)
 
 
 def receive_snapshot(uri: str, workspace: Path) -> Snapshot:
-    """Return the snapshot that `hand_over` logged, from the workspace if it has it, else from MLflow.
+    """Return the snapshot that `share_snapshot` logged, from the workspace if it has it, else from MLflow.
 
     Raises:
-        SourceError: MLflow has no such model, its files are not those that were handed over, or the source was
+        SourceError: MLflow has no such model, its files are not those that were shared, or the source was
             quantised, and the model has only a part of it.
         CheckError: slmpack did not log it, or it is not whole.
         WorkspaceError: there is no room for it.
     """
     found = find_logged(uri)
-    told, source, original = found.told, source_of(found.told), found.told.snapshot.original
+    provenance, source, original = found.provenance, source_of(found.provenance), found.provenance.snapshot.original
     if original is not None and original.is_checkpoint:
         raise SourceError(f"{uri} has the plain weights of {source.text}, without its codes ({original.form})",
                           "the source of a whole snapshot", f"fetch {source.text} itself")  # fmt: skip
 
     def make(into: Path) -> dict[str, str | int | None]:
-        _take_files(found.location, told, into)
-        return facts_of(snapshot_in(into, told))
+        _take_files(found.location, provenance, into)
+        return facts_of(snapshot_in(into, provenance))
 
     path = store_folder(workspace, "snapshots", snapshot_key(source), make)
     manifest = Manifest.read(path)
-    if digest_of_files(manifest.files) != told.snapshot.digest:
-        raise SourceError(f"{uri} holds other files than were fetched", f"digest {told.snapshot.digest[:12]}...",
+    if digest_of_files(manifest.files) != provenance.snapshot.digest:
+        raise SourceError(f"{uri} holds other files than were fetched", f"digest {provenance.snapshot.digest[:12]}...",
                           "delete that logged model, then start again")  # fmt: skip
     return snapshot_of(source, path, manifest)
 
 
-def _take_files(location: str, told: Provenance, into: Path) -> None:
+def _take_files(location: str, provenance: Provenance, into: Path) -> None:
     """Put the checkpoint's own files into the empty folder `into`: linked from a local store, else downloaded."""
     artifacts = Artifacts(location)
     if artifacts.folder is not None:
-        for file in told.snapshot.files:
+        for file in provenance.snapshot.files:
             link_or_copy(artifacts.folder / CHECKPOINT_FOLDER / file.name, into / file.name)
         return
-    for file in told.snapshot.files:
+    for file in provenance.snapshot.files:
         artifacts.copy(f"{CHECKPOINT_FOLDER}/{file.name}", into)
         (into / file.name).parent.mkdir(exist_ok=True)
         (into / CHECKPOINT_FOLDER / file.name).rename(into / file.name)

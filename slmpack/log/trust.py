@@ -1,7 +1,7 @@
 """Trust: whose code runs when a logged model is loaded.
 
 A logged model is a program: `mlflow.pyfunc.load_model` runs what lies in it. Tags, manifests and `slmpack.json` can be
-copied by whoever may log a model, so they say nothing of that. What counts as ours is code that is byte for byte the
+copied by anybody who may log a model, so they prove nothing. What counts as ours is code that is byte for byte the
 wrapper of this release or of one that `wrappers.txt` lists, and a checkpoint that MLflow's own transformers flavour
 loads without any code of the checkpoint's. Everything else runs only where the user said so.
 
@@ -63,7 +63,7 @@ def require_trusted(uri: str, names: Collection[str], read: Read) -> None:
     if found is not None:
         raise TrustError(
             f"{uri} has {found}", "the code of slmpack, which runs when the model is loaded",
-            "if you trust whoever logged it, give --trust-code",
+            "if you trust its author, give --trust-code",
         )  # fmt: skip
 
 

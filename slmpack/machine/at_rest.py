@@ -4,7 +4,7 @@
 
 A snapshot links to weights where they are. `derive_folder` compares the snapshot with its manifest before and after the
 child reads it, and what the file system says of every linked file as well, so that weights that were swapped and put
-back are found too: whatever is done to a file sets its change time (see `stamps`).
+back are found too: every change of a file sets its change time (see `stamps`).
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -37,7 +37,7 @@ class _Parent:
 
     def serve(self) -> dict[str, Any] | None:
         """Serve until the line closes, then return None; a fork returns its request instead."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the children are told by the terminal, the end by the line
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal signals the children itself
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wakes, warn_on_full_buffer=False)
         with selectors.DefaultSelector() as selector:

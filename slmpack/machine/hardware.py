@@ -29,7 +29,7 @@ INSTALL = "type: pip install 'slmpack[cuda]'"
 
 
 def require_runtime(target: Target) -> None:
-    """Refuse a machine whose ONNX Runtime cannot be told, before any work.
+    """Refuse a machine whose ONNX Runtime is ambiguous, before any work.
 
     Raises:
         HardwareError: the packages for both kinds of hardware are installed, or none are.
@@ -153,5 +153,7 @@ def require_libraries() -> None:
     """
     for library, package in LIBRARIES.items():
         if installed_version(package) is None and find_library(library[3:].partition(".so")[0]) != library:
-            wanted = f"{package}=={CUDA_LIBRARIES[package]}"
-            raise HardwareError(f"there is no {library}", f"the package {wanted}, or CUDA 13 on this system", INSTALL)
+            requirement = f"{package}=={CUDA_LIBRARIES[package]}"
+            raise HardwareError(
+                f"there is no {library}", f"the package {requirement}, or CUDA 13 on this system", INSTALL
+            )

@@ -1,4 +1,4 @@
-"""Package index: what pip is set up with (indexes, proxy, certificates), told to uv.
+"""Package index: pip's settings (indexes, proxy, certificates), translated for uv.
 
 uv does not read pip's configuration, so pip is asked for it and it is handed on, by environment variables, since an
 index's URL may hold a password.
@@ -29,13 +29,15 @@ def read_pip_config(python: str) -> dict[str, str]:
         CheckError: pip cannot read its own configuration.
     """
     command = [python, "-P", "-m", "pip", "config", "list"]
-    asked = subprocess.run(command, capture_output=True, text=True, check=False)
-    if "No module named pip" in asked.stderr:  # an environment made without it, so there is no setting to hand on
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "No module named pip" in done.stderr:  # an environment made without it, so there is no setting to hand on
         return {}
-    if asked.returncode:
-        said = " ".join(asked.stderr.split())[:300]
-        raise CheckError(f"pip config list: {said}", "a configuration that pip can read", "mend the file that it names")
-    return parse_pip_config(asked.stdout)
+    if done.returncode:
+        reason = " ".join(done.stderr.split())[:300]
+        raise CheckError(
+            f"pip config list: {reason}", "a configuration that pip can read", "mend the file that it names"
+        )
+    return parse_pip_config(done.stdout)
 
 
 def parse_pip_config(listing: str) -> dict[str, str]:
@@ -47,8 +49,8 @@ def parse_pip_config(listing: str) -> dict[str, str]:
     for line in listing.splitlines():
         if match := re.fullmatch(r"(:env:|[^.]+)\.([a-z0-9-]+)=(['\"].*)", line):
             section, option, value = match.groups()
-            if section in sections and (said := str(ast.literal_eval(value)).strip()):
-                sections[section][option.removeprefix("default-")] = said
+            if section in sections and (text := str(ast.literal_eval(value)).strip()):
+                sections[section][option.removeprefix("default-")] = text
     return sections["global"] | sections["install"] | sections[":env:"]
 
 

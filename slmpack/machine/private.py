@@ -1,6 +1,6 @@
 """Private: the workspace belongs to one user, and what is written into it is written there and nowhere else.
 
-Whoever can write into the workspace can exchange what is published, so it is made for its owner alone. File names in
+A user who can write into the workspace can exchange what is published, so it is made for its owner alone. File names in
 it are predictable; none is followed where it is a link, and nothing is emptied before it was looked at.
 """
 

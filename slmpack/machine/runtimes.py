@@ -45,11 +45,11 @@ def installed_runtime() -> Provider:
         both = " and ".join((found["cpu"][0], found["cuda"][0]))
         raise HardwareError(f"both {both} are installed, which own the same import name", "one of them",
                             "make a new environment with either slmpack[cpu] or slmpack[cuda]")  # fmt: skip
-    asked: Provider = "cuda" if found["cuda"] else "cpu"
-    if missing := [name for name in SETS[asked] if name not in found[asked]]:
+    provider: Provider = "cuda" if found["cuda"] else "cpu"
+    if missing := [name for name in SETS[provider] if name not in found[provider]]:
         raise HardwareError(f"{missing[0]} is not installed", "ONNX Runtime and ONNX Runtime GenAI",
-                            f"type: pip install 'slmpack[{asked}]'")  # fmt: skip
-    return asked
+                            f"type: pip install 'slmpack[{provider}]'")  # fmt: skip
+    return provider
 
 
 # The CUDA 13 libraries that onnxruntime-gpu 1.31 and onnxruntime-genai-cuda 0.18 link to, and cuDNN, which the former

@@ -68,7 +68,7 @@ def digest_files(folder: Path, stage: str, leave_out: frozenset[str] = frozenset
 
     Args:
         folder: where the files are.
-        stage: what the progress is told as.
+        stage: the name that the progress is reported under.
         leave_out: paths in the folder that are not to be read.
     """
     paths = sorted(path for path in _files_of(folder) if path.relative_to(folder).as_posix() not in leave_out)
@@ -129,7 +129,7 @@ def _stamps_file(workspace: Path, kind: str, key: str) -> Path:
 
 @contextmanager
 def lock(workspace: Path, key: str) -> Iterator[None]:
-    """Hold the lock of `key`, waiting for whoever has it; the kernel frees it when the holder dies."""
+    """Hold the lock of `key`, waiting for its holder; the kernel frees it when the holder dies."""
     handle = open_lock(folder_in(workspace, "locks") / f"{key}.lock")
     try:
         try:

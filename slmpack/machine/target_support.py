@@ -13,7 +13,7 @@ ABOUT = {
 }
 
 
-class Offer(Record):
+class TargetSupport(Record):
     """A target on this machine.
 
     Attributes:
@@ -31,16 +31,16 @@ class Offer(Record):
     reason: str | None
 
 
-def offers() -> tuple[Offer, ...]:
+def offers() -> tuple[TargetSupport, ...]:
     """Return what this machine can do for each target."""
     return tuple(_offer(target) for target in Target)
 
 
-def _offer(target: Target) -> Offer:
+def _offer(target: Target) -> TargetSupport:
     builds = _obstacle_to_build(target)
     proves = builds or obstacle_to_prove(target)
     reason = builds or proves
-    return Offer(
+    return TargetSupport(
         target=target,
         about=ABOUT[target],
         pool=target.provider,
@@ -59,7 +59,7 @@ def _obstacle_to_build(target: Target) -> HardwareError | None:
     return None
 
 
-def told_offer(offer: Offer) -> str:
+def describe_support(offer: TargetSupport) -> str:
     """Say it in a line."""
     state = "builds and proves" if offer.proves else "builds, does not prove" if offer.builds else "does not build"
     where = f" on {offer.device.name}" if offer.device and offer.device.name else ""

@@ -28,7 +28,7 @@ from slmpack.machine.private import folder_in
 from slmpack.machine.side_by_side import Job
 from slmpack.machine.store import digest_files, log_folder
 from slmpack.prove.quality.chat_reference import chat_reference
-from slmpack.prove.quality.compare import PackageRun, run_package
+from slmpack.prove.quality.compare import ComparisonRequest, run_package
 from slmpack.prove.quality.reference import PROMPTS, Reference, source_reference
 from slmpack.prove.quality.repetition import count_new_loops
 from slmpack.prove.quality.text import checked_waiver, read_text
@@ -104,8 +104,8 @@ def measure_quality(
             return QualityReport(model=model, quality=None, policy=policy, checks=(same,))
         reference = source_reference(model.package.snapshot, content, workspace)
         provider = provider_here(model.package.target)
-        asked = None if chats is None else _chat_reference(model.package.snapshot, chats, workspace, checked)
-        run = PackageRun(package=folder, reference=reference, chats=asked, provider=provider)
+        chat_reference = None if chats is None else _chat_reference(model.package.snapshot, chats, workspace, checked)
+        run = ComparisonRequest(package=folder, reference=reference, chats=chat_reference, provider=provider)
         quality = _measure(model, run, workspace)
     read = "the built-in text" if text is None else "a text of the user's"
     checks: tuple[Check, ...] = (same, Check(name="text", found=f"{quality.tokens} positions of {read}"))
@@ -128,7 +128,7 @@ def read_source_beside(
 ) -> Job[None] | None:
     """Let the source read what `measure_quality` holds its package against, while that is built.
 
-    An error of it is not told here: `measure_quality` runs the source again, and says it.
+    An error of it is not raised here: `measure_quality` runs the source again, and raises it.
 
     Args:
         text, chats, checked: those of `measure_quality`.
@@ -160,7 +160,7 @@ def _logged_folder(model: LoggedModel, workspace: Path) -> Iterator[Path]:
 
 
 def _check_bytes(model: LoggedModel, folder: Path) -> Check:
-    """What is measured is what was built; for `transformers`, where the weights are the snapshot's, that is all."""
+    """Check that the measured files are those that were built; for `transformers` the weights are the snapshot's."""
     is_source = model.package.target is Target.TRANSFORMERS
     weights = (".safetensors",) if is_source else ("",)
     expected = {file.name: file for file in model.package.files if file.name.endswith(weights)}
@@ -180,15 +180,15 @@ def _chat_reference(snapshot: Snapshot, chats: str, workspace: Path, checked: Ch
         return chat_reference(snapshot, fetch_data(chats, Path(folder)), workspace, checked.chats if checked else None)
 
 
-def _measure(model: LoggedModel, asked: PackageRun, workspace: Path) -> Quality:
+def _measure(model: LoggedModel, request: ComparisonRequest, workspace: Path) -> Quality:
     snapshot = model.package.snapshot
     measured, _ = run_in_child(
-        run_package, asked,
+        run_package, request,
         log=log_folder(workspace) / f"measure-{model.model_id}.log",
         limit_seconds=limit_seconds(MEASURE_LIMIT_SECONDS, model.package.size_bytes),
         failure=QualityError, doing="the run of the package",
     )  # fmt: skip
-    fed = Reference.model_validate_json((asked.reference / REFERENCE_FILE).read_text())
+    fed = Reference.model_validate_json((request.reference / REFERENCE_FILE).read_text())
     return Quality(
         perplexity=measured.perplexity,
         source_perplexity=measured.source_perplexity,
@@ -225,7 +225,7 @@ def judge(measured: QualityReport, advice: str) -> QualityReport:
     over = {name: of for name, of in ratios.items() if of[0] > of[1]}
     if over:
         name, (ratio, limit) = next(iter(over.items()))
-        shown = ratio_shown(ratio) if ratio >= limit + 0.001 else f"{ratio:.6f}"  # never told as the limit itself
+        shown = ratio_shown(ratio) if ratio >= limit + 0.001 else f"{ratio:.6f}"  # never shown as the limit itself
         found, expected = f"{name} {shown}", f"at most {limit_shown(limit)}"
     elif quality.new_loops and not policy.allow_new_loops:
         found = f"{quality.new_loops} of {len(PROMPTS)} greedy answers loops where the source's does not"

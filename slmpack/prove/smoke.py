@@ -120,7 +120,7 @@ def _config_of(request: SmokeRequest) -> dict[str, object]:
 
 
 class Consumer:
-    """Asks one loaded model, whatever its interface and flavour."""
+    """Asks one loaded model, of any interface and flavour."""
 
     def __init__(self, model: Any, request: SmokeRequest) -> None:
         self._model = model

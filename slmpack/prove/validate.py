@@ -142,7 +142,7 @@ def _refusal(name: str, found: str, expected: str) -> CheckError:
 
 
 def _check_files(files: LoggedFiles) -> Check:
-    """The package or checkpoint is whole."""
+    """Check that the package or checkpoint is whole."""
     folder = "model" if files.model.package.target is Target.TRANSFORMERS else "artifacts/package"
     expected = {f"{folder}/{file.name}" for file in files.model.package.files}
     if missing := sorted(expected - set(files.names)):
@@ -153,15 +153,15 @@ def _check_files(files: LoggedFiles) -> Check:
 def _check_signature(files: LoggedFiles) -> Check:
     expected, found = signature_of(files.model.interface), files.metadata.signature
     if found != expected:
-        told = "none" if found is None else f"inputs {str(found.inputs)[:150]}"
-        raise _refusal("signature", told, f"the signature of {files.model.interface}, exactly")
+        shown = "none" if found is None else f"inputs {str(found.inputs)[:150]}"
+        raise _refusal("signature", shown, f"the signature of {files.model.interface}, exactly")
     if files.model.package.target is not Target.TRANSFORMERS and not gets_whole_requests(found):
         raise _refusal("signature", "MLflow drops what is not in it", "requests that reach the wrapper as they are")
     return Check(name="signature", found=f"that of {files.model.interface}")
 
 
 def _check_example(files: LoggedFiles) -> Check:
-    """The example is there, has the interface's fields, and passes MLflow's own enforcement of the signature."""
+    """Check that the example is there, has the interface's fields, and passes MLflow's enforcement of the signature."""
     from mlflow.exceptions import MlflowException
     from mlflow.models import validate_schema
 
@@ -317,12 +317,12 @@ def predict_example(request: PredictRequest) -> Check:
     answer = model.predict(model.input_example)
     if request.listed:  # a prompt model answers in a column, MLflow's transformers flavour in a list
         if not isinstance(answer, list) or len(answer) != 1:
-            raise _refusal("prediction", f"{_told(answer)} for one row", "a list of one answer")
+            raise _refusal("prediction", f"{_answer_shown(answer)} for one row", "a list of one answer")
         (answer,) = answer
     if info.signature is None or info.signature.outputs is None:
         raise _refusal("prediction", "no output schema", "the interface's")
     return Check(name="prediction", found=check_answer(answer, info.signature.outputs))
 
 
-def _told(answer: object) -> str:
+def _answer_shown(answer: object) -> str:
     return f"a list of {len(answer)}" if isinstance(answer, list) else type(answer).__name__

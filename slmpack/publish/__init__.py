@@ -3,5 +3,5 @@
 The alias moves last. Imports `prove` and below.
 
 Door: publish.publish_version, publish.mark_refused, request.check_request, request.Request,
-find.find_published, rollback.find_way_back, watch.find_new_version, page.log_page.Proofs
+find.find_published, rollback.plan_rollback, watch.find_new_version, page.log_page.Proofs
 """

@@ -1,7 +1,7 @@
 """Claim: of all publishers of one digest, exactly one version remains, and all of them know which.
 
 MLflow has no compare-and-swap, so each makes a version that carries the digest and searches the digest afterwards:
-the lowest number wins, and whoever sees a loser that nobody published deletes it.
+the lowest number wins, and a publisher that sees an unpublished loser deletes it.
 """
 
 import logging

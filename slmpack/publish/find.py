@@ -18,7 +18,7 @@ from slmpack.source.mlflow_errors import is_absent
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
-Told = TypeVar("Told", bound=Record)
+RecordT = TypeVar("RecordT", bound=Record)
 
 ASKED, ASKED_SEPARATOR = "slmpack.asked", ", "
 
@@ -29,7 +29,7 @@ class PublishedLookup(Record):
     Attributes:
         alias: the alias that was moved to it then; a rollback may have given it to another version since.
         recipe: as in the version's tag; None for a target that is not quantised.
-        asked: what ended with this version: the recipe itself or `auto`, each with the policy it was under.
+        fingerprints: what ended with this version: the recipe itself or `auto`, each with the policy it was under.
         speed: as it was measured then; None if a tag is missing.
     """
 
@@ -42,7 +42,7 @@ class PublishedLookup(Record):
     target: Target
     recipe: str | None
     size_bytes: int
-    asked: tuple[str, ...]
+    fingerprints: tuple[str, ...]
     speed: Speed | None
     quality: QualityFigures | None
 
@@ -99,7 +99,7 @@ def published_before(search: Search) -> PublishedLookup | None:
         key = search.request_key
         return None if key is None else _newest_published(search.name, search.alias, key_tag(key), search.alias)
     lookups = (find_published(search.name, digest, search.alias) for digest in search.digests)
-    found = next((each for each in lookups if each is not None and search.counts(each.asked)), None)
+    found = next((each for each in lookups if each is not None and search.counts(each.fingerprints)), None)
     if found is not None and search.request_key is not None:
         remember_key(search.name, found.version, search.request_key, search.alias)
     return found
@@ -153,23 +153,23 @@ def lookup_of(version: "ModelVersion", alias: str) -> PublishedLookup:
         target=Target(facts["target"]),
         recipe=None if recipe == "none" else recipe,
         size_bytes=int(facts["size_bytes"]),
-        asked=asked_in(version.tags),
+        fingerprints=fingerprints_in(version.tags),
         speed=figures_in(version.tags, Speed),
         quality=figures_in(version.tags, QualityFigures),
     )
 
 
-def asked_in(tags: Mapping[str, str]) -> tuple[str, ...]:
+def fingerprints_in(tags: Mapping[str, str]) -> tuple[str, ...]:
     """Return all that was asked for and ended with what has the tags: a version, or a model that waits."""
     return tuple(tags.get(ASKED, "").split(ASKED_SEPARATOR))
 
 
-def with_asked(tags: Mapping[str, str], *asked: str) -> str:
-    """Return the value of the tag with `asked` added, each once."""
-    return ASKED_SEPARATOR.join(filter(None, dict.fromkeys((*asked_in(tags), *asked))))
+def with_fingerprint(tags: Mapping[str, str], *fingerprints: str) -> str:
+    """Return the value of the tag with `fingerprints` added, each once."""
+    return ASKED_SEPARATOR.join(filter(None, dict.fromkeys((*fingerprints_in(tags), *fingerprints))))
 
 
-def figures_in(tags: Mapping[str, str], figures: type[Told]) -> Told | None:
+def figures_in(tags: Mapping[str, str], figures: type[RecordT]) -> RecordT | None:
     """Read figures back from tags; None where one is missing that there always is."""
     facts = facts_in(tags)
     values = {name: facts[name] for name in figures.model_fields if name in facts}
@@ -234,11 +234,11 @@ def holder_before(version: "ModelVersion", alias: str) -> "ModelVersion | None":
     holder = holder_of(version.name, alias)
     if holder is not None and holder.version != version.version:
         return holder
-    told = versions_with(version.name, SUPERSEDED_BY, str(version.version))
-    return next((other for other in reversed(told) if other.tags.get(HELD_ALIAS) == alias), None)
+    versions = versions_with(version.name, SUPERSEDED_BY, str(version.version))
+    return next((other for other in reversed(versions) if other.tags.get(HELD_ALIAS) == alias), None)
 
 
-class Standing(Record):
+class RegistryStatus(Record):
     """What the registry has of a logged model.
 
     Attributes:
@@ -250,7 +250,7 @@ class Standing(Record):
     holder: int | None
 
 
-def standing_of(model: LoggedModel) -> Standing:
+def registry_status(model: LoggedModel) -> RegistryStatus:
     """Return what the registry has of `model` now."""
     alias = alias_of(model.package.target, model.interface)
     holder = holder_of(model.name, alias)
@@ -259,4 +259,6 @@ def standing_of(model: LoggedModel) -> Standing:
         for version in versions_with(model.name, MODEL_ID, model.model_id)
         if version.tags.get(PUBLISHED) == alias
     ]
-    return Standing(published=published[-1] if published else None, holder=int(holder.version) if holder else None)
+    return RegistryStatus(
+        published=published[-1] if published else None, holder=int(holder.version) if holder else None
+    )

@@ -61,7 +61,7 @@ class PackageOptions(ProofOptions, RecipeOptions):  # the form shows the fields 
         """Return the options for one target of several: a target that is not quantised takes no recipe."""
         return self.model_copy(update={"recipe": recipe_for(target, self.recipe)})
 
-    def on_chats(self, chats: str | None) -> "PackageOptions":
+    def with_quality_chats(self, chats: str | None) -> "PackageOptions":
         """Return the options with the chats that the source names, unless the user named others."""
         return self if self.quality_chats or not chats else self.model_copy(update={"quality_chats": chats})
 

@@ -37,7 +37,7 @@ class StageEvent(NamedTuple):
     held: bool | None = None
 
 
-class Stages:
+class StageTimer:
     """Wall time of each stage, in the order in which they ran; one that runs again adds to its time."""
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class Stages:
         self.seconds[stage] = round(self.seconds.get(stage, 0.0) + seconds, 3)
 
 
-def published_outcome(version: PublishedVersion, proofs: Proofs, stages: Stages) -> Outcome:
+def published_outcome(version: PublishedVersion, proofs: Proofs, stages: StageTimer) -> Outcome:
     """Describe a version that was published just now."""
     package = version.model.package
     return Outcome(
@@ -88,12 +88,12 @@ def published_outcome(version: PublishedVersion, proofs: Proofs, stages: Stages)
     )
 
 
-def verified_before(version: PublishedVersion, proofs: Proofs, stages: Stages) -> Outcome:
+def verified_before(version: PublishedVersion, proofs: Proofs, stages: StageTimer) -> Outcome:
     """Describe a version that was proved again, and whose alias stays where it is."""
     return published_outcome(version, proofs, stages).model_copy(update={"status": "unchanged"})
 
 
-def unchanged_outcome(found: PublishedLookup, stages: Stages) -> Outcome:
+def unchanged_outcome(found: PublishedLookup, stages: StageTimer) -> Outcome:
     """Describe a version that was published before, with the figures of that time."""
     return Outcome(
         status="unchanged",
@@ -111,7 +111,7 @@ def unchanged_outcome(found: PublishedLookup, stages: Stages) -> Outcome:
     )
 
 
-def unproved_outcome(found: UnprovedModel, stages: Stages) -> Outcome:
+def unproved_outcome(found: UnprovedModel, stages: StageTimer) -> Outcome:
     """Describe a model that waits for its hardware."""
     return Outcome(
         status="unproved",
@@ -127,7 +127,7 @@ def unproved_outcome(found: UnprovedModel, stages: Stages) -> Outcome:
     )
 
 
-def told_of(outcome: Outcome) -> str:
+def describe_outcome(outcome: Outcome) -> str:
     """Say in one line what became of a target."""
     if outcome.reason is not None:
         return f"{outcome.target}: {outcome.status}"
@@ -178,7 +178,7 @@ def _figures(quality: Quality | None) -> QualityFigures | None:
     )  # fmt: skip
 
 
-def previous_outcome(found: PublishedLookup | UnprovedModel, stages: Stages) -> Outcome:
+def previous_outcome(found: PublishedLookup | UnprovedModel, stages: StageTimer) -> Outcome:
     """Describe what the same request ended with before."""
     return unproved_outcome(found, stages) if isinstance(found, UnprovedModel) else unchanged_outcome(found, stages)
 

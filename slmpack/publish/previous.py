@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from slmpack.errors import SlmpackError
 from slmpack.log.experiment import require_experiment
 from slmpack.publish.find import PublishedLookup, Search, alias_of, published_before
-from slmpack.publish.outcome import Stages, previous_outcome
+from slmpack.publish.outcome import StageTimer, previous_outcome
 from slmpack.publish.request import Request
 from slmpack.publish.request_key import resolved_request
 from slmpack.publish.unproved import waiting_before
@@ -57,7 +57,7 @@ def known_outcome(source: str, request: Request) -> Outcome | None:
 
 
 def _find(source: str, request: Request) -> Outcome | None:
-    stages = Stages()
+    stages = StageTimer()
     with stages.silently("resolve"):
         require_experiment()
         resolved = resolve_source(source, request.workspace)

@@ -3,7 +3,7 @@
 MLflow is all that publishers on several machines share, and it has no compare-and-swap. So:
 
     create a version that carries the digest -> search the digest -> the lowest number wins -> losers delete their own
-    winner: read back -> page -> the holder of the alias is told who supersedes it -> alias moves -> `slmpack.published`
+    winner: read back -> page -> the alias's holder is tagged with its successor -> alias moves -> `slmpack.published`
 
 Every step may be done twice. A version without `slmpack.published` was left by a publisher that was killed: the next
 one with the same digest completes it. One with it is never moved again, so that a rollback stays, unless what has the
@@ -38,13 +38,13 @@ from slmpack.publish.claim import claim_version, delete_version
 from slmpack.publish.find import (
     ASKED,
     alias_of,
-    asked_in,
+    fingerprints_in,
     holder_before,
     holder_of,
     is_lost,
     remember_key,
     unhealthy_before,
-    with_asked,
+    with_fingerprint,
 )
 from slmpack.publish.page.log_page import Proofs, log_page, page_facts, page_uri
 from slmpack.records import LoggedModel, PublishedVersion, Quality, Speed
@@ -137,7 +137,7 @@ def _complete(model: LoggedModel, proofs: Proofs, version: "ModelVersion") -> Pu
 
 
 def _made_by(version: "ModelVersion") -> str:
-    """Return a line that links the run that made the version, if the run told where it can be seen."""
+    """Return a line that links the run that made the version, if the run has an address."""
     address = facts_in(version.tags).get(RUN_ADDRESS)
     return f"\n\nMade by [this Prefect run]({address})." if address else ""
 
@@ -157,8 +157,8 @@ def _move_alias(version: "ModelVersion", alias: str, holder: "ModelVersion | Non
     client = MlflowClient()
     now = datetime.now(UTC).isoformat(timespec="seconds")
     if holder is not None and holder.tags.get(SUPERSEDED_BY) != str(version.version):
-        told = {HELD_UNTIL: now, HELD_ALIAS: alias, SUPERSEDED_BY: str(version.version)}
-        for key, value in told.items():
+        values = {HELD_UNTIL: now, HELD_ALIAS: alias, SUPERSEDED_BY: str(version.version)}
+        for key, value in values.items():
             client.set_model_version_tag(holder.name, holder.version, key, value)
     client.set_model_version_tag(version.name, version.version, HELD_SINCE, now)
     client.set_registered_model_alias(version.name, alias, version.version)
@@ -220,12 +220,12 @@ def _facts_of(model: LoggedModel, proofs: Proofs, force: bool) -> dict[str, obje
 
 def figures_of(speed: Speed | None, quality: Quality | None) -> dict[str, float]:
     """Return what was measured, by the names that metrics and tags have."""
-    told: dict[str, float] = {} if speed is None else speed.model_dump(exclude_none=True)
+    values: dict[str, float] = {} if speed is None else speed.model_dump(exclude_none=True)
     if quality is not None:
-        told |= quality.model_dump(exclude={"chats"})
+        values |= quality.model_dump(exclude={"chats"})
         if quality.chats is not None:
-            told |= {f"chat_{name}": value for name, value in quality.chats.model_dump().items()}
-    return {name: float(value) for name, value in told.items()}
+            values |= {f"chat_{name}": value for name, value in quality.chats.model_dump().items()}
+    return {name: float(value) for name, value in values.items()}
 
 
 def log_figures(model: LoggedModel, figures: dict[str, float]) -> None:
@@ -256,9 +256,9 @@ def _remember(
 
     client = MlflowClient()
     before = client.get_logged_model(model.model_id).tags
-    told = with_asked(version.tags, fingerprint, *asked_in(before))
-    if told != version.tags.get(ASKED, ""):
-        client.set_model_version_tag(version.name, version.version, ASKED, told)
+    fingerprints = with_fingerprint(version.tags, fingerprint, *fingerprints_in(before))
+    if fingerprints != version.tags.get(ASKED, ""):
+        client.set_model_version_tag(version.name, version.version, ASKED, fingerprints)
     keys = [key.removeprefix(WANTED) for key in before if key.startswith(WANTED)]
     for key in keys if request_key is None else [request_key, *keys]:
         remember_key(model.name, published.version, key, published.alias)

@@ -77,15 +77,15 @@ def default_workspace() -> Path:
     return cache_folder() / "slmpack"
 
 
-def workspace_of(asked: Path | None) -> Path:
+def workspace_of(given: Path | None) -> Path:
     """Return the absolute path of the workspace that was asked for, the default one with None.
 
     Raises:
         WorkspaceError: it cannot be written or made, or others may write it.
     """
-    folder = typed_path(asked or default_workspace())
+    folder = typed_path(given or default_workspace())
     require_writable(folder)
-    require_private(folder, is_default=asked is None)
+    require_private(folder, is_default=given is None)
     return folder
 
 
@@ -101,7 +101,7 @@ def check_request(target: Target, options: PackageOptions, name: str | None, wor
         raise UsageError(f"interface {interface} for target {target}", "chat", "leave --interface out")
     if name is not None:
         check_name(name)
-    recipes = recipes_to_try(target, recipe, on_chats=options.quality_chats is not None)
+    recipes = recipes_to_try(target, recipe, with_quality_chats=options.quality_chats is not None)
     calibrates = any(each and each.weighted for each in (options_for(target, recipe) for recipe in recipes))
     if options.calibration_text is not None and not calibrates:
         raise UsageError(f"a calibration text for target {target}, recipe {recipe}", "a recipe that calibrates",
@@ -168,14 +168,14 @@ def registered_name(given: str | None, source: ModelSource) -> str:
     return name
 
 
-def on_chats(request: Request, chats: str | None) -> Request:
+def with_quality_chats(request: Request, chats: str | None) -> Request:
     """Return the request, measured as well on the chats that its source names, unless the user named others.
 
     Raises:
         UsageError: the text names no chats, or some that may be others tomorrow.
         DataError: there are none, or a line is none.
     """
-    options = request.options.on_chats(chats)
+    options = request.options.with_quality_chats(chats)
     if options == request.options:
         return request
     return check_request(request.target, options, request.name, request.workspace)

@@ -3,7 +3,7 @@
 from slmpack.build.build import package_digest
 from slmpack.build.select import recipe_digest
 from slmpack.log.log import logged_digest
-from slmpack.publish.request import Request, on_chats, registered_name
+from slmpack.publish.request import Request, registered_name, with_quality_chats
 from slmpack.records import ModelSource, Snapshot, digest_of
 from slmpack.source.fetch import snapshot_key
 
@@ -18,7 +18,7 @@ def resolved_request(request: Request, source: ModelSource, chats: str | None) -
         UsageError: the source gives no name that says which model it is, or names chats that may change.
     """
     named = request.model_copy(update={"name": registered_name(request.name, source)})
-    complete = on_chats(named, chats)
+    complete = with_quality_chats(named, chats)
     return complete.model_copy(update={"request_key": request_key(source, complete)})
 
 

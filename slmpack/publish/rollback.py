@@ -1,8 +1,8 @@
 """Rollback: an alias goes back to the version that had it before, if that one still is whole and still answers.
 
     holder <-- superseded it, say the tags of -- candidates, newest first, each with those before it
-    candidate: read back -> smoke test; one that does not hold is told, and the one before it is next
-    the holder is told where the alias goes -> alias moves -> `slmpack.rolled_back`
+    candidate: read back -> smoke test; one that fails is reported, and the one before it is next
+    the holder is tagged with where the alias goes -> alias moves -> `slmpack.rolled_back`
 
 A version that the alias was taken from by a rollback is never gone back to, so that two rollbacks go two versions back
 and none goes forward. It keeps `slmpack.published`: packaging it again ends as `unchanged`, and moves nothing.
@@ -27,7 +27,7 @@ from slmpack.log.trust import require_trusted_artifacts
 from slmpack.log.versions import versions_with
 from slmpack.machine.hardware import require_hardware, require_runtime
 from slmpack.publish.find import PublishedLookup, alias_of, holder_of, lookup_of
-from slmpack.publish.outcome import Stages, unchanged_outcome
+from slmpack.publish.outcome import StageTimer, unchanged_outcome
 from slmpack.records import Interface, LoggedModel, Outcome, Record, SmokeReport, Target
 from slmpack.source.absence import missing_alias, missing_model
 from slmpack.source.mlflow_errors import final_errors
@@ -42,7 +42,7 @@ RESTORED, RESTORED_FROM = "slmpack.restored", "slmpack.restored_from"
 UNUSABLE = (CheckError, SmokeError, SourceError)  # of a candidate: the one before it is next
 
 
-class WayBack(Record):
+class RollbackPlan(Record):
     """Where an alias can go.
 
     Attributes:
@@ -70,7 +70,7 @@ def check_rollback(name: str, target: Target) -> None:
     require_hardware(target)
 
 
-def find_way_back(name: str, target: Target, interface: Interface) -> WayBack:
+def plan_rollback(name: str, target: Target, interface: Interface) -> RollbackPlan:
     """Find who has the target's alias, and who had it before.
 
     Raises:
@@ -86,14 +86,14 @@ def find_way_back(name: str, target: Target, interface: Interface) -> WayBack:
             raise PublishError(f"no version of {name} has the alias {alias}: {absence.found}", absence.known,
                                f"{absence.advice}; check --target and --interface")  # fmt: skip
         if _unfinished(holder):
-            return WayBack(name=name, alias=alias, holder=int(holder.version), candidates=(), interrupted=True)
+            return RollbackPlan(name=name, alias=alias, holder=int(holder.version), candidates=(), interrupted=True)
         seen = {str(holder.version)}
         found = [*_before(holder, alias, seen), *_cut_off(holder, alias, seen)]
     if not found:
         raise PublishError(f"no version of {name} had the alias {alias} before version {holder.version}",
                            "one to go back to", f"package another: slmpack package SOURCE --name {name}")  # fmt: skip
     candidates = tuple(int(version.version) for version in found)
-    return WayBack(name=name, alias=alias, holder=int(holder.version), candidates=candidates)
+    return RollbackPlan(name=name, alias=alias, holder=int(holder.version), candidates=candidates)
 
 
 def _before(version: "ModelVersion", alias: str, seen: set[str]) -> Iterator["ModelVersion"]:
@@ -124,8 +124,8 @@ def _cut_off(holder: "ModelVersion", alias: str, seen: set[str]) -> Iterator["Mo
 
 def _unfinished(holder: "ModelVersion") -> "list[ModelVersion]":
     """Return the versions from which a rollback to `holder` began and was not completed."""
-    told = versions_with(holder.name, ROLLED_BACK_TO, str(holder.version))
-    return [version for version in told if ROLLED_BACK not in version.tags]
+    started = versions_with(holder.name, ROLLED_BACK_TO, str(holder.version))
+    return [version for version in started if ROLLED_BACK not in version.tags]
 
 
 def read_version(name: str, version: int, *, trust_code: bool = False) -> LoggedModel:
@@ -138,7 +138,7 @@ def read_version(name: str, version: int, *, trust_code: bool = False) -> Logged
     """
     found = find_logged(f"models:/{name}/{version}")
     nowhere = Path()  # the files are looked at through the registry, and nothing is compared with the source
-    model = model_of(found.told, found.model_id, found.run_id, package=nowhere, snapshot=nowhere)
+    model = model_of(found.provenance, found.model_id, found.run_id, package=nowhere, snapshot=nowhere)
     for check in read_back(model):
         logger.info("version %d: %s: %s", version, check.name, check.found)
     if not trust_code:
@@ -146,7 +146,7 @@ def read_version(name: str, version: int, *, trust_code: bool = False) -> Logged
     return model
 
 
-def give_back(way: WayBack, version: int, trace: dict[str, str] | None = None) -> PublishedLookup:
+def move_alias_back(plan: RollbackPlan, version: int, trace: dict[str, str] | None = None) -> PublishedLookup:
     """Move the alias from its holder to the version; the same call again changes nothing more.
 
     Args:
@@ -161,18 +161,18 @@ def give_back(way: WayBack, version: int, trace: dict[str, str] | None = None) -
     """
     from mlflow import MlflowClient
 
-    with final_errors(PublishError, f"to give {way.name}@{way.alias} back"):
-        holder = holder_of(way.name, way.alias)
+    with final_errors(PublishError, f"to give {plan.name}@{plan.alias} back"):
+        holder = holder_of(plan.name, plan.alias)
         found = None if holder is None else int(holder.version)
-        if holder is None or found not in {way.holder, version}:
-            raise PublishError(f"{way.name}@{way.alias} went to version {found} meanwhile", f"version {way.holder}",
+        if holder is None or found not in {plan.holder, version}:
+            raise PublishError(f"{plan.name}@{plan.alias} went to version {found} meanwhile", f"version {plan.holder}",
                                "look at it and roll back again")  # fmt: skip
         if found != version:
             _take_from(holder, version, trace or {})
-            MlflowClient().set_registered_model_alias(way.name, way.alias, str(version))
-        restored = MlflowClient().get_model_version(way.name, str(version))
+            MlflowClient().set_registered_model_alias(plan.name, plan.alias, str(version))
+        restored = MlflowClient().get_model_version(plan.name, str(version))
         _complete(restored)
-    return lookup_of(restored, way.alias)
+    return lookup_of(restored, plan.alias)
 
 
 def _take_from(holder: "ModelVersion", version: int, trace: dict[str, str]) -> None:
@@ -183,8 +183,8 @@ def _take_from(holder: "ModelVersion", version: int, trace: dict[str, str]) -> N
     if ROLLED_BACK in holder.tags:  # somebody gave it the alias again
         client.delete_model_version_tag(holder.name, holder.version, ROLLED_BACK)
     facts = with_more(holder.tags, {f"rollback_{key}": value for key, value in trace.items()})
-    told = {FACTS: facts, ROLLED_BACK_TO: str(version)} if trace else {ROLLED_BACK_TO: str(version)}
-    for key, value in told.items():
+    tags = {FACTS: facts, ROLLED_BACK_TO: str(version)} if trace else {ROLLED_BACK_TO: str(version)}
+    for key, value in tags.items():
         client.set_model_version_tag(holder.name, holder.version, key, value)
 
 
@@ -200,14 +200,14 @@ def _complete(restored: "ModelVersion") -> None:
         logger.info("the alias went back from version %s to version %s", left.version, restored.version)
 
 
-def failed_candidates(way: WayBack, reasons: dict[int, str]) -> PublishError:
+def failed_candidates(plan: RollbackPlan, reasons: dict[int, str]) -> PublishError:
     """Return the error of an alias that stays where it is: why each of those that had it before cannot have it."""
-    told = ", ".join(f"version {version}: {reason.replace('; ', ', ')}" for version, reason in reasons.items())
-    return PublishError(f"no version of {way.name} before {way.holder} can be used ({told})", "one to go back to",
-                        f"the alias {way.alias} stays at version {way.holder}")  # fmt: skip
+    shown = ", ".join(f"version {version}: {reason.replace('; ', ', ')}" for version, reason in reasons.items())
+    return PublishError(f"no version of {plan.name} before {plan.holder} can be used ({shown})", "one to go back to",
+                        f"the alias {plan.alias} stays at version {plan.holder}")  # fmt: skip
 
 
-def rolled_back_outcome(found: PublishedLookup, smoke: SmokeReport | None, stages: Stages) -> Outcome:
+def rolled_back_outcome(found: PublishedLookup, smoke: SmokeReport | None, stages: StageTimer) -> Outcome:
     """Describe the version that has the alias now, with the speed of now and the quality of when it was published."""
     outcome = unchanged_outcome(found, stages).model_copy(update={"status": "published"})
     return outcome if smoke is None else outcome.model_copy(update={"speed": smoke.speed})

@@ -44,8 +44,8 @@ def figures_line(outcome: Outcome) -> str:
     recipe = f"{outcome.recipe}: " if outcome.recipe else ""
     parts = []
     if quality is not None:
-        on_chats = quality.chat_perplexity_ratio
-        chats = "" if on_chats is None else f", on chats {ratio_shown(on_chats)}"
+        with_quality_chats = quality.chat_perplexity_ratio
+        chats = "" if with_quality_chats is None else f", on chats {ratio_shown(with_quality_chats)}"
         parts.append(f"perplexity ratio {ratio_shown(quality.perplexity_ratio)}{chats}")
     spread = spread_of(speed)
     between = spread.decode.removeprefix("; ")

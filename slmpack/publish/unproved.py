@@ -13,7 +13,7 @@ from slmpack.errors import HardwareError, PublishError
 from slmpack.log.log import ready_models
 from slmpack.log.tags import DIGEST, REFUSED, UNPROVED, version_tags
 from slmpack.machine.hardware import obstacle_to_prove
-from slmpack.publish.find import ASKED, Search, asked_in, figures_in, key_tag, with_asked
+from slmpack.publish.find import ASKED, Search, figures_in, fingerprints_in, key_tag, with_fingerprint
 from slmpack.publish.page.log_page import Proofs
 from slmpack.publish.publish import figures_of, log_figures
 from slmpack.records import LoggedModel, QualityFigures, Target, UnprovedModel
@@ -63,7 +63,7 @@ def waiting_before(search: Search) -> UnprovedModel | None:
         waiting = _waiting(search.name, target, {key_tag(key): str(target)})
         return _described(waiting[0], target) if waiting else None
     for logged in (each for digest in search.digests for each in _waiting(search.name, target, {DIGEST: digest})):
-        if search.counts(asked_in(logged.tags)):
+        if search.counts(fingerprints_in(logged.tags)):
             _remember(logged, search.fingerprint, target, key)
             return _described(logged, target)
     return None
@@ -80,7 +80,7 @@ def _waiting(name: str, target: Target, tags: dict[str, str]) -> "list[MlflowMod
 def _remember(logged: "MlflowModel", fingerprint: str, target: Target, request_key: str) -> None:
     from mlflow import MlflowClient
 
-    tags = {ASKED: with_asked(logged.tags, fingerprint), key_tag(request_key): str(target)}
+    tags = {ASKED: with_fingerprint(logged.tags, fingerprint), key_tag(request_key): str(target)}
     MlflowClient().set_logged_model_tags(logged.model_id, tags)
 
 

@@ -3,7 +3,7 @@
 A registered model may hold sources and the packages that were made of them. A package is no news, or it would trigger
 its own packaging: it has the tag `slmpack.digest` from its first moment on, since `claim` makes version and tags in one
 step, and the MLmodel of one that was registered by hand names slmpack. A source that was announced has the tag
-`slmpack.announced`; whoever takes the tag away has it announced again.
+`slmpack.announced`; without the tag it is announced again.
 """
 
 import logging
@@ -38,7 +38,7 @@ class SourceVersion(Record):
         return f"models:/{self.name}/{self.version}"
 
 
-class Look(Record):
+class WatchResult(Record):
     """What became of one watched model.
 
     Attributes:
@@ -100,19 +100,19 @@ def mark_announced(found: SourceVersion) -> None:
         MlflowClient().set_model_version_tag(found.name, str(found.version), ANNOUNCED, now + _as(found))
 
 
-def failed_look(name: str, error: Exception) -> Look:
+def failed_look(name: str, error: Exception) -> WatchResult:
     """Describe a model that could not be looked at, or not be announced."""
-    return Look(name=name, reason=" ".join(str(error).split()) or type(error).__name__)
+    return WatchResult(name=name, reason=" ".join(str(error).split()) or type(error).__name__)
 
 
-def summary_of(looks: list[Look]) -> str:
+def summary_of(looks: list[WatchResult]) -> str:
     """Say what was announced and what went wrong: "2 models, 1 announced: models:/tuned/4; MLflow has no ..."."""
     if not looks:
         return f"no registered model has the tag {WATCH} with value true"
     announced = [look.announced for look in looks if look.announced is not None]
-    told = f"{len(looks)} model{'s' if len(looks) > 1 else ''}, {len(announced)} announced"
+    summary = f"{len(looks)} model{'s' if len(looks) > 1 else ''}, {len(announced)} announced"
     reasons = [look.reason for look in looks if look.reason is not None]
-    return "; ".join([": ".join(filter(None, (told, ", ".join(announced)))), *reasons])
+    return "; ".join([": ".join(filter(None, (summary, ", ".join(announced)))), *reasons])
 
 
 def _as(found: SourceVersion) -> str:

@@ -49,7 +49,7 @@ MILLION = 10**6
 CALIBRATION = digest_of([LAYOUT, BUILT_IN_TEXT, TOKENS, WINDOW_TOKENS])
 
 
-class Reading(Record):
+class CalibrationRequest(Record):
     """What the source's process is to read, on windows of one length.
 
     Attributes:
@@ -65,7 +65,7 @@ class Reading(Record):
     into: Path
 
 
-class Calibrated(Record):
+class CalibrationResult(Record):
     """What came of it.
 
     Attributes:
@@ -92,15 +92,15 @@ def calibrate(snapshot: Snapshot, text: str | None, workspace: Path) -> Path:
     read = BUILT_IN_TEXT if text is None else text
     key = digest_of([CALIBRATION, snapshot.digest, text])
 
-    def request(into: Path) -> Reading:
+    def request(into: Path) -> CalibrationRequest:
         logger.info("calibrating %s on %d tokens", snapshot.source.name, TOKENS)
         (into / TEXT_FILE).write_text(read, encoding="utf-8", newline="")
-        return Reading(
+        return CalibrationRequest(
             snapshot=snapshot.path, dtype=dtype_of(snapshot), context_length=snapshot.context_length,
             text_tokens=text_tokens, random_tokens=random_tokens, into=into,
         )  # fmt: skip
 
-    def facts(calibrated: Calibrated) -> Facts:
+    def facts(calibrated: CalibrationResult) -> Facts:
         if calibrated.silent:
             logger.warning("%d matrices saw only zeros, the first is %s: they are quantised without a calibration",
                            len(calibrated.silent), calibrated.silent[0])  # fmt: skip
@@ -118,7 +118,7 @@ def read_energy(folder: Path) -> "dict[str, Tensor]":
 
 
 @forked_with(*TORCH)
-def run_calibration(request: Reading) -> Calibrated:
+def run_calibration(request: CalibrationRequest) -> CalibrationResult:
     """Run in a child: tokenise, run the source, write the energies.
 
     Raises:
@@ -139,10 +139,10 @@ def run_calibration(request: Reading) -> Calibrated:
         raise BuildError("a calibration in which every matrix saw only zeros", "activations",
                          "check the checkpoint's weights")  # fmt: skip
     save_file({name: squares for name, squares in energy.items() if name not in silent}, request.into / ENERGY_FILE)
-    return Calibrated(tokens=sum(map(len, windows)), silent=silent)
+    return CalibrationResult(tokens=sum(map(len, windows)), silent=silent)
 
 
-def windows_of(request: Reading, vocabulary: int) -> list[tuple[int, ...]]:
+def windows_of(request: CalibrationRequest, vocabulary: int) -> list[tuple[int, ...]]:
     """Return windows of one length: in a padded one the padding's activations would count."""
     import torch
     from transformers import AutoTokenizer
@@ -184,9 +184,9 @@ def measure_energy(model: Any, windows: Sequence[Sequence[int]]) -> "dict[str, T
         sums[name] = sums[name] + squares if name in sums else squares
         counts[name] += inputs.shape[:-1].numel()
 
-    def after_decoder(_module: "Module", _inputs: object, said: Any) -> None:
+    def after_decoder(_module: "Module", _inputs: object, output: Any) -> None:
         if not counts[names[head]]:  # it is asked again for the logits, with some of the same
-            add(head, said.last_hidden_state)
+            add(head, output.last_hidden_state)
 
     for module in names.keys() - {head}:
         module.register_forward_pre_hook(lambda module, inputs: add(module, inputs[0]))
@@ -222,10 +222,10 @@ def run_source(model: Any, windows: Sequence[Sequence[int]]) -> None:
         BuildError: an architecture without a decoder apart from its head.
     """
 
-    def told(done: int, total: int) -> None:
+    def on_progress(done: int, total: int) -> None:
         report("build", done // MILLION, max(total // MILLION, 1), "million weights calibrated")
 
     try:
-        next(logits_of(model, windows, told))  # the decoder has seen everything before the first logits
+        next(logits_of(model, windows, on_progress))  # the decoder has seen everything before the first logits
     except QualityError as error:
         raise BuildError(f"no calibration: {error}") from error

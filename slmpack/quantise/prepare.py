@@ -20,7 +20,7 @@ from slmpack.quantise.calibrate import CALIBRATION, calibrate, read_energy
 from slmpack.quantise.gptq.codes_file import open_gptq
 from slmpack.quantise.gptq.gptq import GPTQ, quantise_by_gptq
 from slmpack.quantise.lossless import BLOCK_SIZE
-from slmpack.quantise.mixed_precision.choose_int8 import choose_int8, told_int8
+from slmpack.quantise.mixed_precision.choose_int8 import choose_int8, describe_int8
 from slmpack.quantise.mixed_precision.sensitivity import SENSITIVITY, measure_sensitivity, read_sensitivity
 from slmpack.quantise.plan import Plan
 from slmpack.records import Record, Snapshot, digest_of
@@ -43,7 +43,7 @@ class Prepared(Record):
         int8: the checkpoint's tensors to have in 8 bits.
         stored: what `quantise_by_gptq` stored, or None.
         kept: tensors that are whole multiples already, and of how many bits.
-        told: sentences for the version's page.
+        remarks: sentences for the version's page.
     """
 
     checkpoint: Path | None = None
@@ -52,7 +52,7 @@ class Prepared(Record):
     int8: tuple[str, ...] = ()
     stored: Path | None = None
     kept: dict[str, Bits] = Field(default={})
-    told: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 def preparation_digest(options: BuilderOptions, calibration_text: str | None) -> str:
@@ -92,13 +92,13 @@ def prepare(snapshot: Snapshot, options: BuilderOptions, calibration_text: str |
         return Prepared(calibration=calibration, kept=kept)
     fold = fold_channels(snapshot, calibration, workspace)
     raised: tuple[str, ...] = ()
-    told = [_told_fold(fold)]
+    remarks = [_describe_fold(fold)]
     if options.most_bytes is not None:
         sensitivity = read_sensitivity(measure_sensitivity(snapshot, calibration, fold, workspace))
         room = room_for_int8(read_weights(snapshot.path), sensitivity.groups, options)
         chosen = choose_int8(sensitivity.groups, room, extra_bytes(options))
         raised = tuple(name for group in chosen for name in group.tensors)
-        told += told_int8(chosen, sensitivity.measured)
+        remarks += describe_int8(chosen, sensitivity.measured)
     gptq = options.quantiser == "gptq"
     return Prepared(
         calibration=calibration,
@@ -106,11 +106,11 @@ def prepare(snapshot: Snapshot, options: BuilderOptions, calibration_text: str |
         int8=raised,
         stored=quantise_by_gptq(snapshot, fold, calibration_text, workspace, raised) if gptq else None,
         kept=kept,
-        told=tuple(told),
+        remarks=tuple(remarks),
     )
 
 
-def _told_fold(folder: Path) -> str:
+def _describe_fold(folder: Path) -> str:
     facts = Manifest.read(folder).facts
     if facts.get("reason"):
         return f"channels were not folded: {facts['reason']}"

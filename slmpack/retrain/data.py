@@ -125,5 +125,5 @@ def _length(tokenizer: Any, chat: Chat) -> int | str:
         return len(tokenizer.apply_chat_template(chat.messages, tokenize=True, return_dict=False))
     except MemoryError:
         raise
-    except Exception as error:  # a template may raise whatever it likes: that is its way to refuse
+    except Exception as error:  # a template may raise anything: that is its way to refuse
         return f"the model's chat template refuses it ({' '.join(str(error).split())[:100]})"

@@ -79,7 +79,7 @@ class TunedFigures(Record):
         }
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """Both in words."""
         parts = (("held out", self.held_out), ("general", self.general))
         return ", ".join(f"{name} {found.shown}" for name, found in parts)
@@ -129,7 +129,7 @@ class RetrainOutcome(Record):
         return f"models:/{self.name}/{self.version}"
 
 
-class Settled(Record):
+class PreviousResult(Record):
     """A retraining that came to an end before.
 
     Attributes:
@@ -144,19 +144,19 @@ class Settled(Record):
 def retrain_key(base: ModelSource, data: ChatData, settings: TrainSettings, policy: RetrainPolicy) -> str:
     """Return one digest of the base's exact content, the chats and all that is done with them."""
     pin = [base.kind, base.location if not base.is_local else None, base.revision, base.member]
-    asked = [settings.learnt_by(), policy.model_dump(), data.policy.model_dump()]
-    return digest_of([pin, data.digest, asked])[:KEY_CHARACTERS]
+    terms = [settings.learnt_by(), policy.model_dump(), data.policy.model_dump()]
+    return digest_of([pin, data.digest, terms])[:KEY_CHARACTERS]
 
 
-def find_settled(name: str, key: str) -> Settled | None:
+def find_previous_result(name: str, key: str) -> PreviousResult | None:
     """Return how the same retraining ended before, wherever it ran."""
     if found := usable_versions(name, key):
-        return Settled(version=int(found[-1].version), reason=None)
+        return PreviousResult(version=int(found[-1].version), reason=None)
     run = _refused_run(name, key)
-    return None if run is None else Settled(version=None, reason=run.data.tags[REFUSED])
+    return None if run is None else PreviousResult(version=None, reason=run.data.tags[REFUSED])
 
 
-def settled_outcome(name: str, settled: Settled) -> RetrainOutcome:
+def settled_outcome(name: str, settled: PreviousResult) -> RetrainOutcome:
     """Describe a retraining that came to its end before."""
     if settled.version is None:
         return RetrainOutcome(status="refused", name=name, reason=settled.reason, settled=True)
@@ -252,9 +252,9 @@ def refusal_reason(figures: TunedFigures, policy: RetrainPolicy) -> str | None:
     return None
 
 
-def told_retraining(outcome: RetrainOutcome) -> str:
+def describe_retraining(outcome: RetrainOutcome) -> str:
     """Say in one line what became of a retraining."""
-    figures = f"; perplexity {outcome.figures.told}" if outcome.figures else ""
+    figures = f"; perplexity {outcome.figures.summary}" if outcome.figures else ""
     if outcome.settled and outcome.reason is not None:
         return f"refused before: {outcome.reason}"
     if outcome.version is None:

@@ -1,4 +1,4 @@
-"""Alone: one retraining of a name at a time on a machine; whoever comes second is refused at once, and fetches nothing.
+"""Allow one retraining of a registered model at a time on a machine; a second one fails before it fetches anything.
 
     <workspace>/locks/retrain-<digest of the registry and the name>.lock    its time: since when it is held
 

@@ -28,7 +28,7 @@ from slmpack.retrain.evaluate import (
     version_in_use,
 )
 from slmpack.retrain.retraining import Retraining
-from slmpack.retrain.training.losses import Told, TrainingPoint
+from slmpack.retrain.training.losses import OnPoint, TrainingPoint
 from slmpack.retrain.training.train import TRAINING, read_training
 from slmpack.source.logged_model import QUALITY_CHATS
 from slmpack.source.mlflow_errors import final_errors
@@ -67,8 +67,8 @@ def _begun_before(client: Any, key: str, trace: dict[str, str]) -> str | None:
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None or PREFECT_RUN not in trace:
         return None
-    wanted = f"tags.`{RETRAINED}` = '{key}' AND tags.`slmpack.{PREFECT_RUN}` = '{trace[PREFECT_RUN]}'"
-    found = client.search_runs([experiment.experiment_id], wanted)
+    filter_string = f"tags.`{RETRAINED}` = '{key}' AND tags.`slmpack.{PREFECT_RUN}` = '{trace[PREFECT_RUN]}'"
+    found = client.search_runs([experiment.experiment_id], filter_string)
     return str(found[0].info.run_id) if found else None
 
 
@@ -90,10 +90,10 @@ def keep_held_out(run_id: str, parts: ChatParts) -> None:
         MlflowClient().log_artifact(run_id, str(parts.held_out), HELD_OUT_FOLDER)
 
 
-def tell_losses(run_id: str) -> Told:
+def tell_losses(run_id: str) -> OnPoint:
     """Return what logs a training's points as metrics, a batch every few seconds and the last one at once.
 
-    Of a run that was killed and goes on, the steps that it had told then are not told again.
+    Of a run that was killed and goes on, the steps that it had logged are not logged again.
     """
     waiting: list[TrainingPoint] = []
     known: set[int] | None = None
@@ -101,7 +101,7 @@ def tell_losses(run_id: str) -> Told:
 
     def tell(point: TrainingPoint) -> None:
         nonlocal sent_at, known
-        known = _steps_told(run_id) if known is None else known
+        known = _steps_logged(run_id) if known is None else known
         if point.step not in known:
             waiting.append(point)
         if point.step == point.steps or time.monotonic() - sent_at >= SECONDS_BETWEEN_BATCHES:
@@ -112,7 +112,7 @@ def tell_losses(run_id: str) -> Told:
     return tell
 
 
-def _steps_told(run_id: str) -> set[int]:
+def _steps_logged(run_id: str) -> set[int]:
     from mlflow import MlflowClient
 
     return {point.step for point in MlflowClient().get_metric_history(run_id, "train_loss")}
@@ -146,7 +146,7 @@ def log_curve(run_id: str, tuned: Path) -> None:
 
     training = read_training(tuned)
     with final_errors(PublishError, "to keep the loss curve"):
-        known = _steps_told(run_id)
+        known = _steps_logged(run_id)
         _log_points(run_id, [point for point in training.curve if point.step not in known])  # where it was at hand
         MlflowClient().log_text(run_id, curve_svg(list(training.curve)), CURVE)
         MlflowClient().log_artifact(run_id, str(tuned / TRAINING), "training")

@@ -36,7 +36,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_PICKLE = "adapter_model.bin"
 _MERGE = "merge it with peft's merge_and_unload, save that and name it"
-# What peft merges exactly, whatever it is set to; `init_lora_weights` is looked at apart.
+# What peft merges exactly, at any setting; `init_lora_weights` is looked at apart.
 _UNDERSTOOD = frozenset({
     "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
     "r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias", "use_rslora",

@@ -110,13 +110,13 @@ def _write_kept(folder: Path, original: "_QuantisedCheckpoint", config: Mapping[
             if matrix.bits != form.bits or matrix.module in form.overrides:
                 overrides[module] = {"bits": matrix.bits, "group_size": matrix.group_size}
     write_tensors(folder / WEIGHTS, planned)
-    told = {"quant_method": "olive", "bits": form.bits, "group_size": form.group_size, "symmetric": False,
+    quantization = {"quant_method": "olive", "bits": form.bits, "group_size": form.group_size, "symmetric": False,
             "lm_head": HEAD in original.matrices, "overrides": overrides}  # fmt: skip
-    write_json(folder / CONFIG, {**config, "quantization_config": told} | _own_head(original))
+    write_json(folder / CONFIG, {**config, "quantization_config": quantization} | _own_head(original))
 
 
 def _own_head(original: "_QuantisedCheckpoint") -> dict[str, bool]:
-    """A head with codes of its own is not the embeddings any more."""
+    """Return the setting of a head with codes of its own, which is not the embeddings any more."""
     return {"tie_word_embeddings": False} if HEAD in original.matrices else {}
 
 

@@ -103,14 +103,14 @@ def _has_own_files(snapshot: Snapshot) -> bool:
 def _repair(source: ModelSource, folder: Path, log: Path) -> dict[str, str | int | None]:
     """Put right what is repaired in a snapshot, having made sure that it is what the source was pinned to."""
     with _naming(source, folder):
-        if not older_tokenizer(folder) and not Repairs(folder).told:
+        if not older_tokenizer(folder) and not Repairs(folder).sentences:
             return {}
         if source.base is None and (complaint := _unfaithful(source, folder, digest_files(folder, "fetch"))):
             raise complaint
         converted = convert_tokenizer(folder, log)
         repairs = Repairs(folder)
         repairs.write()
-    sentences = (*filter(None, [converted]), *repairs.told)
+    sentences = (*filter(None, [converted]), *repairs.sentences)
     for sentence in sentences:
         logger.warning("%s: %s", source.text, sentence)
     return {REPAIRS: "\n".join(sentences)}

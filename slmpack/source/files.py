@@ -85,7 +85,7 @@ def _checked(folder: Path, inside: Path | None, is_needed: Callable[[str], bool]
 
 
 def _entries(folder: Path) -> dict[str, Path]:
-    """Return whatever is no folder in a folder and in those in it; links that point to nothing are left out."""
+    """Return all but folders in a folder and in those below it; links that point to nothing are left out."""
     paths = {path.relative_to(folder).as_posix(): path for path in [*folder.glob("*"), *folder.glob("*/*")]}
     return {name: path for name, path in sorted(paths.items()) if path.exists() and not path.is_dir()}
 

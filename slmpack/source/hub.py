@@ -60,7 +60,7 @@ def pin(repository: str, revision: str | None) -> Pinned:
             return _cached(repository, revision)
         info = HfApi().model_info(repository, revision=revision or "main")
     if info.sha is None:
-        raise SourceError(f"the Hub names no commit for {repository}", "a commit", "ask whoever runs HF_ENDPOINT")
+        raise SourceError(f"the Hub names no commit for {repository}", "a commit", "ask the operator of HF_ENDPOINT")
     card = info.card_data
     licence = (card.get("license_name") if card.get("license") == "other" else card.get("license")) if card else None
     files = frozenset(item.rfilename for item in info.siblings or ())

@@ -61,7 +61,7 @@ def pin(uri: str) -> PinnedModel:
 
 
 def chats_of(source: ModelSource) -> str | None:
-    """Return the chats that a tuned model was judged by, of whatever name it is asked for; None for other sources."""
+    """Return the chats that a tuned model was judged by, under any of its names; None for other sources."""
     import mlflow
 
     if source.kind is not SourceKind.MLFLOW or not source.location.startswith("models:/m-"):

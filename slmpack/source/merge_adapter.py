@@ -47,7 +47,7 @@ class MergeRequest(Record):
     """The folders of the base and the adapter, and the one to write config.json and the weights into.
 
     Attributes:
-        stage: what the progress is told as.
+        stage: the name that the progress is reported under.
     """
 
     base: Path
@@ -56,7 +56,7 @@ class MergeRequest(Record):
     stage: str = "fetch"
 
 
-class Merged(Record):
+class MergeResult(Record):
     """How far the saved model's logits are from the unmerged one's, relative to their size."""
 
     distance: float
@@ -86,7 +86,7 @@ def merge_bytes(base: dict[str, Tensor], adapter: dict[str, Tensor]) -> int:
 
 
 @forked_with(*TORCH)
-def merge_adapter(request: MergeRequest) -> Merged:
+def merge_adapter(request: MergeRequest) -> MergeResult:
     """Run in a child: merge, save, and compare.
 
     Raises:
@@ -118,7 +118,7 @@ def merge_adapter(request: MergeRequest) -> Merged:
         raise SourceError(f"{request.adapter}, merged, gives logits {distance:.2g} away from its own",
                           f"at most {TOLERANCE[dtype]:g} in {dtype}", "merge it where it was trained")  # fmt: skip
     _tell(request, STEPS)
-    return Merged(distance=distance)
+    return MergeResult(distance=distance)
 
 
 def _tell(request: MergeRequest, done: int) -> None:
@@ -204,10 +204,14 @@ def _adapted(model: Any, adapter: Path, tensors: "dict[str, torch.Tensor]") -> A
 
     lora: Any = peft.LoraConfig
     # How training began is of no use here; it would be computed, and then overwritten.
-    told = read_json(adapter / ADAPTER_CONFIG) | {"init_lora_weights": False, "auto_mapping": None, "eva_config": None}
-    told.pop("runtime_config", None)
+    settings = read_json(adapter / ADAPTER_CONFIG) | {
+        "init_lora_weights": False,
+        "auto_mapping": None,
+        "eva_config": None,
+    }
+    settings.pop("runtime_config", None)
     try:
-        config = lora.from_peft_type(**told)
+        config = lora.from_peft_type(**settings)
         adapted: Any = peft.PeftModel.from_pretrained(model, str(adapter), config=config, local_files_only=True).eval()
         loaded = adapted.load_adapter(str(adapter), "default", local_files_only=True)  # again: only this tells
     except (RuntimeError, ValueError, TypeError, KeyError, NotImplementedError) as error:

@@ -24,10 +24,10 @@ class Repairs:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.files: dict[str, Any] = {}
-        self.told: tuple[str, ...] = ()
+        self.sentences: tuple[str, ...] = ()
         for sentence, files in _repairs(folder):
             self.files |= files
-            self.told += (sentence,)
+            self.sentences += (sentence,)
 
     def write(self) -> None:
         for name, content in self.files.items():

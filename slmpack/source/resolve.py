@@ -7,7 +7,7 @@ a folder                       its headers, then hashed  -> sha256 over its rele
 a .gguf file                   hashed                    -> its sha256; once while untouched
 
 An adapter, in a folder or on the Hub, is pinned so by its own files, and with it the base that it names: a folder, or
-whatever its branch on the Hub is today.
+regardless of where its branch on the Hub is today.
 """
 
 import logging
@@ -166,8 +166,8 @@ def _require_whole(names: Iterable[str], where: str) -> None:
 
 
 def _require_floats(config: Path, where: str) -> None:
-    if told := read_json(config).get("quantization_config"):
-        method = told.get("quant_method") if isinstance(told, dict) else told
+    if quantization := read_json(config).get("quantization_config"):
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise SourceError(
             f"{where} is quantised by {method}", "a model in floats, which an adapter can be added to",
             f"write the model that it was made from into base_model_name_or_path of {ADAPTER_CONFIG}",

@@ -69,7 +69,7 @@ def write_tokenizer(request: ConversionRequest) -> ConversionResult:
             )
     except MemoryError:
         raise
-    except BaseException as error:  # the library raises whatever its readers raise, or panics
+    except BaseException as error:  # the library raises what its readers raise, or panics
         if not is_failure(error):
             raise
         reason = " ".join(str(error).split())[:200]

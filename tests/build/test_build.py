@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from slmpack.build.build import DriveRequest, build_package, drive_package, package_digest
+from slmpack.build.build import SampleDecodeRequest, build_package, package_digest, run_sample_decode
 from slmpack.build.genai import run_builder
 from slmpack.errors import BuildError, UsageError, WorkspaceError
 from slmpack.machine.child import run_in_child
@@ -113,7 +113,7 @@ def test_a_package_that_cannot_decode_is_refused(tiny_package: Package, tmp_path
     data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
     with pytest.raises(BuildError, match="the built package does not run"):
         run_in_child(
-            drive_package, DriveRequest(package=tmp_path), log=tmp_path / "log", limit_seconds=120,
+            run_sample_decode, SampleDecodeRequest(package=tmp_path), log=tmp_path / "log", limit_seconds=120,
             failure=BuildError, doing="the first run",
         )  # fmt: skip
 
@@ -128,8 +128,8 @@ def test_asks_for_space_before_it_starts(tiny_snapshot: Snapshot, tmp_path: Path
 def test_auto_tries_every_recipe_of_the_target_the_cheapest_first() -> None:
     assert recipes_to_try(Target.CPU_INT4, Recipe.AUTO) == (Recipe.SMALL, Recipe.BALANCED, Recipe.ACCURATE)
     tried = (Recipe.SMALL, Recipe.BALANCED, Recipe.ACCURATE, Recipe.BEST)
-    assert recipes_to_try(Target.CPU_INT4, Recipe.AUTO, on_chats=True) == tried
-    assert recipes_to_try(Target.TRANSFORMERS, Recipe.AUTO, on_chats=True) == (None,)
+    assert recipes_to_try(Target.CPU_INT4, Recipe.AUTO, with_quality_chats=True) == tried
+    assert recipes_to_try(Target.TRANSFORMERS, Recipe.AUTO, with_quality_chats=True) == (None,)
     assert recipes_to_try(Target.CPU_INT8, Recipe.AUTO) == (Recipe.SMALL, Recipe.ACCURATE)
     assert recipes_to_try(Target.TRANSFORMERS, Recipe.AUTO) == (None,)
     assert recipes_to_try(Target.CPU_INT4, Recipe.BALANCED) == (Recipe.BALANCED,)
@@ -156,4 +156,4 @@ def test_a_package_whose_logits_are_no_numbers_is_refused(tiny_package: Package,
         data.seek(place["offset"])
         data.write(np.full(place["length"] // 4, np.nan, dtype=np.float32).tobytes())
     with pytest.raises(BuildError, match="logits that are not finite at decode step 1; finite numbers"):
-        drive_package(DriveRequest(package=tmp_path))
+        run_sample_decode(SampleDecodeRequest(package=tmp_path))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from streamed_checkpoints import FAMILIES, checkpoints, run_cases, tokenizer, write_tiny
 
 from slmpack.build.genai import streaming
-from slmpack.build.genai.run_builder import BuildRequest, Built, run_builder
+from slmpack.build.genai.run_builder import BuilderRun, BuildRequest, run_builder
 from slmpack.errors import BuildError
 from slmpack.machine.child import ChildRun, run_in_child
 from slmpack.records import Snapshot
@@ -75,7 +75,9 @@ def test_named_tensors_are_quantised_to_8_bits_as_the_stock_builder_does(built: 
         assert streamed != (built / "phi3-int4-cpu-32" / "streamed" / name).read_bytes(), name
 
 
-def built_by(checkpoint: Path, into: Path, options: BuilderOptions, streamed: bool = True) -> tuple[Built, ChildRun]:
+def built_by(
+    checkpoint: Path, into: Path, options: BuilderOptions, streamed: bool = True
+) -> tuple[BuilderRun, ChildRun]:
     into.mkdir()
     request = BuildRequest(
         snapshot=checkpoint, architecture="of the test", layers=2, options=options, streamed=streamed, into=into

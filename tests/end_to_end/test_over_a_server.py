@@ -16,8 +16,8 @@ from slmpack.errors import CheckError, SourceError
 from slmpack.log.log import log_model
 from slmpack.log.mlflow_server import require_registry
 from slmpack.log.read_back import read_back
-from slmpack.log.restore import recall_model
-from slmpack.log.transfer import hand_over, receive_snapshot
+from slmpack.log.restore import restore_model
+from slmpack.log.transfer import receive_snapshot, share_snapshot
 from slmpack.machine.store import damage
 from slmpack.prove.measure import measure_quality
 from slmpack.prove.smoke import smoke_test
@@ -124,7 +124,7 @@ def test_what_is_handed_out_is_downloaded_and_compared(server: Path, logged: Log
 def test_a_checkpoint_is_handed_over_and_a_damaged_file_is_noticed(
     server: Path, small_snapshot: Snapshot, workspace: Path, tmp_path: Path
 ) -> None:
-    handed = hand_over(small_snapshot, "small-phi3", workspace, {})
+    handed = share_snapshot(small_snapshot, "small-phi3", workspace, {})
     assert handed.checkpoint is not None
     assert receive_snapshot(handed.checkpoint, tmp_path / "elsewhere").digest == small_snapshot.digest
     flip_a_bit(served_file(server, handed.checkpoint, "model.safetensors"))
@@ -137,7 +137,7 @@ def test_a_package_is_recalled_and_a_damaged_one_leaves_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / small_phi3.name).symlink_to(small_phi3)
-    found = recall_model(logged.uri, tmp_path / "workspace")
+    found = restore_model(logged.uri, tmp_path / "workspace")
     assert _without_paths(found) == _without_paths(logged)
     assert found.package.path.is_relative_to(tmp_path / "workspace" / "packages")
     assert damage(found.package.path) is None
@@ -145,7 +145,7 @@ def test_a_package_is_recalled_and_a_damaged_one_leaves_nothing(
     weights = served_file(server, logged.uri, "model.onnx.data")
     before = flip_a_bit(weights)
     with pytest.raises(CheckError, match=r"serves model\.onnx\.data with other content"):
-        recall_model(logged.uri, tmp_path / "elsewhere")
+        restore_model(logged.uri, tmp_path / "elsewhere")
     assert list((tmp_path / "elsewhere" / "packages").iterdir()) == []
     weights.write_bytes(before)
 

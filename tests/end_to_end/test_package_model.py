@@ -18,7 +18,7 @@ from flows.package_targets import package_targets
 from flows.retrain_model import retrain_model
 from slmpack.errors import RecipeError, SmokeError, SourceError, UsageError
 from slmpack.publish.options import PackageOptions
-from slmpack.publish.outcome import Stages
+from slmpack.publish.outcome import StageTimer
 from slmpack.publish.request import check_request
 from slmpack.records import Interface, Outcome, Package, QualityPolicy, Recipe, Snapshot, Target
 from slmpack.source.fetch import fetch_snapshot
@@ -133,7 +133,7 @@ def try_these(source: str, recipes: tuple[Recipe, ...], workspace: Path) -> Outc
     )  # fmt: skip
     request = asked.model_copy(update={"recipes_to_try": recipes})
     snapshot = fetch_snapshot(resolve_source(source), workspace)
-    return try_recipes(snapshot, request, Stages())
+    return try_recipes(snapshot, request, StageTimer())
 
 
 def test_a_recipe_that_cannot_take_the_model_is_left_out_and_the_page_says_so(

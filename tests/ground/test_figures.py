@@ -22,7 +22,7 @@ from slmpack.figures import (
 )
 from slmpack.prove.timing import LEAST_REPEATS, REPEATS, measure_speed, spread_of
 from slmpack.publish.find import find_published
-from slmpack.publish.outcome import Stages, published_outcome, unchanged_outcome
+from slmpack.publish.outcome import StageTimer, published_outcome, unchanged_outcome
 from slmpack.publish.page.frontier import Attempt, frontier_svg
 from slmpack.publish.publish import publish_version
 from slmpack.publish.summary import json_of, summary_lines
@@ -72,10 +72,10 @@ def test_a_figure_is_one_text_by_package_unchanged_page_summary_and_plot(
     proofs = made.model_copy(update={"smoke": made.smoke.model_copy(update={"speed": TIMED})})
 
     published = publish_version(model, proofs)
-    first = summary_lines(published_outcome(published, proofs, Stages()))
+    first = summary_lines(published_outcome(published, proofs, StageTimer()))
     found = find_published(name, model.digest, ALIAS)
     assert found is not None
-    unchanged = unchanged_outcome(found, Stages())
+    unchanged = unchanged_outcome(found, StageTimer())
     page = mlflow.artifacts.load_text(f"{published.page_uri}")
 
     assert summary_lines(unchanged)[1] == first[1]

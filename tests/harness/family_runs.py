@@ -10,7 +10,7 @@ from building import methods_put_back
 from families import FAMILIES, Family, Found, write_checkpoint, write_exported
 from numpy.typing import NDArray
 
-from slmpack.build.build import DriveRequest, build_package, drive_package
+from slmpack.build.build import SampleDecodeRequest, build_package, run_sample_decode
 from slmpack.build.genai.run_builder import BuildRequest, run_builder
 from slmpack.build.optimum.export import GRAPH, export_graph
 from slmpack.build.optimum.genai_config import PackageRequest, write_package
@@ -20,7 +20,7 @@ from slmpack.checkpoint.windows import TEXT_FILE
 from slmpack.machine.json_file import read_json
 from slmpack.machine.store import sha256_of
 from slmpack.prove.parity.check import ParityRequest, parity_of
-from slmpack.quantise.calibrate import BUILT_IN_TEXT, Reading, run_calibration
+from slmpack.quantise.calibrate import BUILT_IN_TEXT, CalibrationRequest, run_calibration
 from slmpack.quantise.prepare import Prepared
 from slmpack.records import Recipe, Record, Target, digest_of
 from slmpack.source.fetch import fetch_snapshot
@@ -83,7 +83,7 @@ def build_family(family: Family, folder: Path, compared: set[str]) -> Found:
     def cpu_int4() -> None:
         package = build("cpu-int4", RECIPES[Target.CPU_INT4][Recipe.SMALL])
         resembles(package, answers, SAME_IN_INT4)
-        drive_package(DriveRequest(package=package))
+        run_sample_decode(SampleDecodeRequest(package=package))
         reads_as_source(package, checkpoint, compared)
 
     def cuda_int4() -> None:
@@ -173,7 +173,7 @@ def _logits(model: Any, ids: list[int]) -> Floats:
 def calibrated(checkpoint: Path, into: Path) -> Path:
     into.mkdir()
     (into / TEXT_FILE).write_text(BUILT_IN_TEXT, encoding="utf-8")
-    reading = Reading(
+    reading = CalibrationRequest(
         snapshot=checkpoint, dtype="bfloat16", context_length=256, text_tokens=256, random_tokens=256, into=into
     )
     run_calibration(reading)

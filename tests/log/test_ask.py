@@ -13,7 +13,7 @@ from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
 
 from slmpack.errors import SourceError
 from slmpack.log import chat_model
-from slmpack.log.ask import Asked, stream_answer
+from slmpack.log.ask import Question, stream_answer
 from slmpack.machine.store import MANIFEST, Manifest, digest_files
 from slmpack.records import Package
 
@@ -46,7 +46,7 @@ def saved(package: Package, into: Path, template: str = TURN, interface: str = "
 
 def answer(uri: str, **asked: object) -> str:
     return "".join(
-        stream_answer(uri, Asked.model_validate({"prompt": "Hello", "max_tokens": 6, **asked}), trust_code=True)
+        stream_answer(uri, Question.model_validate({"prompt": "Hello", "max_tokens": 6, **asked}), trust_code=True)
     )
 
 

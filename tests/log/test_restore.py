@@ -15,10 +15,10 @@ from slmpack.errors import CheckError, SourceError, UsageError
 from slmpack.log.log import log_model
 from slmpack.log.origin import source_here
 from slmpack.log.provenance import PROVENANCE, provenance_of
-from slmpack.log.restore import find_logged, recall_model
+from slmpack.log.restore import find_logged, restore_model
 from slmpack.machine.store import MANIFEST, damage
 from slmpack.prove.validate import validate_model
-from slmpack.publish.find import standing_of
+from slmpack.publish.find import registry_status
 from slmpack.records import Interface, LoggedModel, Package, Snapshot, Target
 from slmpack.source.fetch import fetch_snapshot
 from slmpack.source.resolve import resolve_source
@@ -68,7 +68,7 @@ def damaged(path: Path) -> None:
 
 
 def test_the_record_is_the_one_that_was_logged(logged: LoggedModel, workspace: Path) -> None:
-    found = recall_model(logged.uri, workspace)
+    found = restore_model(logged.uri, workspace)
 
     assert without_paths(found) == without_paths(logged)
     assert found.package.snapshot.path == logged.package.snapshot.path
@@ -84,7 +84,7 @@ def test_a_version_and_an_alias_name_their_model(logged: LoggedModel, workspace:
 
     for uri in ("models:/tiny/1", "models:/tiny@mine"):
         assert find_logged(uri).model_id == logged.model_id
-    assert standing_of(logged).model_dump() == {"published": None, "holder": None}
+    assert registry_status(logged).model_dump() == {"published": None, "holder": None}
 
 
 def test_what_travels_has_no_path_of_the_machine(
@@ -109,7 +109,7 @@ def test_a_path_in_what_travels_is_refused_before_it_is_published(tiny_package: 
 
 
 def test_another_workspace_fetches_the_source_again(logged: LoggedModel, linked: Path) -> None:
-    found = recall_model(logged.uri, linked / "workspace")
+    found = restore_model(logged.uri, linked / "workspace")
 
     assert without_paths(found) == without_paths(logged)
     assert found.package.snapshot.path.is_relative_to(linked / "workspace")
@@ -118,7 +118,7 @@ def test_another_workspace_fetches_the_source_again(logged: LoggedModel, linked:
 
 def test_a_source_that_is_gone_is_named(logged: LoggedModel, tmp_path: Path) -> None:
     with pytest.raises(CheckError, match=r"folder tiny-phi3, which is not here; .* with digest [0-9a-f]{12}.*cannot"):
-        recall_model(logged.uri, tmp_path)
+        restore_model(logged.uri, tmp_path)
 
 
 def test_a_folder_of_the_same_name_is_not_the_source(logged: LoggedModel, linked: Path, tiny_phi3: Path) -> None:
@@ -128,11 +128,11 @@ def test_a_folder_of_the_same_name_is_not_the_source(logged: LoggedModel, linked
     config.write_text(config.read_text() + "\n")
 
     with pytest.raises(CheckError, match="folder tiny-phi3, which is not here"):
-        recall_model(logged.uri, linked / "workspace")
+        restore_model(logged.uri, linked / "workspace")
 
 
 def test_a_checkpoint_needs_no_source(logged_checkpoint: LoggedModel, tmp_path: Path) -> None:
-    found = recall_model(logged_checkpoint.uri, tmp_path)
+    found = restore_model(logged_checkpoint.uri, tmp_path)
 
     assert without_paths(found) == without_paths(logged_checkpoint)
     assert (found.package.path / "model.safetensors").is_file()
@@ -145,7 +145,7 @@ def test_a_logged_source_is_fetched_by_its_id(
     package = tiny_package.model_copy(update={"snapshot": snapshot})
     model = log_model(package, Interface.CHAT, "tuned", workspace, {})
 
-    found = recall_model(model.uri, tmp_path)
+    found = restore_model(model.uri, tmp_path)
 
     assert found.package.snapshot.source == snapshot.source
     assert found.package.snapshot.path.is_relative_to(tmp_path)
@@ -161,7 +161,7 @@ def test_a_source_with_other_content_is_refused(
     with pytest.raises(
         CheckError, match=rf"gives a checkpoint with digest {snapshot.digest[:12]}.*{wrong.digest[:12]}"
     ):
-        recall_model(model.uri, tmp_path)
+        restore_model(model.uri, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["artifacts/package/model.onnx.data", "chat_model.py", "MLmodel"])
@@ -170,7 +170,7 @@ def test_one_changed_byte_is_found_before_any_code_runs(tiny_package: Package, w
     damaged(artifacts_of(model) / name)
 
     with pytest.raises(CheckError, match=f"serves {name} with sha256"):
-        recall_model(model.uri, workspace)
+        restore_model(model.uri, workspace)
 
 
 def test_what_cannot_be_read_is_refused(tiny_package: Package, workspace: Path) -> None:
@@ -179,7 +179,7 @@ def test_what_cannot_be_read_is_refused(tiny_package: Package, workspace: Path) 
     (artifacts_of(model) / PROVENANCE).write_text('{"layout": 2}')
 
     with pytest.raises(CheckError, match=rf"{PROVENANCE} of {model.uri} cannot be read; "):
-        recall_model(model.uri, workspace)
+        restore_model(model.uri, workspace)
 
 
 def test_a_model_that_slmpack_did_not_log_is_refused(store: Path, workspace: Path) -> None:
@@ -194,19 +194,19 @@ def test_a_model_that_slmpack_did_not_log_is_refused(store: Path, workspace: Pat
 
     for uri in (f"models:/{info.model_id}", "models:/stranger/1"):
         with pytest.raises(CheckError, match=f"{uri} has no {PROVENANCE} beside its MLmodel; a model that slmpack"):
-            recall_model(uri, workspace)
+            restore_model(uri, workspace)
 
 
 @pytest.mark.parametrize("uri", [f"models:/{NO_ID}", "models:/nobody/1", "models:/nobody@cpu-int4"])
 def test_a_model_that_does_not_exist_is_told(uri: str, workspace: Path) -> None:
     with pytest.raises(SourceError, match=f"MLflow has no {uri}[ :]"):
-        recall_model(uri, workspace)
+        restore_model(uri, workspace)
 
 
 @pytest.mark.parametrize("uri", ["", "tiny", "models:/tiny", "models:/tiny/latest", "runs:/abc/tiny", "models:/a@b@c"])
 def test_what_can_never_name_a_model_is_bad_usage(uri: str, workspace: Path) -> None:
     with pytest.raises(UsageError, match="names no single logged model; models:/NAME/VERSION"):
-        recall_model(uri, workspace)
+        restore_model(uri, workspace)
 
 
 @pytest.mark.parametrize("place", ["checkpoint-500", "Phi-1.5/checkpoint-500", "Phi-1.5"])

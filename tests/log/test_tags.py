@@ -11,7 +11,7 @@ from slmpack.errors import PublishError
 from slmpack.log.tags import FACTS, facts_in, version_tags, with_more
 from slmpack.publish.find import find_published
 from slmpack.publish.publish import publish_version
-from slmpack.publish.rollback import find_way_back, give_back
+from slmpack.publish.rollback import move_alias_back, plan_rollback
 from slmpack.records import Interface, LoggedModel, Target
 
 LogIt = Callable[..., LoggedModel]
@@ -74,8 +74,8 @@ def test_a_version_of_an_earlier_release_is_found_superseded_and_rolled_back_to(
     assert find_published(name, old.digest, ALIAS) == now
     assert publish(log_it("old")).version == 1
     assert publish(log_it("new")).version == 2
-    way = find_way_back(name, Target.CPU_INT4, Interface.CHAT)
-    assert give_back(way, 1, {"prefect_run": "run-2"}).version == 1
+    way = plan_rollback(name, Target.CPU_INT4, Interface.CHAT)
+    assert move_alias_back(way, 1, {"prefect_run": "run-2"}).version == 1
     assert facts_in(version_of(name, 2).tags)["rollback_prefect_run"] == "run-2"
 
 

@@ -11,7 +11,7 @@ from slmpack.build.build import package_digest
 from slmpack.checkpoint.original import original_gguf
 from slmpack.errors import CheckError, SourceError
 from slmpack.log.provenance import PROVENANCE
-from slmpack.log.transfer import find_checkpoint, hand_over, pinned_text, receive_snapshot, source_of_checkpoint
+from slmpack.log.transfer import find_checkpoint, pinned_text, receive_snapshot, share_snapshot, source_of_checkpoint
 from slmpack.records import ModelSource, Recipe, Snapshot, SourceKind, Target
 from slmpack.source.fetch import fetch_snapshot
 from slmpack.source.resolve import resolve_source
@@ -23,7 +23,7 @@ def test_a_folder_of_this_machine_is_the_same_elsewhere_and_its_path_stays_here(
     mlflow_store: Path, tiny_snapshot: Snapshot, workspace: Path, tmp_path: Path
 ) -> None:
     repaired = tiny_snapshot.model_copy(update={"repairs": ("A token was taken out.", "So was another.")})
-    handed = hand_over(repaired, "tiny-phi3", workspace, {"prefect_run": "run-1"})
+    handed = share_snapshot(repaired, "tiny-phi3", workspace, {"prefect_run": "run-1"})
     assert handed.checkpoint is not None
     there = receive_snapshot(handed.checkpoint, tmp_path / "elsewhere")
     assert (there.files, there.digest) == (tiny_snapshot.files, tiny_snapshot.digest)
@@ -41,7 +41,7 @@ def test_the_same_content_is_handed_over_once_and_registered_never(
     mlflow_store: Path, tiny_snapshot: Snapshot, workspace: Path
 ) -> None:
     assert find_checkpoint(tiny_snapshot.source) is None
-    handed = hand_over(tiny_snapshot, "tiny-phi3", workspace, {})
+    handed = share_snapshot(tiny_snapshot, "tiny-phi3", workspace, {})
     assert find_checkpoint(tiny_snapshot.source) == handed
     assert MlflowClient().search_registered_models() == []
 
@@ -49,7 +49,7 @@ def test_the_same_content_is_handed_over_once_and_registered_never(
 def test_what_a_gguf_file_said_of_its_blocks_goes_along(
     mlflow_store: Path, smollm2: Snapshot, workspace: Path, tmp_path: Path
 ) -> None:
-    handed = hand_over(smollm2, "smollm2", workspace, {})
+    handed = share_snapshot(smollm2, "smollm2", workspace, {})
     assert handed.checkpoint is not None
     there = receive_snapshot(handed.checkpoint, tmp_path / "elsewhere")
     assert there.digest == smollm2.digest
@@ -63,7 +63,7 @@ def test_what_an_earlier_release_handed_over_has_its_original(
     from mlflow.artifacts import download_artifacts
 
     original = original_gguf({"lm_head.weight": "Q8_0", "model.embed_tokens.weight": "Q4_0"})
-    handed = hand_over(tiny_snapshot.model_copy(update={"original": original}), "tiny-phi3", workspace, {})
+    handed = share_snapshot(tiny_snapshot.model_copy(update={"original": original}), "tiny-phi3", workspace, {})
     assert handed.checkpoint is not None
     location = MlflowClient().get_logged_model(handed.checkpoint.removeprefix("models:/")).artifact_location
     write_older_provenance(Path(download_artifacts(f"{location}/{PROVENANCE}")))

@@ -17,9 +17,9 @@ from mlflow import MlflowClient
 
 from slmpack.build.build import build_package
 from slmpack.errors import SourceError, TrustError
-from slmpack.log.ask import Asked, stream_answer
+from slmpack.log.ask import Question, stream_answer
 from slmpack.log.log import MANIFEST_TAG, log_model
-from slmpack.log.restore import recall_model
+from slmpack.log.restore import restore_model
 from slmpack.log.trust import known_wrappers, require_trusted_folder
 from slmpack.machine.store import sha256_of
 from slmpack.publish.rollback import read_version
@@ -171,7 +171,7 @@ def test_bytecode_beside_our_wrapper_is_not_run(copy: Path, tmp_path: Path) -> N
     evil.write_text(f"open({str(marker)!r}, 'w')\nraise SystemExit(0)\n")
     cached = copy / "__pycache__" / f"chat_model.{sys.implementation.cache_tag}.pyc"
     py_compile.compile(str(evil), str(cached), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
-    assert "".join(stream_answer(str(copy), Asked(prompt="Hi")))
+    assert "".join(stream_answer(str(copy), Question(prompt="Hi")))
     assert not marker.exists()
 
 
@@ -195,7 +195,7 @@ def save_stranger(folder: Path, at_import: str, at_question: str) -> str:
 def test_whatever_a_models_code_raises_is_an_error_of_ours(tmp_path: Path, error: str, told: str) -> None:
     uri = save_stranger(tmp_path, "", error)
     with pytest.raises(SourceError, match=told):
-        list(stream_answer(uri, Asked(prompt="Hi"), trust_code=True))
+        list(stream_answer(uri, Question(prompt="Hi"), trust_code=True))
 
 
 @pytest.mark.slow
@@ -240,7 +240,7 @@ def test_verify_and_rollback_look_before_they_load(tiny_package: Package, store:
     model = log_model(tiny_package, Interface.CHAT, "forged", workspace, {})
     forge(model, artifacts_of(model))
     with pytest.raises(TrustError, match=r"a chat_model\.py that is of no release"):
-        recall_model(model.uri, workspace)
+        restore_model(model.uri, workspace)
     MlflowClient().create_registered_model("forged")
     MlflowClient().create_model_version("forged", model.uri, model_id=model.model_id)
     with pytest.raises(TrustError, match="models:/forged/1 has a chat_model"):

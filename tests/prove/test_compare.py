@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from slmpack.checkpoint.windows import REFERENCE_FILE
-from slmpack.prove.quality.compare import PackageRun, run_package
+from slmpack.prove.quality.compare import ComparisonRequest, run_package
 from slmpack.prove.quality.reference import Reference, source_reference
 from slmpack.prove.quality.text import read_text
 from slmpack.records import Package
@@ -28,7 +28,7 @@ def test_perplexities_are_those_that_transformers_gives(tiny_package: Package, w
             losses.append(float(model(input_ids=ids, labels=ids).loss) * (len(window) - 1))
     expected = math.exp(math.fsum(losses) / fed.positions)
 
-    found = run_package(PackageRun(package=tiny_package.path, reference=reference))
+    found = run_package(ComparisonRequest(package=tiny_package.path, reference=reference))
 
     assert found.source_perplexity == pytest.approx(expected, rel=1e-3)
     assert found.perplexity == pytest.approx(expected, rel=0.05)  # of 4 bits

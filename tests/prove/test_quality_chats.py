@@ -15,7 +15,7 @@ from slmpack.log.log import log_model
 from slmpack.log.tags import facts_in
 from slmpack.prove.measure import judge, measure_quality
 from slmpack.prove.quality.chat_loss import chat_loss
-from slmpack.prove.quality.chat_reference import MAX_ANSWER_TOKENS, MAX_TOKENS, enough_of, marked_in
+from slmpack.prove.quality.chat_reference import MAX_ANSWER_TOKENS, MAX_TOKENS, answer_positions, first_examples
 from slmpack.publish.options import PackageOptions
 from slmpack.publish.request import Request, check_request
 from slmpack.records import ChatQuality, Interface, LoggedModel, Outcome, Package, QualityPolicy, Recipe, Target
@@ -23,23 +23,23 @@ from slmpack.records import ChatQuality, Interface, LoggedModel, Outcome, Packag
 LOOSE = QualityPolicy(max_perplexity_ratio=1000.0, allow_new_loops=True, max_chat_perplexity_ratio=1000.0)
 
 
-def on_chats(ratio: float) -> ChatQuality:
+def with_quality_chats(ratio: float) -> ChatQuality:
     return ChatQuality(
         perplexity=2 * ratio, source_perplexity=2.0, perplexity_ratio=ratio, top1_agreement=0.96, chats=28, tokens=452
     )
 
 
 def test_what_keeps_the_prose_and_loses_the_answers_is_refused() -> None:
-    quality = a_quality(0.85).model_copy(update={"chats": on_chats(1.152)})
+    quality = a_quality(0.85).model_copy(update={"chats": with_quality_chats(1.152)})
     with pytest.raises(QualityError, match=r"^perplexity ratio on chats 1\.152; at most 1\.05; next$") as caught:
         judge(a_report(quality), "next")
     assert caught.value.quality == quality
 
 
 def test_what_keeps_both_is_passed_and_a_waiver_counts_for_both() -> None:
-    kept = judge(a_report(a_quality(1.01).model_copy(update={"chats": on_chats(1.02)})), "")
+    kept = judge(a_report(a_quality(1.01).model_copy(update={"chats": with_quality_chats(1.02)})), "")
     assert [check.found for check in kept.checks] == ["1.010; at most 1.10", "1.020; at most 1.05", "0"]
-    lost = a_quality(1.01).model_copy(update={"chats": on_chats(2.0)})
+    lost = a_quality(1.01).model_copy(update={"chats": with_quality_chats(2.0)})
     assert judge(a_report(lost, waiver="names do not matter here"), "").waiver is not None
 
 
@@ -48,14 +48,14 @@ def example(prompt: int, answer: int) -> Example:
 
 
 def test_the_tokens_of_answers_are_marked_by_the_position_before_them() -> None:
-    assert marked_in(example(3, 2)) == (2, 3)
+    assert answer_positions(example(3, 2)) == (2, 3)
 
 
 def test_enough_chats_are_read_and_no_more() -> None:
-    assert len(enough_of([example(10, 10)] * 10)) == 10
-    assert len(enough_of([example(0, 1024)] * 10)) == MAX_ANSWER_TOKENS // 1024
-    assert len(enough_of([example(1000, 24)] * 10)) == MAX_TOKENS // 1024
-    assert len(enough_of([example(10 * MAX_TOKENS, 10)] * 2)) == 1
+    assert len(first_examples([example(10, 10)] * 10)) == 10
+    assert len(first_examples([example(0, 1024)] * 10)) == MAX_ANSWER_TOKENS // 1024
+    assert len(first_examples([example(1000, 24)] * 10)) == MAX_TOKENS // 1024
+    assert len(first_examples([example(10 * MAX_TOKENS, 10)] * 2)) == 1
 
 
 def asked(quality_chats: str | None = None, policy: QualityPolicy = QualityPolicy()) -> Request:  # noqa: B008 - frozen

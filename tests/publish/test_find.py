@@ -14,10 +14,10 @@ from slmpack.log.log import ready_models
 from slmpack.log.read_back import read_back
 from slmpack.log.restore import find_logged
 from slmpack.publish.find import PublishedLookup, Search, alias_of, find_published, published_before
-from slmpack.publish.outcome import Stages, published_outcome, told_of
+from slmpack.publish.outcome import StageTimer, describe_outcome, published_outcome
 from slmpack.publish.publish import publish_version
 from slmpack.records import Interface, LoggedModel, QualityFigures, Target
-from slmpack.retrain.evaluate import RETRAINED, TUNED_ALIAS, Settled, find_settled, version_in_use
+from slmpack.retrain.evaluate import RETRAINED, TUNED_ALIAS, PreviousResult, find_previous_result, version_in_use
 
 LogIt = Callable[..., LoggedModel]
 
@@ -128,10 +128,10 @@ def test_a_published_version_without_its_files_is_told_in_log_tag_and_outcome(
     assert mark_of(name) == mark  # the time of when it was found first
 
     model = log_it()
-    outcome = published_outcome(publish(model), proofs_of(model), Stages())
+    outcome = published_outcome(publish(model), proofs_of(model), StageTimer())
     assert (outcome.version, outcome.reason) == (2, None)
     assert outcome.unhealthy == (f"version 1 was published and cannot be used, {mark}",)
-    assert outcome.unhealthy[0] in told_of(outcome)
+    assert outcome.unhealthy[0] in describe_outcome(outcome)
 
 
 @pytest.mark.slow
@@ -209,9 +209,9 @@ def test_a_tuned_version_without_its_files_settles_nothing_and_is_not_in_use(nam
         name, model.uri, model.run_id, {RETRAINED: "key"}, model_id=model.model_id
     )  # fmt: skip
     client.set_registered_model_alias(name, TUNED_ALIAS, version.version)
-    assert (find_settled(name, "key"), version_in_use(name)) == (Settled(version=1, reason=None), 1)
+    assert (find_previous_result(name, "key"), version_in_use(name)) == (PreviousResult(version=1, reason=None), 1)
     shutil.rmtree(files_of(model))
-    assert (find_settled(name, "key"), version_in_use(name)) == (None, None)
+    assert (find_previous_result(name, "key"), version_in_use(name)) == (None, None)
     assert "its files are gone" in str(mark_of(name))
 
 

@@ -105,7 +105,7 @@ def test_a_request_has_the_fingerprint_that_published_versions_have(
 
 def test_the_chats_that_a_source_names_count_as_those_that_a_user_names(in_texts: None) -> None:
     options = PackageOptions(calibration_text=Path("calibration.txt"))
-    given = check_request(Target.CPU_INT4, options.on_chats(CHATS), "a", None)
+    given = check_request(Target.CPU_INT4, options.with_quality_chats(CHATS), "a", None)
     found = resolved_request(check_request(Target.CPU_INT4, options, "a", None), WHEEL, CHATS)
     assert found == given.model_copy(update={"request_key": request_key(WHEEL, given)})
     assert resolved_request(given, WHEEL, "runs:/0/other.jsonl").options.quality_chats == CHATS

@@ -18,21 +18,21 @@ from slmpack.machine.hardware import obstacle_to_prove
 from slmpack.publish.find import Search, find_published, published_before
 from slmpack.publish.options import PackageOptions
 from slmpack.publish.publish import publish_version
-from slmpack.publish.rollback import WayBack, find_way_back, give_back, read_version
+from slmpack.publish.rollback import RollbackPlan, move_alias_back, plan_rollback, read_version
 from slmpack.records import Interface, LoggedModel, Outcome, Recipe, Target
 
 LogIt = Callable[..., LoggedModel]
 pytestmark = pytest.mark.slow  # each of them packages tiny Phi-3, where that was not done before
 
 
-def way_of(name: str) -> WayBack:
-    return find_way_back(name, Target.CPU_INT4, Interface.CHAT)
+def way_of(name: str) -> RollbackPlan:
+    return plan_rollback(name, Target.CPU_INT4, Interface.CHAT)
 
 
 def go_back(name: str) -> int:
     """Roll back without asking the model."""
     way = way_of(name)
-    return give_back(way, way.candidates[0] if way.candidates else way.holder, {"prefect_run": "run-2"}).version
+    return move_alias_back(way, way.candidates[0] if way.candidates else way.holder, {"prefect_run": "run-2"}).version
 
 
 def tags_of(name: str, version: int) -> dict[str, str]:
@@ -46,7 +46,7 @@ def test_the_alias_goes_back_and_both_sides_say_so(name: str, log_it: LogIt) -> 
         "name": name, "alias": ALIAS, "holder": 2, "candidates": (1,), "interrupted": False,
     }  # fmt: skip
 
-    found = give_back(way_of(name), 1, {"prefect_run": "run-2"})
+    found = move_alias_back(way_of(name), 1, {"prefect_run": "run-2"})
 
     assert (found.version, found.alias, found.target, holder_of(name)) == (1, ALIAS, Target.CPU_INT4, 1)
     left, restored = tags_of(name, 2), tags_of(name, 1)
@@ -97,7 +97,7 @@ def test_packaging_what_was_rolled_back_is_unchanged_and_moves_nothing(name: str
 def test_what_another_alias_had_is_no_way_back(name: str, log_it: LogIt) -> None:
     publish(log_it("a"))
     with pytest.raises(PublishError, match=r"no version of .* has the alias cpu-int4-prompt: no alias cpu-int4-prompt"):
-        find_way_back(name, Target.CPU_INT4, Interface.PROMPT)
+        plan_rollback(name, Target.CPU_INT4, Interface.PROMPT)
     publish(log_it("b"))
     MlflowClient().set_model_version_tag(name, "1", "slmpack.held_alias", "cpu-int8")
     with pytest.raises(PublishError, match="had the alias cpu-int4 before version 2"):
@@ -105,9 +105,9 @@ def test_what_another_alias_had_is_no_way_back(name: str, log_it: LogIt) -> None
 
 
 @pytest.mark.parametrize("asked", ["nothing", "a b"])
-def test_a_name_that_nobody_registered_is_told(store: Path, asked: str) -> None:
-    with pytest.raises(PublishError, match=f"no version of {asked} has the alias cpu-int4"):
-        way_of(asked)
+def test_a_name_that_nobody_registered_is_told(store: Path, fingerprints: str) -> None:
+    with pytest.raises(PublishError, match=f"no version of {fingerprints} has the alias cpu-int4"):
+        way_of(fingerprints)
 
 
 def test_a_name_that_mlflow_refuses_is_bad_usage(store: Path) -> None:
@@ -173,7 +173,7 @@ def test_the_same_call_twice_goes_back_once(name: str, log_it: LogIt) -> None:
     for variant in "abc":
         publish(log_it(variant))
     way = way_of(name)
-    assert [give_back(way, 2).version, give_back(way, 2).version] == [2, 2]
+    assert [move_alias_back(way, 2).version, move_alias_back(way, 2).version] == [2, 2]
     assert holder_of(name) == 2
 
 
@@ -183,7 +183,7 @@ def test_an_alias_that_somebody_moved_meanwhile_stays(name: str, log_it: LogIt) 
     way = way_of(name)
     publish(log_it("c"))
     with pytest.raises(PublishError, match=f"{ALIAS} went to version 3 meanwhile; version 2; look at it"):
-        give_back(way, 1)
+        move_alias_back(way, 1)
     assert holder_of(name) == 3
     assert "slmpack.rolled_back_to" not in tags_of(name, 2)
 

@@ -13,7 +13,7 @@ from flows.package_model import package_model
 from flows.verify_model import verify_model
 from slmpack.errors import CheckError, HardwareError, PublishError
 from slmpack.log.requirements import requirements_for
-from slmpack.log.restore import find_logged, recall_model
+from slmpack.log.restore import find_logged, restore_model
 from slmpack.log.tags import facts_in
 from slmpack.machine.hardware import obstacle_to_prove
 from slmpack.prove.clean_environment.check import check_resolution
@@ -44,7 +44,7 @@ def outcomes(store: Path, small_phi3: Path, workspace: Path, prefect_api: str) -
 
 
 def model_of(outcome: Outcome, workspace: Path) -> LoggedModel:
-    return recall_model(str(outcome.model_uri), workspace)
+    return restore_model(str(outcome.model_uri), workspace)
 
 
 def test_it_is_logged_with_its_figures_and_nothing_is_registered(outcomes: list[Outcome]) -> None:
@@ -146,5 +146,5 @@ def test_a_requirement_that_brings_the_runtime_for_cpus_is_refused(outcomes: lis
 
 
 def test_what_is_told_of_it_is_read_before_its_weights(outcomes: list[Outcome]) -> None:
-    told = find_logged(str(outcomes[2].model_uri)).told
-    assert (told.package.target, told.package.recipe) == (Target.CUDA_FP16, None)
+    provenance = find_logged(str(outcomes[2].model_uri)).provenance
+    assert (provenance.package.target, provenance.package.recipe) == (Target.CUDA_FP16, None)

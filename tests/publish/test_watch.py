@@ -30,8 +30,8 @@ from slmpack.errors import SourceError, UsageError
 from slmpack.publish.watch import (
     ANNOUNCED,
     WATCH,
-    Look,
     SourceVersion,
+    WatchResult,
     find_new_version,
     find_watched,
     mark_announced,
@@ -156,7 +156,11 @@ def test_without_names_the_models_that_are_tagged_are_watched(store: Path) -> No
 
 
 def test_the_summary_names_what_is_new_and_what_is_wrong() -> None:
-    looks = [Look(name="a", announced="models:/a/3"), Look(name="b"), Look(name="c", reason="MLflow has no c")]
+    looks = [
+        WatchResult(name="a", announced="models:/a/3"),
+        WatchResult(name="b"),
+        WatchResult(name="c", reason="MLflow has no c"),
+    ]
     assert summary_of(looks) == "3 models, 1 announced: models:/a/3; MLflow has no c"
     assert summary_of(looks[1:2]) == "1 model, 0 announced"
     assert summary_of([]) == "no registered model has the tag slmpack.watch with value true"
@@ -169,13 +173,13 @@ def poll(*names: str) -> Any:
 
 def payloads(name: str) -> list[dict[str, Any]]:
     """Return what Prefect's server was told of the model; it writes events down some seconds later."""
-    asked = EventFilter(
+    fingerprints = EventFilter(
         event=EventNameFilter(name=[EVENT]), resource=EventResourceFilter(id=[f"slmpack.source.{name}"])
     )
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         with get_client(sync_client=True) as client:
-            if events := client.read_events(asked, limit=50).events:
+            if events := client.read_events(fingerprints, limit=50).events:
                 return [event.payload for event in events]
         time.sleep(0.5)
     return []

@@ -11,7 +11,14 @@ from slmpack.checkpoint.forward import load_source
 from slmpack.checkpoint.windows import TEXT_FILE
 from slmpack.errors import BuildError, UsageError
 from slmpack.machine.store import Manifest
-from slmpack.quantise.calibrate import ENERGY_FILE, Reading, calibrate, measure_energy, read_energy, run_calibration
+from slmpack.quantise.calibrate import (
+    ENERGY_FILE,
+    CalibrationRequest,
+    calibrate,
+    measure_energy,
+    read_energy,
+    run_calibration,
+)
 from slmpack.records import Snapshot
 from slmpack.source.fetch import fetch_snapshot
 from slmpack.source.resolve import resolve_source
@@ -102,10 +109,10 @@ def changed_phi3(folder: Path, tiny_phi3: Path, changes: dict[str, float]) -> Pa
     return folder
 
 
-def request_for(checkpoint: Path, into: Path) -> Reading:
+def request_for(checkpoint: Path, into: Path) -> CalibrationRequest:
     into.mkdir(exist_ok=True)
     (into / TEXT_FILE).write_text("The ships hung in the sky in much the same way that bricks don't. " * 20)
-    return Reading(
+    return CalibrationRequest(
         snapshot=checkpoint, dtype="bfloat16", context_length=4096, text_tokens=256, random_tokens=256, into=into
     )
 

@@ -1,6 +1,6 @@
 """Int8 choice: which groups of matrices have 8 bits, and what a version's page says of it."""
 
-from slmpack.quantise.mixed_precision.choose_int8 import choose_int8, told_int8
+from slmpack.quantise.mixed_precision.choose_int8 import choose_int8, describe_int8
 from slmpack.quantise.mixed_precision.groups import Group
 
 
@@ -34,13 +34,13 @@ def test_no_choice_is_above_its_budget_and_equal_ones_are_taken_in_order() -> No
 def test_a_page_is_told_what_has_8_bits_and_why() -> None:
     chosen = [group(f"{at}.mlp.down_proj", 10, 0.0312 / (1 + at)) for at in range(8)]
     joined = Group(tensors=("layers.0.q_proj.weight", "layers.0.k_proj.weight"), weights=9, loss=0.05)
-    what, why = told_int8([joined, *chosen], measured=True)
+    what, why = describe_int8([joined, *chosen], measured=True)
     assert what.startswith(
         "8 bits: the head, layers.0.q_proj, k_proj (KL 0.05), model.layers.0.mlp.down_proj (KL 0.031)"
     )
     assert what.endswith("model.layers.4.mlp.down_proj (KL 0.0062), 3 more")
     assert "was measured" in why
-    what, why = told_int8(chosen[:1], measured=False)
+    what, why = describe_int8(chosen[:1], measured=False)
     assert what == "8 bits: the head, model.layers.0.mlp.down_proj"
     assert "was estimated" in why
-    assert told_int8([], measured=True) == ("8 bits: the head",)
+    assert describe_int8([], measured=True) == ("8 bits: the head",)

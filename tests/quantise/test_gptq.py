@@ -24,7 +24,7 @@ from slmpack.quantise.awq.channel_pairs import Fold
 from slmpack.quantise.calibrate import measure_energy
 from slmpack.quantise.gptq.codes_file import open_gptq, write_solved
 from slmpack.quantise.gptq.cost import Speed, cost_of, predicted_seconds
-from slmpack.quantise.gptq.gptq import GptqText, quantise_by_gptq, run_gptq
+from slmpack.quantise.gptq.gptq import GptqRequest, quantise_by_gptq, run_gptq
 from slmpack.quantise.gptq.layers import covariance, solve_model
 from slmpack.quantise.gptq.solve import DAMPING, Factor, factorise, solve
 from slmpack.quantise.zero_point_search import search_zero_points
@@ -293,9 +293,9 @@ def changed(folder: Path, checkpoint: Path, changes: dict[str, float]) -> Path:
     return folder
 
 
-def request_for(checkpoint: Path, into: Path) -> GptqText:
+def request_for(checkpoint: Path, into: Path) -> GptqRequest:
     (into / TEXT_FILE).write_text("The ships hung in the sky in much the same way that bricks don't. " * 20)
-    return GptqText(
+    return GptqRequest(
         snapshot=checkpoint, dtype="bfloat16", context_length=4096, fold=None, int8=(), text_tokens=256,
         random_tokens=0, into=into,
     )  # fmt: skip

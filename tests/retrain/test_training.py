@@ -97,26 +97,26 @@ def point(step: int) -> TrainingPoint:
 
 
 def test_every_point_is_told_also_those_that_were_there_before(tmp_path: Path) -> None:
-    file, told = tmp_path / "losses.jsonl", list[int]()
+    file, on_point = tmp_path / "losses.jsonl", list[int]()
     write_points(file, [point(1), point(2)])
-    with following(file, lambda each: told.append(each.step)), file.open("a") as more:
+    with following(file, lambda each: on_point.append(each.step)), file.open("a") as more:
         more.write(point(3).model_dump_json() + "\n")
         more.write('{"step": 4, "st')  # killed while it wrote
-    assert told == [1, 2, 3]
+    assert on_point == [1, 2, 3]
     assert [each.step for each in read_points(file)] == [1, 2, 3]
 
 
 def test_a_listener_that_fails_is_not_asked_again_and_training_goes_on(tmp_path: Path) -> None:
-    file, told = tmp_path / "losses.jsonl", list[int]()
+    file, on_point = tmp_path / "losses.jsonl", list[int]()
     write_points(file, [point(1), point(2)])
 
     def tell(each: TrainingPoint) -> None:
-        told.append(each.step)
+        on_point.append(each.step)
         raise OSError("the server is gone")
 
     with following(file, tell):
         pass
-    assert told == [1]
+    assert on_point == [1]
 
 
 def test_a_half_written_checkpoint_is_not_gone_on_from(tmp_path: Path) -> None:
@@ -146,10 +146,10 @@ def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", PROPOSED)
 def test_training_makes_a_whole_checkpoint_with_the_bases_own_files(family: str, place: Path, town: Path) -> None:
-    snapshot, told = small_snapshot(family, place), list[TrainingPoint]()
-    tuned = train_adapter(snapshot, town, QUICK, place, told=told.append)
+    snapshot, on_point = small_snapshot(family, place), list[TrainingPoint]()
+    tuned = train_adapter(snapshot, town, QUICK, place, on_point=on_point.append)
     assert tuned.steps == 20
-    assert [each.step for each in told] == list(range(1, 21))
+    assert [each.step for each in on_point] == list(range(1, 21))
     assert tuned.last_loss < 0.8 * tuned.first_loss
     for name in (*SAME_BYTES, "LICENSE"):
         assert (tuned.path / name).read_bytes() == (snapshot.path / name).read_bytes()
@@ -166,9 +166,9 @@ def test_training_makes_a_whole_checkpoint_with_the_bases_own_files(family: str,
 @pytest.mark.slow
 def test_the_same_training_is_run_once(llama: Snapshot, town: Path, place: Path) -> None:
     first = train_adapter(llama, town, QUICK, place)
-    told: list[TrainingPoint] = []
-    assert train_adapter(llama, town, QUICK, place, told=told.append) == first
-    assert told == []
+    on_point: list[TrainingPoint] = []
+    assert train_adapter(llama, town, QUICK, place, on_point=on_point.append) == first
+    assert on_point == []
 
 
 @pytest.mark.slow
@@ -207,12 +207,12 @@ def test_a_run_that_was_killed_half_way_goes_on_and_ends_the_same(llama: Snapsho
     with pytest.raises(TrainError, match="killed by signal 9"):
         train_adapter(llama, town, settings.model_copy(update={"save_minutes": 0.002}), elsewhere)
     killer.join()
-    told: list[TrainingPoint] = []
-    tuned = train_adapter(llama, town, settings, elsewhere, told=told.append)
+    on_point: list[TrainingPoint] = []
+    tuned = train_adapter(llama, town, settings, elsewhere, on_point=on_point.append)
     resumed_at = read_training(tuned.path).resumed_at
     assert resumed_at is not None
     assert 0 < resumed_at < 65
-    assert [each.step for each in told] == list(range(1, 66))
+    assert [each.step for each in on_point] == list(range(1, 66))
     assert weights_of(tuned.path) == weights_of(straight.path)
     assert points_of(tuned) == points_of(straight)
 

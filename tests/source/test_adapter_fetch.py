@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from slmpack.build.build import build_package
 from slmpack.errors import CheckError, SourceError
 from slmpack.log.log import log_model
-from slmpack.log.origin import snapshot_path
+from slmpack.log.origin import locate_snapshot
 from slmpack.log.provenance import Provenance, provenance_of, source_of
 from slmpack.log.tags import facts_in
 from slmpack.prove.parity.cache import known_parity
@@ -238,7 +238,7 @@ def test_says_what_is_wrong_with_the_base_before_weights_are_downloaded(
 # ---------------------------------------------------------------------------------------------- what travels
 
 
-def told_of(snapshot: Snapshot, workspace: Path) -> Provenance:
+def describe_outcome(snapshot: Snapshot, workspace: Path) -> Provenance:
     package = build_package(snapshot, Target.TRANSFORMERS, None, workspace)
     return Provenance.model_validate_json(
         provenance_of(package, Interface.CHAT, "my-adapter", (), "digest").model_dump_json()
@@ -246,7 +246,7 @@ def told_of(snapshot: Snapshot, workspace: Path) -> Provenance:
 
 
 def test_the_base_travels_without_a_path_and_older_records_still_read(merged: Snapshot, workspace: Path) -> None:
-    told = told_of(merged, workspace)
+    told = describe_outcome(merged, workspace)
     assert str(Path(merged.source.location).parent) not in told.model_dump_json()
     base = source_of(told).base
     assert base is not None
@@ -260,15 +260,15 @@ def test_the_base_travels_without_a_path_and_older_records_still_read(merged: Sn
 def test_elsewhere_it_is_merged_again_from_folders_of_those_names(
     merged: Snapshot, workspace: Path, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = told_of(merged, workspace)
+    told = describe_outcome(merged, workspace)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     (here / "My-Adapter").rename(elsewhere / "My-Adapter")  # `../base` is not there
     with pytest.raises(CheckError, match=r"made from the folder base, which is not here"):
-        snapshot_path("models:/x", told, tmp_path / "workspace")
+        locate_snapshot("models:/x", told, tmp_path / "workspace")
     (here / "base").rename(elsewhere / "base")
-    assert snapshot_path("models:/x", told, tmp_path / "workspace").is_relative_to(tmp_path)
+    assert locate_snapshot("models:/x", told, tmp_path / "workspace").is_relative_to(tmp_path)
 
 
 def test_a_merged_adapter_is_built_proved_and_published_with_its_base(

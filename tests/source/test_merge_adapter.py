@@ -12,7 +12,7 @@ from adapters import distance, edit_config, logits_of_folder, write_adapter, wri
 from slmpack import progress
 from slmpack.checkpoint.headers import Tensor, read_weights
 from slmpack.errors import SourceError
-from slmpack.source.merge_adapter import Merged, MergeRequest, merge_adapter, merge_bytes
+from slmpack.source.merge_adapter import MergeRequest, MergeResult, merge_adapter, merge_bytes
 
 pytestmark = pytest.mark.slow  # torch, transformers and peft are imported
 
@@ -34,7 +34,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def merge(base: Path, adapter: Path, into: Path) -> Merged:
+def merge(base: Path, adapter: Path, into: Path) -> MergeResult:
     into.mkdir()
     return merge_adapter(MergeRequest(base=base, adapter=adapter, into=into))
 

@@ -4,7 +4,7 @@
     MatMulNBits --> Add                     the rows are divided, and the bias that is added with them
 
 The graph is looked at before anything is multiplied: if a divided norm is read by something whose columns are not
-multiplied with the same, or a divided norm is not there, nothing is folded, and the reason is told.
+multiplied with the same, or a divided norm is not there, nothing is folded, and the reason is reported.
 """
 
 from collections.abc import Iterator, Sequence

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from slmpack.build.builder import BuildResult
-from slmpack.build.genai.run_builder import BuildRequest, Built, require_stock_memory, run_builder
+from slmpack.build.genai.run_builder import BuilderRun, BuildRequest, require_stock_memory, run_builder
 from slmpack.build.genai.streaming import unchecked_builder
 from slmpack.build.versions import BUILD_STEPS, builder_versions
 from slmpack.errors import BuildError
@@ -77,7 +77,7 @@ class GenaiBuilder:
             quantised_by=_quantiser_of(options, built),
             peak_private_bytes=run.peak_private_bytes,
             repairs=built.repairs,
-            quantisation=(*prepared.told, *built.quantisation, *remarks),
+            quantisation=(*prepared.remarks, *built.quantisation, *remarks),
             reused_checkpoint=prepared.checkpoint is not None,
             reused_tensors=built.kept,
         )
@@ -115,7 +115,7 @@ def _taken_over(obstacle: str) -> str:
     return remark
 
 
-def _quantiser_of(options: BuilderOptions, built: Built) -> str:
+def _quantiser_of(options: BuilderOptions, built: BuilderRun) -> str:
     if not options.quantises:
         return "nobody"
     return "streaming" if built.streamed else "the stock builder"

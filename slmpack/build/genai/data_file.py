@@ -86,7 +86,7 @@ class QuantisedEntry:
         energy: float32 `[K]`, how much the error of each column counts; None: as the stock builder has it.
         stored: by the name of a part's tensor, what it was quantised to before.
         kept: the weights are whole multiples already.
-        missed: the names of tensors of which that was not true, told while they are written.
+        missed: names of the tensors of which that was not true, added while they are written.
     """
 
     parts: tuple[Part, ...]
@@ -214,18 +214,18 @@ def _write_small(file: int, tensor: "ir.TensorProtocol", offset: int) -> None:
 
 
 def _jobs(entries: Sequence[Entry]) -> Iterator[Job]:
-    """Cut the entries into jobs, the kernel told early enough what will be read."""
+    """Cut the entries into jobs, and advise the kernel early enough of what will be read."""
     ahead = iter([part.rows for entry in entries for part in entry.parts])
-    asked = given = 0
+    requested = yielded = 0
     for entry in entries:
         to = 0
         for part in entry.parts:
             rows = part.rows
-            while asked < given + READ_AHEAD_WEIGHTS and (following := next(ahead, None)):
+            while requested < yielded + READ_AHEAD_WEIGHTS and (following := next(ahead, None)):
                 following.read_ahead()
-                asked += following.count * following.columns
+                requested += following.count * following.columns
             step = max(1, JOB_WEIGHTS // rows.columns)
             for start in range(0, rows.count, step):
                 yield Job(entry, part, start, min(start + step, rows.count), to + start)
-            given += rows.count * rows.columns
+            yielded += rows.count * rows.columns
             to += rows.count

@@ -56,7 +56,7 @@ def complete_config(config: Any) -> None:
 
 
 def _complete_epsilon(config: Any) -> None:
-    """Name the norms' epsilon as the builder asks for it, whatever the family calls it."""
+    """Name the norms' epsilon as the builder expects it, regardless of the family's own name."""
     if hasattr(config, "rms_norm_eps"):
         return
     for name in ("layer_norm_eps", "norm_eps"):

@@ -1,6 +1,6 @@
 """Builder: the ONNX Runtime GenAI builder in a process of its own, with some of its methods replaced.
 
-It changes logging and the import path of whoever calls it, and gives its memory back only by ending. Weights are
+It changes logging and the import path of its process, and gives its memory back only by ending. Weights are
 quantised while they are written (see `streaming`); what cannot be streamed takes memory by the model's size.
 """
 
@@ -48,7 +48,7 @@ class BuildRequest(Record):
     into: Path
 
 
-class Built(Record):
+class BuilderRun(Record):
     """What the builder's process did beside building.
 
     Attributes:
@@ -78,7 +78,7 @@ def require_stock_memory(snapshot: Path, options: BuilderOptions) -> None:
 
 
 @forked_with(*TORCH, "onnx_ir")
-def run_builder(request: BuildRequest) -> Built:
+def run_builder(request: BuildRequest) -> BuilderRun:
     """Run in a child: let the builder write its folder, then mend what it is known to get wrong.
 
     Raises:
@@ -113,25 +113,25 @@ def run_builder(request: BuildRequest) -> Built:
         source = read_tokenizer(request.snapshot)
         repairs = repair_tokenizer(request.into, request.snapshot, source)
         write_chat_format(request.into, source)
-    return Built(
+    return BuilderRun(
         repairs=repairs,
-        quantisation=_told(request, streaming),
+        quantisation=_remarks_of(request, streaming),
         kept=streaming.kept,
         streamed=request.streamed and not streaming.obstacle,
         obstacle=streaming.obstacle,
     )
 
 
-def _told(request: BuildRequest, streaming: Streaming) -> tuple[str, ...]:
+def _remarks_of(request: BuildRequest, streaming: Streaming) -> tuple[str, ...]:
     if not request.streamed or streaming.obstacle:
         return ()
-    told = []
+    remarks = []
     if request.prepared.calibration and not streaming.searched:
         # Tensors that were converted while they were loaded have no name in a file.
-        told.append("no scale was searched, since the calibration names none of the weights as the builder has them")
+        remarks.append("no scale was searched, since the calibration names none of the weights as the builder has them")
     if streaming.unfolded:
-        told.append(f"channels were not folded, since {streaming.unfolded}")
-    return tuple(told)
+        remarks.append(f"channels were not folded, since {streaming.unfolded}")
+    return tuple(remarks)
 
 
 def option_pairs(options: BuilderOptions) -> list[str]:

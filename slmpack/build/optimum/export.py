@@ -64,11 +64,11 @@ def build_exported(snapshot: Snapshot, options: GraphOptions, into: Path, key: s
         quantised_by="onnxruntime" if options.bits else "nothing",
         peak_private_bytes=max(run.peak_private_bytes, int(facts["peak_private_bytes"] or 0)),
         repairs=written.repairs,
-        quantisation=(_told_exported(snapshot, facts), *written.quantisation),
+        quantisation=(_describe_export(snapshot, facts), *written.quantisation),
     )
 
 
-def _told_exported(snapshot: Snapshot, facts: Facts) -> str:
+def _describe_export(snapshot: Snapshot, facts: Facts) -> str:
     return (
         f"exported by optimum-onnx {exporter_versions()['optimum-onnx']}, since ONNX Runtime GenAI's builder does not "
         f"know {snapshot.architecture}; in float32 its logits are the source's within {facts['largest']} of their "
@@ -111,11 +111,11 @@ def _export(snapshot: Snapshot, into: Path, log: Path, workspace: Path) -> Child
     write_for_exporter(snapshot.path, checkpoint)
     request = {"checkpoint": str(checkpoint), "into": str(written), "architecture": snapshot.architecture}
     command = [str(python), "-P", export_script.__file__, json.dumps(request)]
-    told, run = run_command(
+    output, run = run_command(
         command, log=log, failure=BuildError, doing="the export", environment=_offline(into / "hub"),
         limit_seconds=limit_seconds(EXPORT_LIMIT_SECONDS, snapshot.size_bytes),
     )  # fmt: skip
-    graph: Any = told
+    graph: Any = output
     for path in written.iterdir():
         if path.name.startswith(graph["graph"]):
             path.rename(into / path.name)

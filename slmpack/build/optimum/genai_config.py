@@ -1,6 +1,6 @@
 """What a package of an exported graph has beside it: genai_config.json and the tokenizer's files.
 
-ONNX Runtime GenAI runs any graph as `"type": "decoder"` if it is told the names and sizes of its inputs and outputs.
+ONNX Runtime GenAI runs any graph as `"type": "decoder"` given the names and sizes of its inputs and outputs.
 The graph joins past and present itself, so `past_present_share_buffer` is false: with true the first decode fails.
 
 Source: found by experiment with onnxruntime-genai 0.18.0 and graphs of optimum-onnx 0.1.0; the fields are those that
@@ -51,14 +51,14 @@ def write_package(request: PackageRequest) -> Written:
     Raises:
         BuildError: the graph's inputs and outputs are not those of a decoder with a cache of keys and values.
     """
-    told = write_graph(request.graph, request.options, request.layers, request.into)
+    quantisation = write_graph(request.graph, request.options, request.layers, request.into)
     with limited(f"the tokenizer or a chat template of {request.snapshot}"):
         tokenizer = read_tokenizer(request.snapshot)
         write_json(request.into / CONFIG, genai_config(request, tokenizer))
         tokenizer.save_pretrained(request.into)
         repairs = repair_tokenizer(request.into, request.snapshot, tokenizer)
         write_chat_format(request.into, tokenizer)
-    return Written(repairs=repairs, quantisation=told)
+    return Written(repairs=repairs, quantisation=quantisation)
 
 
 def genai_config(request: PackageRequest, tokenizer: Any) -> dict[str, Any]:
@@ -101,14 +101,14 @@ def _ends(snapshot: Path, tokenizer: Any, vocabulary: int) -> list[int]:
     Raises:
         BuildError: there is none, or one is beyond what the model has logits for.
     """
-    asked = end_ids_of(snapshot, tokenizer)
-    if not asked:
+    end_ids = end_ids_of(snapshot, tokenizer)
+    if not end_ids:
         raise BuildError("a model that names no end-of-turn token", "eos_token_id in generation_config.json",
                          "add it to the checkpoint")  # fmt: skip
-    if (last := max(asked)) >= vocabulary:
-        raise BuildError(f"{asked[last]} asks for the end-of-turn token {last}", f"ids below the model's {vocabulary}",
-                         "correct it in the checkpoint")  # fmt: skip
-    return sorted(asked)
+    if (last := max(end_ids)) >= vocabulary:
+        raise BuildError(f"{end_ids[last]} asks for the end-of-turn token {last}",
+                         f"ids below the model's {vocabulary}", "correct it in the checkpoint")  # fmt: skip
+    return sorted(end_ids)
 
 
 def _first(*ids: int | None, below: int) -> int:

@@ -8,7 +8,7 @@ without a word. What is translated:
     rope_parameters of another type than `default`         rope_scaling
     dtype                                                  torch_dtype
 
-Whatever else is read otherwise is found when the graph's logits are compared with the source's.
+Any other difference in reading is found when the graph's logits are compared with the source's.
 
 Source: the configuration classes of transformers 4.57.6 and 5.22.2, and `RotaryEmbeddingConfigMixin` of the latter.
 """
@@ -35,13 +35,13 @@ def write_for_exporter(checkpoint: Path, into: Path) -> None:
 
 def translated(config: dict[str, Any]) -> dict[str, Any]:
     """Return a config.json of transformers 5 as 4.57 reads it; an older one stays as it is."""
-    told = {name: value for name, value in config.items() if name not in LEFT_OUT}
+    legacy = {name: value for name, value in config.items() if name not in LEFT_OUT}
     if "dtype" in config:
-        told.setdefault("torch_dtype", config["dtype"])
+        legacy.setdefault("torch_dtype", config["dtype"])
     rope = config.get("rope_parameters")
     if isinstance(rope, dict):
-        told |= _rope(rope, OWN_NAMES.get(str(config.get("model_type")), {}))
-    return told
+        legacy |= _rope(rope, OWN_NAMES.get(str(config.get("model_type")), {}))
+    return legacy
 
 
 def _rope(rope: dict[str, Any], own: dict[str, str]) -> dict[str, Any]:

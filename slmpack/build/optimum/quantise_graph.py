@@ -48,14 +48,14 @@ def write_graph(exported: Path, options: GraphOptions, layers: int, into: Path) 
     import onnx
 
     model = onnx.load(exported)
-    told: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     if options.bits is not None:
         _make_matmuls(model.graph)
-        model, told = _quantised(model, options, layers)
+        model, remarks = _quantised(model, options, layers)
     onnx.save_model(
         model, into / GRAPH, save_as_external_data=True, location=DATA, size_threshold=INLINE_BYTES
     )  # fmt: skip
-    return told
+    return remarks
 
 
 def _quantised(model: Any, options: GraphOptions, layers: int) -> tuple[Any, tuple[str, ...]]:
@@ -76,16 +76,16 @@ def _quantised(model: Any, options: GraphOptions, layers: int) -> tuple[Any, tup
         raise BuildError(f"ONNX Runtime's quantiser left {left[0]} as it is", "MatMulNBits", "use another --target")
     if "com.microsoft" not in {each.domain for each in model.opset_import}:
         model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
-    return model, _told(options, len(others), len(raised))
+    return model, _remarks_of(options, len(others), len(raised))
 
 
-def _told(options: GraphOptions, others: int, raised: int) -> tuple[str, ...]:
-    told = [f"{others} matrices have {options.bits} bits in blocks of {options.block_size}, by the blocks' extremes"]
+def _remarks_of(options: GraphOptions, others: int, raised: int) -> tuple[str, ...]:
+    remarks = [f"{others} matrices have {options.bits} bits in blocks of {options.block_size}, by the blocks' extremes"]
     if raised:
-        told.append(
+        remarks.append(
             f"{raised} have 8 bits: the head, and the values and the ends of MLPs in outer and every third layer"
         )
-    return tuple(told)
+    return tuple(remarks)
 
 
 def is_sensitive(node: str, layers: int) -> bool:

@@ -45,8 +45,8 @@ def requirements_digest() -> str:
 def exporter_digest(target: Target, recipe: Recipe | None) -> str:
     """Return the digest of all that an exported package depends on but its snapshot."""
     options = EXPORTED.get(target, {}).get(recipe) if recipe else None
-    told = options.model_dump() if options else None
-    return digest_of([told, exporter_versions(), requirements_digest(), version("transformers"), EXPORT_STEPS])
+    settings = options.model_dump() if options else None
+    return digest_of([settings, exporter_versions(), requirements_digest(), version("transformers"), EXPORT_STEPS])
 
 
 def graph_options(target: Target, recipe: Recipe | None, architecture: str) -> GraphOptions:
@@ -58,10 +58,10 @@ def graph_options(target: Target, recipe: Recipe | None, architecture: str) -> G
     offered = EXPORTED.get(target, {})
     if recipe is not None and recipe in offered:
         return offered[recipe]
-    asked = f"recipe {recipe} for {target}" if recipe else str(target)
+    subject = f"recipe {recipe} for {target}" if recipe else str(target)
     all_of_them = ", ".join(f"{each} {name}" for each, names in EXPORTED.items() for name in names)
     there_is = ", ".join(offered) if offered else all_of_them
     raise RecipeError(
-        f"{asked} of {architecture}, which optimum exports, since the ONNX Runtime GenAI builder does not know it",
+        f"{subject} of {architecture}, which optimum exports, since the ONNX Runtime GenAI builder does not know it",
         f"one that exported graphs have: {there_is}", "use --recipe auto" if offered else "use --target cpu-int4",
     )  # fmt: skip

@@ -127,9 +127,14 @@ def _with_key(key: str, value: Any) -> Iterator[Structure]:
     everybody = tuple(message | more for message in (system("S"), user("Hi"), assistant(""), user("B")))
     yield f"{name}, all", everybody, None, True
     for text in (None, "Let me look."):
-        asked = (user("Hi"), assistant(text, tool_calls=[call({})], **more), result("12:30"))
-        yield f"{name}, a call and {text!r}", asked, TOOLS, True
-        yield f"{name}, a call and {text!r}, then an answer", (*asked, assistant("At 12:30.", **more)), TOOLS, False
+        call_turns = (user("Hi"), assistant(text, tool_calls=[call({})], **more), result("12:30"))
+        yield f"{name}, a call and {text!r}", call_turns, TOOLS, True
+        yield (
+            f"{name}, a call and {text!r}, then an answer",
+            (*call_turns, assistant("At 12:30.", **more)),
+            TOOLS,
+            False,
+        )
 
 
 def _parts() -> Iterator[Structure]:

@@ -68,11 +68,11 @@ def _with_one_call() -> Iterator[tuple[str, tuple[Message, ...]]]:
     """Yield chats of each form of arguments and of text beside the call; last, with a result, and answered."""
     for name, arguments in {"a dict": _TWO, "JSON text": json.dumps(_TWO), "nothing": {}, "empty text": ""}.items():
         for text in (None, "", "Let me look."):
-            asked = (user("When?"), assistant(text, tool_calls=[call(arguments)]))
+            call_turns = (user("When?"), assistant(text, tool_calls=[call(arguments)]))
             label = f"a call with {name} and {text!r}"
-            yield label, (*asked, result("12:30"), assistant("At 12:30."), user("Thanks."))
-            yield f"{label}, the result last", (*asked, result("12:30"))
-            yield f"{label}, last", asked
+            yield label, (*call_turns, result("12:30"), assistant("At 12:30."), user("Thanks."))
+            yield f"{label}, the result last", (*call_turns, result("12:30"))
+            yield f"{label}, last", call_turns
 
 
 def _with_more_calls() -> Iterator[tuple[str, tuple[Message, ...]]]:
@@ -107,12 +107,12 @@ def _with_odd_calls() -> Iterator[tuple[str, tuple[Message, ...]]]:
 
 
 def _with_results() -> Iterator[tuple[str, tuple[Message, ...]]]:
-    asked = (user("When?"), assistant(None, tool_calls=[call(_TWO)]))
+    call_turns = (user("When?"), assistant(None, tool_calls=[call(_TWO)]))
     contents = {
         "parts": [{"type": "text", "text": "12"}], "a dict": {"t": 12, "u": ["ü"]}, "an empty dict": {},
         "a content in a dict": {"content": "12"}, "nothing": None, "a number": 12, "padded": "\n 12 \n",
     }  # fmt: skip
     for name, content in contents.items():
-        yield f"a result: {name}", (*asked, result(content), assistant("At 12."))
-    yield "a result without a name", (*asked, {"role": "tool", "content": "12:30"})
-    yield "a short id in the result", (*asked, result("12:30", "1"))
+        yield f"a result: {name}", (*call_turns, result(content), assistant("At 12."))
+    yield "a result without a name", (*call_turns, {"role": "tool", "content": "12:30"})
+    yield "a short id in the result", (*call_turns, result("12:30", "1"))

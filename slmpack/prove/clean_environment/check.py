@@ -183,10 +183,10 @@ def _ask(model: LoggedModel, source: str, python: Path, folder: Path, log: Path)
     """Run the consumer in the environment and return what it found: first it downloads, then it has no network."""
     (folder / "tmp").mkdir()
     limit = "max_new_tokens" if model.package.target is Target.TRANSFORMERS else "max_tokens"
-    asked = {"forbidden": FORBIDDEN[model.package.target], "model_config": {limit: ANSWER_TOKENS}}
+    parameters = {"forbidden": FORBIDDEN[model.package.target], "model_config": {limit: ANSWER_TOKENS}}
 
     def run(step: str, request: dict[str, object]) -> dict[str, Any]:
-        return _run_consumer(python, step, asked | request, model.package.size_bytes, log)
+        return _run_consumer(python, step, parameters | request, model.package.size_bytes, log)
 
     if source == model.uri:
         (folder / "model").mkdir()
@@ -194,13 +194,13 @@ def _ask(model: LoggedModel, source: str, python: Path, folder: Path, log: Path)
     return Answer.model_validate(run("ask", {"source": source}))
 
 
-def _run_consumer(python: Path, step: str, asked: dict[str, object], size_bytes: int, log: Path) -> dict[str, Any]:
+def _run_consumer(python: Path, step: str, parameters: dict[str, object], size_bytes: int, log: Path) -> dict[str, Any]:
     """Run one step of the consumer and return what it found.
 
     Args:
         python: the environment's interpreter; the consumer works in the folder that the environment is in.
         step: `fetch` or `ask`.
-        asked: what the step is about.
+        parameters: what the step is about.
         size_bytes: of the package, which decides how long the step may take.
         log: what is printed is appended to it.
 
@@ -210,7 +210,7 @@ def _run_consumer(python: Path, step: str, asked: dict[str, object], size_bytes:
     folder = python.parents[2]
     request, result = folder / "request.json", folder / "result.json"
     result.unlink(missing_ok=True)  # of the step before
-    request.write_text(json.dumps(asked | {"result": str(result)}))
+    request.write_text(json.dumps(parameters | {"result": str(result)}))
     # Bytecode is beside the environment, where the second step finds what the first compiled: a store on this machine
     # is read in place, and bytecode in it would later be run unlooked at.
     bytecode = f"pycache_prefix={folder / 'bytecode'}"
@@ -221,14 +221,14 @@ def _run_consumer(python: Path, step: str, asked: dict[str, object], size_bytes:
         raise CheckError(
             f"clean environment: the process that asks the model {how_ended}", "an answer", f"the log is {log}"
         )
-    told: dict[str, Any] = json.loads(result.read_text())
-    if "step" in told:
+    answer: dict[str, Any] = json.loads(result.read_text())
+    if "step" in answer:
         raise CheckError(
-            f"clean environment: {told['step']} failed with {told['kind']}: {told['message'][:300]}",
+            f"clean environment: {answer['step']} failed with {answer['kind']}: {answer['message'][:300]}",
             f"a model that needs nothing but its {REQUIREMENTS}",
             f"the log is {log}",
         )
-    return told
+    return answer
 
 
 def _consumer_environment(folder: Path) -> dict[str, str]:

@@ -9,7 +9,7 @@ It is run as a file, by an interpreter that has the model's requirements and not
 library and MLflow only. What it and its libraries print is the log.
 
 The network is closed by the kernel: a namespace of the process's own, in which there is only the loopback, and whose
-counters tell every attempt to leave it, whatever library makes it. Where the kernel does not allow that, as in many
+counters count every attempt to leave it, by any library. Where the kernel does not allow that, as in many
 containers, Python's own sockets are refused, and what libraries in C do is not seen.
 """
 
@@ -58,9 +58,9 @@ def close_network() -> str | None:
         if libc.unshare(CLONE_NEWUSER | CLONE_NEWNET) != 0:
             return f"no network namespace ({os.strerror(ctypes.get_errno())})"
         _keep_ids(user, group)
-    with contextlib.suppress(OSError), socket.socket() as asked:  # without it, the loopback is unreachable as well
-        flags = struct.unpack(FLAGS, fcntl.ioctl(asked, SIOCGIFFLAGS, struct.pack(FLAGS, b"lo", 0)))[1]
-        fcntl.ioctl(asked, SIOCSIFFLAGS, struct.pack(FLAGS, b"lo", flags | IFF_UP))
+    with contextlib.suppress(OSError), socket.socket() as probe:  # without it, the loopback is unreachable as well
+        flags = struct.unpack(FLAGS, fcntl.ioctl(probe, SIOCGIFFLAGS, struct.pack(FLAGS, b"lo", 0)))[1]
+        fcntl.ioctl(probe, SIOCSIFFLAGS, struct.pack(FLAGS, b"lo", flags | IFF_UP))
     return None
 
 
@@ -111,11 +111,11 @@ def ask(request: dict[str, Any], not_closed: str | None) -> Result:
         request: what to load and how.
         not_closed: why there is a network all the same; None: there is none.
     """
-    told = _answer(request)
+    answer = _answer(request)
     if not_closed is None and (attempts := count_attempts()):
         error = NetworkError(f"{attempts} attempts to reach another machine, by a library")
-        return told if "step" in told else _failure("loading and asking the model without a network", error)
-    return told | {"not_closed": not_closed}
+        return answer if "step" in answer else _failure("loading and asking the model without a network", error)
+    return answer | {"not_closed": not_closed}
 
 
 def _answer(request: dict[str, Any]) -> Result:
@@ -140,7 +140,7 @@ def _failure(step: str, error: Exception) -> Result:
 
 
 def _refuse_strangers(names: list[str]) -> None:
-    """A module that the model must do without would hide that a requirement is missing."""
+    """Refuse modules that the model must do without: one would hide that a requirement is missing."""
     for name in names:
         if importlib.util.find_spec(name):
             raise ImportError(f"{name} can be imported here")

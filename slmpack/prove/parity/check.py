@@ -128,7 +128,7 @@ def _check_vocabulary(pair: Pair) -> Check:
 
 
 def _check_file(pair: Pair) -> Check:
-    """The vocabulary and the merges are the source's, one by one: a text finds a lost merge only if it needs it."""
+    """Compare the vocabulary and the merges one by one: a text finds a lost merge only if it needs it."""
     found = read_json(pair.package / "tokenizer.json")["model"]
     expected = read_json(pair.snapshot / "tokenizer.json")["model"]
     if found["vocab"] != expected["vocab"]:
@@ -136,10 +136,12 @@ def _check_file(pair: Pair) -> Check:
             f"tokenizer file: {len(found['vocab'])} tokens, not all the source's",
             f"the source's {len(expected['vocab'])}", "build the package again",
         )  # fmt: skip
-    for index, (merge, wanted) in enumerate(zip_longest(_merges(found), _merges(expected))):
-        if merge != wanted:
+    for index, (merge, source_merge) in enumerate(zip_longest(_merges(found), _merges(expected))):
+        if merge != source_merge:
             raise CheckError(
-                f"tokenizer file: merge {index} is {merge}", f"{wanted}, as in the source", "build the package again"
+                f"tokenizer file: merge {index} is {merge}",
+                f"{source_merge}, as in the source",
+                "build the package again",
             )
     return Check(name="tokenizer file", found=f"{len(found['vocab'])} tokens, {len(_merges(found))} merges")
 
@@ -236,7 +238,7 @@ def _render_source(pair: Pair, chat: TemplateChat) -> Prompt | None:
         ids = pair.source.apply_chat_template(**given, tokenize=True, return_dict=False)
     except MemoryError:
         raise
-    except Exception:  # a template may raise whatever it likes: that is its way to refuse
+    except Exception:  # a template may raise anything: that is its way to refuse
         return None
     return Prompt(text=text, ids=ids)
 
@@ -254,18 +256,18 @@ def _render_package(pair: Pair, chat: TemplateChat) -> str | None:
 
 
 def _check_end_of_turn(pair: Pair) -> Check:
-    asked = end_ids_of(pair.snapshot, pair.source)
+    end_ids = end_ids_of(pair.snapshot, pair.source)
     found = _ends_of(pair.package)
-    if missing := sorted(asked.keys() - found):
+    if missing := sorted(end_ids.keys() - found):
         raise CheckError(
             f"end of turn: eos_token_id of genai_config.json is {sorted(found)}",
-            f"{_named(pair, missing[0])} among them, since {asked[missing[0]]} asks for it",
+            f"{_named(pair, missing[0])} among them, since {end_ids[missing[0]]} asks for it",
             "add it to eos_token_id in the checkpoint's generation_config.json",
         )
-    if more := sorted(found - asked.keys()):
+    if more := sorted(found - end_ids.keys()):
         raise CheckError(
             f"end of turn: {_named(pair, more[0])} is in eos_token_id of genai_config.json",
-            f"only {', '.join(_named(pair, token) for token in sorted(asked))}", "build the package again",
+            f"only {', '.join(_named(pair, token) for token in sorted(end_ids))}", "build the package again",
         )  # fmt: skip
     return Check(name="end of turn", found=", ".join(_named(pair, token) for token in sorted(found)))
 
@@ -280,7 +282,7 @@ def _named(pair: Pair, token: int) -> str:
 
 
 TEMPLATE_CHECKS: tuple[Callable[[Pair], Check], ...] = (_check_end_of_turn, _check_chat_template)
-CHECKS: tuple[Callable[[Pair], Check], ...] = (  # those that take longest come last: a difference is told early
+CHECKS: tuple[Callable[[Pair], Check], ...] = (  # those that take longest come last: a difference is found early
     _check_file,
     _check_vocabulary,
     _check_end_of_turn,

@@ -48,7 +48,7 @@ def _ids(runtime: Any, text: str) -> list[int] | None:
 def _rendered(template: Any, chat: TemplateChat) -> str | None:
     try:
         return str(template.render(list(chat.messages), add_generation_prompt=chat.add_generation_prompt))
-    except Exception:  # a template may raise whatever it likes: that is its way to refuse
+    except Exception:  # a template may raise anything: that is its way to refuse
         return None
 
 

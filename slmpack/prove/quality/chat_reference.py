@@ -43,7 +43,7 @@ MAX_CHAT_TOKENS = 1024  # of one chat
 CHAT_BYTES = 512 << 20  # of one chat's logits in float32: large vocabularies get shorter chats
 
 
-class ChatsToRun(Record):
+class ChatReferenceRequest(Record):
     """What the source's process is to read: `into` has `chats.jsonl`."""
 
     snapshot: Path
@@ -92,9 +92,11 @@ def chat_reference(snapshot: Snapshot, chats: Path, workspace: Path, expected: s
     dtype = dtype_of(snapshot)
     key = digest_of([LAYOUT, snapshot.digest, lines, dtype, MAX_TOKENS, MAX_ANSWER_TOKENS, MAX_CHAT_TOKENS])
 
-    def request(into: Path) -> ChatsToRun:
+    def request(into: Path) -> ChatReferenceRequest:
         (into / GIVEN).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
-        return ChatsToRun(snapshot=snapshot.path, dtype=dtype, context_length=snapshot.context_length, into=into)
+        return ChatReferenceRequest(
+            snapshot=snapshot.path, dtype=dtype, context_length=snapshot.context_length, into=into
+        )
 
     def facts(reference: ChatReference) -> Facts:
         logger.info("the source read %d chats with %d tokens of answers; %d were left out",
@@ -108,7 +110,7 @@ def chat_reference(snapshot: Snapshot, chats: Path, workspace: Path, expected: s
 
 
 @forked_with(*TORCH)
-def run_source_on_chats(request: ChatsToRun) -> ChatReference:
+def run_source_on_chats(request: ChatReferenceRequest) -> ChatReference:
     """Run in a child: read the chats, run the source, write both files.
 
     Raises:
@@ -119,9 +121,10 @@ def run_source_on_chats(request: ChatsToRun) -> ChatReference:
     vocabulary = vocabulary_of(load_source(request.snapshot, request.dtype))
     longest = min(request.context_length, MAX_CHAT_TOKENS, CHAT_BYTES // (LOGITS_ROW_BYTES * vocabulary))
     examples = read_examples(request.snapshot, request.into / GIVEN, longest)
-    kept = sorted(enough_of(examples.kept), key=lambda example: len(example.ids))
+    kept = sorted(first_examples(examples.kept), key=lambda example: len(example.ids))
     reference = ChatReference(
-        windows=tuple(tuple(example.ids) for example in kept), marked=tuple(marked_in(example) for example in kept),
+        windows=tuple(tuple(example.ids) for example in kept),
+        marked=tuple(answer_positions(example) for example in kept),
         left_out=examples.left_out + len(examples.kept) - len(kept),
         vocabulary=len(read_tokenizer(request.snapshot)),
     )  # fmt: skip
@@ -134,7 +137,7 @@ def run_source_on_chats(request: ChatsToRun) -> ChatReference:
     return reference
 
 
-def enough_of(examples: Sequence[Example]) -> list[Example]:
+def first_examples(examples: Sequence[Example]) -> list[Example]:
     """Return the first examples, as many as are read; at least one."""
     kept: list[Example] = []
     tokens = learnt = 0
@@ -146,12 +149,12 @@ def enough_of(examples: Sequence[Example]) -> list[Example]:
     return kept
 
 
-def marked_in(example: Example) -> tuple[int, ...]:
+def answer_positions(example: Example) -> tuple[int, ...]:
     """Return the positions whose next token has a label."""
     return tuple(at for at, label in enumerate(example.labels[1:]) if label != IGNORED)
 
 
-def _answers_rows(request: ChatsToRun, examples: Sequence[Example]) -> Iterator[bytes]:
+def _answers_rows(request: ChatReferenceRequest, examples: Sequence[Example]) -> Iterator[bytes]:
     import torch
 
     done = 0

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class PackageRun(Record):
+class ComparisonRequest(Record):
     """What the package's process is to run: the package's folder and the source's, and by which provider.
 
     Attributes:
@@ -53,7 +53,7 @@ class Compared(NamedTuple):
     loss: "NDArray[np.float64]"
 
 
-class Fed(NamedTuple):
+class FedTokens(NamedTuple):
     """What a package is fed.
 
     Attributes:
@@ -71,7 +71,7 @@ class Fed(NamedTuple):
     unit: str
 
 
-def run_package(request: PackageRun) -> Measured:
+def run_package(request: ComparisonRequest) -> Measured:
     """Run in a child: feed the package the source's windows, compare, then let it answer the prompts.
 
     Raises:
@@ -93,15 +93,17 @@ def run_package(request: PackageRun) -> Measured:
     return summarise(compared, tuple(answers), seconds).model_copy(update={"chats": chats})
 
 
-def fed_text(folder: Path, reference: Reference) -> Fed:
+def fed_text(folder: Path, reference: Reference) -> FedTokens:
     """Return a text, of which every position counts that has a next token."""
     marked = tuple(tuple(range(len(window) - 1)) for window in reference.windows)
-    return Fed(reference.windows, marked, reference.vocabulary, folder / LOG_PROBABILITIES_FILE, "tokens compared")
+    return FedTokens(
+        reference.windows, marked, reference.vocabulary, folder / LOG_PROBABILITIES_FILE, "tokens compared"
+    )
 
 
 def _run_chats(model: Any, folder: Path) -> ChatQuality:
     chats = ChatReference.model_validate_json((folder / CHATS_FILE).read_text())
-    fed = Fed(chats.windows, chats.marked, chats.vocabulary, folder / LOG_PROBABILITIES_FILE, "tokens of chats")
+    fed = FedTokens(chats.windows, chats.marked, chats.vocabulary, folder / LOG_PROBABILITIES_FILE, "tokens of chats")
     found = summarise(_run_windows(model, fed), (), 0.0)
     return ChatQuality(
         perplexity=found.perplexity, source_perplexity=found.source_perplexity,
@@ -110,7 +112,7 @@ def _run_chats(model: Any, folder: Path) -> ChatQuality:
     )  # fmt: skip
 
 
-def _run_windows(model: Any, fed: Fed) -> Compared:
+def _run_windows(model: Any, fed: FedTokens) -> Compared:
     import numpy as np
 
     source = np.load(fed.source, mmap_mode="r")

@@ -19,7 +19,7 @@ def general_perplexity(snapshot: Snapshot, workspace: Path) -> float:
 
     folder = source_reference(snapshot, read_text(None), workspace)
     reference = Reference.model_validate_json((folder / REFERENCE_FILE).read_text())
-    said = np.load(folder / LOG_PROBABILITIES_FILE, mmap_mode="r")
+    log_probabilities = np.load(folder / LOG_PROBABILITIES_FILE, mmap_mode="r")
     following = [token for window in reference.windows for token in window[1:]]
-    found = said[np.arange(len(following)), following].astype(np.float64)
+    found = log_probabilities[np.arange(len(following)), following].astype(np.float64)
     return float(np.exp(-found.mean()))

@@ -9,8 +9,8 @@ Log-probabilities are kept, not logits: float16 has its finest steps near zero, 
 are (an error of 0.0005 at p = 0.5, while a logit of 20 is off by 0.008), and an error counts by the token's
 probability. Renormalised when read, the rounding costs less than 1e-6 nats of KL.
 
-The source's own weights, in float32 arithmetic: see `source_model`. It is run once a snapshot and text, whatever is
-built of it: 2,048 tokens are 4,096 operations a weight, minutes for a model of 3.8 billion on two cores.
+The source's own weights, in float32 arithmetic: see `source_model`. It is run once a snapshot and text, for all
+that is built of it: 2,048 tokens are 4,096 operations a weight, minutes for a model of 3.8 billion on two cores.
 """
 
 import logging
@@ -57,7 +57,7 @@ PROMPTS = (
 )
 
 
-class SourceText(Record):
+class ReferenceRequest(Record):
     """What the source's process is to read: `into` has `text.txt`."""
 
     snapshot: Path
@@ -96,13 +96,13 @@ def source_reference(snapshot: Snapshot, text: str, workspace: Path) -> Path:
     dtype = dtype_of(snapshot)
     key = digest_of([LAYOUT, snapshot.digest, text, dtype, MAX_TOKENS, WINDOW_TOKENS, PROMPTS])
 
-    def request(into: Path) -> SourceText:
+    def request(into: Path) -> ReferenceRequest:
         logger.info(
             "running the source of %s on the text: %.1f billion weights, up to %d tokens",
             snapshot.source.name, snapshot.parameters / 1e9, MAX_TOKENS,
         )  # fmt: skip
         (into / TEXT_FILE).write_text(text, encoding="utf-8", newline="")
-        return SourceText(snapshot=snapshot.path, dtype=dtype, context_length=snapshot.context_length, into=into)
+        return ReferenceRequest(snapshot=snapshot.path, dtype=dtype, context_length=snapshot.context_length, into=into)
 
     def facts(reference: Reference) -> Facts:
         return {"dtype": dtype, "positions": reference.positions}
@@ -112,7 +112,7 @@ def source_reference(snapshot: Snapshot, text: str, workspace: Path) -> Path:
 
 
 @forked_with(*TORCH)
-def run_source(request: SourceText) -> Reference:
+def run_source(request: ReferenceRequest) -> Reference:
     """Run in a child: tokenise, run the source, write both files.
 
     Raises:
@@ -160,10 +160,10 @@ def write_header(file: IO[bytes], shape: tuple[int, int]) -> None:
 def _write_all(model: Any, reference: Reference, file: IO[bytes]) -> None:
     import torch
 
-    def told(done: int, total: int) -> None:
+    def on_progress(done: int, total: int) -> None:
         report("measure", done // MILLION, max(total // MILLION, 1), "million weights of the source")
 
-    for logits in logits_of(model, reference.windows, told):
+    for logits in logits_of(model, reference.windows, on_progress):
         for rows in torch.split(logits, rows_at_once(logits.shape[1])):
             file.write(log_probabilities(rows).numpy().tobytes())
 

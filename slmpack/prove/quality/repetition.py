@@ -30,7 +30,7 @@ MIN_LOOP_TOKENS = 32
 MIN_LOOP_COPIES = 3
 
 
-class SourceQuestions(Record):
+class AnswersRequest(Record):
     """What the source is to answer: each prompt is the token ids of one question, in its chat template.
 
     Attributes:
@@ -122,9 +122,9 @@ def source_answers(
     """
     key = digest_of(["answers", snapshot.digest, dtype, prompts, ANSWER_TOKENS])
 
-    def request(into: Path) -> SourceQuestions:
+    def request(into: Path) -> AnswersRequest:
         logger.info("asking the source the same: %d answers of up to %d tokens", len(prompts), ANSWER_TOKENS)
-        return SourceQuestions(snapshot=snapshot.path, dtype=dtype, prompts=prompts, into=into)
+        return AnswersRequest(snapshot=snapshot.path, dtype=dtype, prompts=prompts, into=into)
 
     work = ChildWork(answer_as_source, "answers", ANSWER_LIMIT_SECONDS, QualityError, "the answering by the source")
     folder = remembered("references", key, snapshot, workspace, work, request, lambda _: {"dtype": dtype})
@@ -132,7 +132,7 @@ def source_answers(
 
 
 @forked_with(*TORCH)
-def answer_as_source(questions: SourceQuestions) -> SourceAnswers:
+def answer_as_source(questions: AnswersRequest) -> SourceAnswers:
     """Run in a child: answer greedily with transformers, as `package_answer` does with the package; write the file."""
     import torch
     from transformers import GenerationConfig

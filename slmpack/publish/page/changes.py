@@ -1,7 +1,7 @@
 """The page's changes: one version against the one that held the alias before.
 
 A figure is judged only where both versions have it and where it changed by more than noise. Timings of the two were
-measured at different times, under whatever load the machine had then, so both are shown and neither is called better.
+measured at different times, under an unknown load of the machine, so both are shown and neither is called better.
 Requirements and chat templates are compared as text.
 """
 
@@ -80,16 +80,16 @@ def figures_of(facts: PageFacts) -> dict[str, Any]:
 
 
 def _difference(row: Compared, before: object, now: object, same_machine: bool) -> Difference:
-    label, told, known = row.label, figure_shown(before, row.form), figure_shown(now, row.form)
+    label, before_shown, now_shown = row.label, figure_shown(before, row.form), figure_shown(now, row.form)
     if not (_is_number(before) and _is_number(now) and before > 0):
-        return Difference(label=label, before=told, now=known, change="", judged="not comparable")
+        return Difference(label=label, before=before_shown, now=now_shown, change="", judged="not comparable")
     share = now / before - 1
     change = f"{share:+.1%}".replace("+0.0", "0.0").replace("-0.0", "0.0")
     if row.noise is None:
         judged = "measured at another time" if same_machine else "another machine"
-        return Difference(label=label, before=told, now=known, change=change, judged=judged)
+        return Difference(label=label, before=before_shown, now=now_shown, change=change, judged=judged)
     judged = "same" if abs(share) < row.noise else "better" if (share < 0) is row.less_is_better else "worse"
-    return Difference(label=label, before=told, now=known, change=change, judged=judged)
+    return Difference(label=label, before=before_shown, now=now_shown, change=change, judged=judged)
 
 
 def _is_number(value: object) -> TypeGuard[float]:
@@ -128,15 +128,15 @@ def _range_of(low: float | None, high: float | None, form: Callable[[float], str
 def requirement_changes(before: tuple[str, ...], now: tuple[str, ...]) -> tuple[str, ...]:
     """Say which pins were added, removed or changed, sorted by name."""
     old, new = (dict(line.partition("==")[::2] for line in lines) for lines in (before, now))
-    told = []
+    changes = []
     for name in sorted(old.keys() | new.keys()):
         if name not in old:
-            told.append(f"{name} {new[name]} added")
+            changes.append(f"{name} {new[name]} added")
         elif name not in new:
-            told.append(f"{name} {old[name]} removed")
+            changes.append(f"{name} {old[name]} removed")
         elif old[name] != new[name]:
-            told.append(f"{name} {old[name]} \N{RIGHTWARDS ARROW} {new[name]}")
-    return tuple(told)
+            changes.append(f"{name} {old[name]} \N{RIGHTWARDS ARROW} {new[name]}")
+    return tuple(changes)
 
 
 def template_difference(before: str, now: str) -> tuple[str, ...]:
@@ -155,12 +155,12 @@ def changes_of(facts: PageFacts) -> str:
     previous = facts.previous
     if previous is None:
         return f"First version under the alias {facts.alias}."
-    told = [f"{row.label.partition(',')[0]} {row.change} ({row.judged})" for row in differences_of(facts, previous)
+    changes = [f"{row.label.partition(',')[0]} {row.change} ({row.judged})" for row in differences_of(facts, previous)
             if row.judged in {"better", "worse"}]  # fmt: skip
     if previous.chat_template is not None and previous.chat_template != facts.chat_template:
-        told.append("chat template changed")
+        changes.append("chat template changed")
     if previous.requirements is not None and requirement_changes(previous.requirements, facts.requirements):
-        told.append("requirements changed")
+        changes.append("requirements changed")
     if previous.licence is not None and previous.licence != facts.licence:
-        told.append("licence changed")
-    return f"Against version {previous.version}: {'; '.join(told) or 'no figure changed beyond noise'}."
+        changes.append("licence changed")
+    return f"Against version {previous.version}: {'; '.join(changes) or 'no figure changed beyond noise'}."

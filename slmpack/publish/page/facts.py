@@ -30,15 +30,15 @@ from slmpack.records import (
 from slmpack.targets import BATCH_SIZES
 
 
-def _told(chat: list[smoke_stage.Message]) -> str:
+def _text_of(chat: list[smoke_stage.Message]) -> str:
     return "\n".join(f"{turn['role']}: {turn['content']}" for turn in chat)
 
 
-# The smoke test's checks whose finding is an answer, and what was asked; another check is told as a check.
+# The smoke test's checks whose finding is an answer, and what was asked; other checks are shown as checks.
 ASKED = {
     "one question": smoke_stage.QUESTION[0]["content"],
     "a batch of two": f"{smoke_stage.QUESTION[0]['content']} | {smoke_stage.OTHER_QUESTION[0]['content']}",
-    "several turns": _told(smoke_stage.TURNS),
+    "several turns": _text_of(smoke_stage.TURNS),
 }
 
 
@@ -75,7 +75,7 @@ class Answer(Record):
 
 
 class Earlier(Record):
-    """What is known of the version that held the alias before: whatever its own facts tell, of any schema."""
+    """What is known of the version that held the alias before: what its own facts say, of any schema."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -198,12 +198,12 @@ def _findings(checks: tuple[Check, ...]) -> tuple[Finding, ...]:
 
 def _smoke_findings(report: SmokeReport) -> tuple[Finding, ...]:
     """Tell each check; the answers themselves have a place of their own on the page."""
-    told = tuple(
+    findings = tuple(
         Finding(name=check.name, found="answered, see below" if check.name in ASKED else check.found)
         for check in report.checks
     )
     batches = BATCH_SIZES.get(report.model.package.target)
-    return told if batches is None else (*told, Finding(name="batch sizes", found=batches))
+    return findings if batches is None else (*findings, Finding(name="batch sizes", found=batches))
 
 
 def _quality_findings(report: QualityReport) -> tuple[Finding, ...]:
@@ -229,9 +229,9 @@ def _judged_findings(
     """Tell the figures that have a limit; `over` is the state of one that misses it."""
     ratio, limit = quality.perplexity_ratio, policy.max_perplexity_ratio
     loops = "any number" if policy.allow_new_loops else "0"
-    told = _compared(ratio, quality.perplexity, quality.source_perplexity, quality.tokens)
+    comparison = _compared(ratio, quality.perplexity, quality.source_perplexity, quality.tokens)
     return (
-        Finding(name=RATIO, found=told, threshold=f"at most {limit_shown(limit)}",
+        Finding(name=RATIO, found=comparison, threshold=f"at most {limit_shown(limit)}",
                 state="passed" if ratio <= limit else over),
         Finding(name="new loops", found=str(quality.new_loops), threshold=loops,
                 state="passed" if policy.allow_new_loops or quality.new_loops == 0 else over),
@@ -245,9 +245,9 @@ def _chat_findings(
     if chats is None:
         return ()
     ratio, limit = chats.perplexity_ratio, policy.max_chat_perplexity_ratio
-    told = _compared(ratio, chats.perplexity, chats.source_perplexity, chats.tokens)
+    comparison = _compared(ratio, chats.perplexity, chats.source_perplexity, chats.tokens)
     return (
-        Finding(name=CHAT_RATIO, found=told, threshold=f"at most {limit_shown(limit)}",
+        Finding(name=CHAT_RATIO, found=comparison, threshold=f"at most {limit_shown(limit)}",
                 state="passed" if ratio <= limit else over),
         Finding(name="top-1 agreement on chats", found=share_shown(chats.top1_agreement), state="reported"),
     )  # fmt: skip
@@ -265,13 +265,13 @@ def summary_json(facts: PageFacts) -> str:
 def read_earlier(text: str, version: int) -> Earlier:
     """Read the `summary_json` of another version; what this release does not understand of it is left out."""
     try:
-        told = json.loads(text)
+        stored = json.loads(text)
     except (ValueError, RecursionError):
-        told = {}
-    told = dict(told, version=version) if isinstance(told, dict) else {"version": version}
+        stored = {}
+    stored = dict(stored, version=version) if isinstance(stored, dict) else {"version": version}
     while True:
         try:
-            return Earlier.model_validate(told)
+            return Earlier.model_validate(stored)
         except ValidationError as error:
             for problem in error.errors():
-                told.pop(str(problem["loc"][0]), None)
+                stored.pop(str(problem["loc"][0]), None)

@@ -77,14 +77,16 @@ class Attempt(Record):
     reason: Text | None = None
 
 
-def frontier_svg(rungs: tuple[Attempt, ...], policy: QualityPolicy) -> str:
+def frontier_svg(attempts: tuple[Attempt, ...], policy: QualityPolicy) -> str:
     """Draw size against perplexity ratio, the policy's limit, and a line of text for each rung without a ratio.
 
     Returns:
         An `<svg>` element without an XML header, to be set in a page or saved as it is.
     """
-    drawn = sorted((rung for rung in rungs if _ratio(rung) is not None), key=lambda rung: _ratio(rung) or 0.0)
-    listed = [rung for rung in rungs if _ratio(rung) is None]
+    drawn = sorted(
+        (attempt for attempt in attempts if _ratio(attempt) is not None), key=lambda attempt: _ratio(attempt) or 0.0
+    )
+    listed = [attempt for attempt in attempts if _ratio(attempt) is None]
     below = len(listed) * LINE_HEIGHT
     height = (TOP + PLOT_HEIGHT + AXIS_HEIGHT if drawn else 0.0) + below
 
@@ -92,33 +94,33 @@ def frontier_svg(rungs: tuple[Attempt, ...], policy: QualityPolicy) -> str:
     from matplotlib.figure import Figure
 
     settings = {"svg.fonttype": "none", "svg.hashsalt": "slmpack", "font.size": FONT_POINTS}
-    with style.context(settings, after_reset=True):  # whatever the user's own matplotlibrc says
+    with style.context(settings, after_reset=True):  # not as the user's own matplotlibrc says
         figure = Figure(figsize=(WIDTH / 72, max(height, LINE_HEIGHT) / 72))
         if drawn:
             place = (PLOT_LEFT / WIDTH, (AXIS_HEIGHT + below) / height,
                      (PLOT_RIGHT - PLOT_LEFT) / WIDTH, PLOT_HEIGHT / height)  # fmt: skip
             axes = figure.add_axes(place)
             _draw_axes(axes, drawn, policy)
-            _draw_rungs(axes, drawn)
-        _list_rungs(figure, listed, height)
+            _draw_attempts(axes, drawn)
+        _list_attempts(figure, listed, height)
         return _svg_of(figure, _in_words(drawn, listed, policy))
 
 
-def _ratio(rung: Attempt) -> float | None:
+def _ratio(attempt: Attempt) -> float | None:
     """Return the ratio where it can be drawn; that of a model that overflows is not a number or off any scale."""
-    ratio = rung.quality.perplexity_ratio if rung.quality else math.nan
+    ratio = attempt.quality.perplexity_ratio if attempt.quality else math.nan
     return ratio if 0 < ratio < LARGEST else None
 
 
-def _megabytes(rung: Attempt) -> float:
-    return (rung.size_bytes or 0) / 1e6
+def _megabytes(attempt: Attempt) -> float:
+    return (attempt.size_bytes or 0) / 1e6
 
 
 def _draw_axes(axes: "Axes", drawn: list[Attempt], policy: QualityPolicy) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    sizes = [_megabytes(rung) for rung in drawn]
-    _scale_ratios(axes, [_ratio(rung) or 1.0 for rung in drawn], policy.max_perplexity_ratio)
+    sizes = [_megabytes(attempt) for attempt in drawn]
+    _scale_ratios(axes, [_ratio(attempt) or 1.0 for attempt in drawn], policy.max_perplexity_ratio)
     space = 0.12 * (max(sizes) - min(sizes)) or 0.1 * max(sizes) or 1.0
     axes.set_xlim(min(sizes) - space, max(sizes) + space)
     axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -168,23 +170,23 @@ def _dress(axes: "Axes") -> None:
     axes.spines["bottom"].set(visible=True, color=LINE)
 
 
-def _draw_rungs(axes: "Axes", drawn: list[Attempt]) -> None:
+def _draw_attempts(axes: "Axes", drawn: list[Attempt]) -> None:
     """Mark each rung and label it in a column beside the plot, where labels cannot cover each other."""
     gap = min(0.125, 1.0 / len(drawn))
-    points = [(_megabytes(rung), _ratio(rung) or 1.0) for rung in drawn]
+    points = [(_megabytes(attempt), _ratio(attempt) or 1.0) for attempt in drawn]
     to_axes = axes.transData + axes.transAxes.inverted()
     heights = _spread([float(to_axes.transform(point)[1]) for point in points], gap)
     leader = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 5}
-    for rung, point, height in zip(drawn, points, heights, strict=True):
-        chosen = rung.status == "published"
+    for attempt, point, height in zip(drawn, points, heights, strict=True):
+        chosen = attempt.status == "published"
         colour = CHOSEN if chosen else INK
         axes.annotate("", xy=point, xytext=(1.03, height), textcoords="axes fraction", annotation_clip=False,
                       arrowprops=leader)  # fmt: skip
-        axes.plot(*point, marker="o" if rung.status != "failed" else "x", markersize=9 if chosen else 6,
+        axes.plot(*point, marker="o" if attempt.status != "failed" else "x", markersize=9 if chosen else 6,
                   color=colour, markerfacecolor=colour if chosen else "none", zorder=3, clip_on=False)  # fmt: skip
-        name = _short(rung.recipe, NAME_CHARACTERS) + (", chosen" if chosen else "")
+        name = _short(attempt.recipe, NAME_CHARACTERS) + (", chosen" if chosen else "")
         _label(axes, height, name, colour, bold=chosen, above=True)
-        _label(axes, height, _speed(rung), MUTED, bold=False, above=False)
+        _label(axes, height, _speed(attempt), MUTED, bold=False, above=False)
 
 
 def _label(axes: "Axes", height: float, text: str, colour: str, *, bold: bool, above: bool) -> None:
@@ -194,10 +196,10 @@ def _label(axes: "Axes", height: float, text: str, colour: str, *, bold: bool, a
                   parse_math=False)  # fmt: skip
 
 
-def _spread(wanted: list[float], gap: float) -> list[float]:
-    """Return heights as near to `wanted` (ascending, 0 to 1) as `gap` between neighbours allows."""
+def _spread(ideal: list[float], gap: float) -> list[float]:
+    """Return heights as near to `ideal` (ascending, 0 to 1) as `gap` between neighbours allows."""
     placed: list[float] = []
-    for height in wanted:
+    for height in ideal:
         placed.append(max(height, placed[-1] + gap) if placed else max(height, 0.04))
     ceiling = 0.96
     for index in reversed(range(len(placed))):
@@ -206,29 +208,29 @@ def _spread(wanted: list[float], gap: float) -> list[float]:
     return placed
 
 
-def _list_rungs(figure: "Figure", listed: list[Attempt], height: float) -> None:
-    for row, rung in enumerate(reversed(listed)):
-        weight = "bold" if rung.status == "published" else "normal"
-        figure.text(4 / WIDTH, (row * LINE_HEIGHT + 4) / height, _unmeasured(rung), color=MUTED, parse_math=False,
+def _list_attempts(figure: "Figure", listed: list[Attempt], height: float) -> None:
+    for row, attempt in enumerate(reversed(listed)):
+        weight = "bold" if attempt.status == "published" else "normal"
+        figure.text(4 / WIDTH, (row * LINE_HEIGHT + 4) / height, _unmeasured(attempt), color=MUTED, parse_math=False,
                     fontsize=FONT_POINTS - 0.5, fontweight=weight)  # fmt: skip
 
 
-def _unmeasured(rung: Attempt) -> str:
-    name = _short(rung.recipe, NAME_CHARACTERS)
-    reason = f": {rung.reason}" if rung.reason else ""
-    if rung.size_bytes is None:
+def _unmeasured(attempt: Attempt) -> str:
+    name = _short(attempt.recipe, NAME_CHARACTERS)
+    reason = f": {attempt.reason}" if attempt.reason else ""
+    if attempt.size_bytes is None:
         return _short(f"{name}, not built{reason}", LINE_CHARACTERS)
     found = (
         "no quality measured"
-        if rung.quality is None
-        else f"perplexity ratio {ratio_shown(rung.quality.perplexity_ratio)}"
+        if attempt.quality is None
+        else f"perplexity ratio {ratio_shown(attempt.quality.perplexity_ratio)}"
     )
-    size = bytes_shown(rung.size_bytes)
-    return _short(f"{name}, {size}, {_speed(rung)}: {found}, {rung.status}{reason}", LINE_CHARACTERS)
+    size = bytes_shown(attempt.size_bytes)
+    return _short(f"{name}, {size}, {_speed(attempt)}: {found}, {attempt.status}{reason}", LINE_CHARACTERS)
 
 
-def _speed(rung: Attempt) -> str:
-    return f"{rate_shown(rung.speed.decode_tokens_per_second)} tokens/s" if rung.speed else "not timed"
+def _speed(attempt: Attempt) -> str:
+    return f"{rate_shown(attempt.speed.decode_tokens_per_second)} tokens/s" if attempt.speed else "not timed"
 
 
 def _short(text: str, limit: int) -> str:
@@ -236,14 +238,14 @@ def _short(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _place_of(rung: Attempt) -> str:
-    return f"{bytes_shown(rung.size_bytes or 0)} at {ratio_shown(_ratio(rung) or 1.0)}"
+def _place_of(attempt: Attempt) -> str:
+    return f"{bytes_shown(attempt.size_bytes or 0)} at {ratio_shown(_ratio(attempt) or 1.0)}"
 
 
 def _in_words(drawn: list[Attempt], listed: list[Attempt], policy: QualityPolicy) -> str:
-    parts = [f"{_short(rung.recipe, NAME_CHARACTERS)} {_place_of(rung)}" for rung in drawn]
-    parts += [f"{_short(rung.recipe, NAME_CHARACTERS)} {'not built' if rung.size_bytes is None else 'not measured'}"
-              for rung in listed]  # fmt: skip
+    parts = [f"{_short(attempt.recipe, NAME_CHARACTERS)} {_place_of(attempt)}" for attempt in drawn]
+    parts += [f"{_short(attempt.recipe, NAME_CHARACTERS)} "
+              f"{'not built' if attempt.size_bytes is None else 'not measured'}" for attempt in listed]  # fmt: skip
     limit = limit_shown(policy.max_perplexity_ratio)
     return f"Size against perplexity ratio, limit {limit}: {'; '.join(parts) or 'no recipe'}"
 

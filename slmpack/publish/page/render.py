@@ -146,7 +146,7 @@ def commands_of(facts: PageFacts) -> Commands:
     uri = f"models:/{facts.name}/{facts.version}"
     load = f"""import mlflow
 
-# models:/{facts.name}@{facts.alias} is whatever version holds the alias then
+# models:/{facts.name}@{facts.alias} is the version that holds the alias then
 model = mlflow.pyfunc.load_model({json.dumps(uri)})
 model.predict({json.dumps(input_example_of(facts.interface))})"""
     return Commands(

@@ -139,8 +139,8 @@ def _sample(rows: Rows) -> "Tensor":
     """Return some rows, evenly distributed, float32 `[at most 512, K]`."""
     import torch
 
-    wanted = min(rows.count, SAMPLED_ROWS)
-    places = [at * rows.count // wanted for at in range(wanted)]
+    samples = min(rows.count, SAMPLED_ROWS)
+    places = [at * rows.count // samples for at in range(samples)]
     return torch.cat([rows.read(place, place + 1) for place in places]).float()
 
 

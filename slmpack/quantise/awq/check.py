@@ -79,8 +79,8 @@ def _divergence(plain: "Tensor", folded: "Tensor") -> "Tensor":
     """Return the KL of one position's logits `[vocabulary]`, in nats."""
     import torch
 
-    said = torch.log_softmax(plain.double(), -1)
-    return (said.exp() * (said - torch.log_softmax(folded.double(), -1))).sum()
+    log_probabilities = torch.log_softmax(plain.double(), -1)
+    return (log_probabilities.exp() * (log_probabilities - torch.log_softmax(folded.double(), -1))).sum()
 
 
 class _Change:

@@ -67,7 +67,7 @@ class FoldRequest(Record):
     into: Path
 
 
-class Folded(Record):
+class FoldResult(Record):
     """What came of it.
 
     Attributes:
@@ -103,7 +103,7 @@ def fold_channels(snapshot: Snapshot, calibration: Path, workspace: Path) -> Pat
         logger.info("choosing the channels' scales of %s", snapshot.source.name)
         return FoldRequest(snapshot=snapshot.path, dtype=dtype_of(snapshot), calibration=calibration, into=into)
 
-    def facts(folded: Folded) -> Facts:
+    def facts(folded: FoldResult) -> Facts:
         if folded.reason:
             logger.warning("no channels are folded, since %s", folded.reason)
         return {
@@ -131,23 +131,23 @@ def read_fold(folder: Path) -> Fold:
 
 
 @forked_with(*TORCH)
-def run_fold(request: FoldRequest) -> Folded:
+def run_fold(request: FoldRequest) -> FoldResult:
     """Run in a child: choose the scales, compare the folded source with the source, write the fold."""
     return fold_by(fold_map, request)
 
 
-def fold_by(map_of: Callable[[Any, Shapes], FoldMap], request: FoldRequest) -> Folded:
+def fold_by(map_of: Callable[[Any, Shapes], FoldMap], request: FoldRequest) -> FoldResult:
     """Do so by the pairs that `map_of` gives for a checkpoint's config and its tensors' shapes."""
-    fold, folded = Fold(), Folded()
+    fold, folded = Fold(), FoldResult()
     try:
         fold, folded = _folded(request, map_of)
     except NoFoldError as error:
-        folded = Folded(reason=str(error))
+        folded = FoldResult(reason=str(error))
     _write(Fold() if folded.reason else fold, request.into / FOLD_FILE)
     return folded
 
 
-def _folded(request: FoldRequest, map_of: Callable[[Any, Shapes], FoldMap]) -> tuple[Fold, Folded]:
+def _folded(request: FoldRequest, map_of: Callable[[Any, Shapes], FoldMap]) -> tuple[Fold, FoldResult]:
     """Return the fold and what the check found.
 
     Raises:
@@ -167,7 +167,7 @@ def _folded(request: FoldRequest, map_of: Callable[[Any, Shapes], FoldMap]) -> t
     difference = compare_folded(
         request.snapshot, request.dtype, fold, found.norm_offset, _windows(request, model.config)
     )
-    return fold, Folded(
+    return fold, FoldResult(
         pairs=0 if difference.reason else sum(_scaled(choice.scales) for choice in choices),
         of_pairs=len(found.pairs),
         loss_ratio=sum(choice.loss for choice in choices) / sum(choice.unfolded for choice in choices),

@@ -1,4 +1,4 @@
-"""GPTQ's cost: how long a source will take on this machine, told before anything is started.
+"""Predict how long GPTQ will take for a source on this machine, before anything is started.
 
 Matrix products go by what they multiply, everything else by the weights; a second of each on this machine says how
 fast it is now. For T tokens and matrices [N, K], of which some share their inputs:

@@ -39,7 +39,7 @@ from slmpack.machine.remember import ChildWork, remembered
 from slmpack.machine.store import Facts, log_folder, require_space
 from slmpack.quantise.awq.channel_pairs import Fold
 from slmpack.quantise.awq.fold import read_fold
-from slmpack.quantise.calibrate import BUILT_IN_TEXT, WINDOW_TOKENS, Reading, windows_of
+from slmpack.quantise.calibrate import BUILT_IN_TEXT, WINDOW_TOKENS, CalibrationRequest, windows_of
 from slmpack.quantise.gptq.codes_file import write_solved
 from slmpack.quantise.gptq.cost import SampleRequest, cost_of, measure_speed, predicted_seconds
 from slmpack.quantise.gptq.layers import BLOCK_SIZE, solve_model
@@ -58,7 +58,7 @@ BUILT_IN_TOKENS = 512
 GPTQ = digest_of([LAYOUT, BUILT_IN_TEXT, BUILT_IN_TOKENS, TOKENS, WINDOW_TOKENS, BLOCK_SIZE, DAMPING])
 
 
-class GptqText(Reading):
+class GptqRequest(CalibrationRequest):
     """What the source's process is to read, and what of it is to be solved.
 
     Attributes:
@@ -70,7 +70,7 @@ class GptqText(Reading):
     int8: tuple[str, ...]
 
 
-class Solved(Record):
+class GptqResult(Record):
     """What came of it."""
 
     tokens: int
@@ -96,17 +96,17 @@ def quantise_by_gptq(
     """
     key = digest_of([GPTQ, snapshot.digest, fold.name if fold else None, text, sorted(int8)])
 
-    def request(into: Path) -> GptqText:
+    def request(into: Path) -> GptqRequest:
         require_space(workspace, int(snapshot.parameters * BYTES_PER_WEIGHT), "what GPTQ finds")
         _tell_time(snapshot, log_folder(workspace) / f"gptq-speed-{key[:12]}.log")
         (into / TEXT_FILE).write_text(BUILT_IN_TEXT if text is None else text, encoding="utf-8", newline="")
-        return GptqText(
+        return GptqRequest(
             snapshot=snapshot.path, dtype=dtype_of(snapshot), context_length=snapshot.context_length, fold=fold,
             int8=tuple(int8), text_tokens=BUILT_IN_TOKENS if text is None else TOKENS,
             random_tokens=TOKENS - BUILT_IN_TOKENS if text is None else 0, into=into,
         )  # fmt: skip
 
-    def facts(solved: Solved) -> Facts:
+    def facts(solved: GptqResult) -> Facts:
         return {"tokens": solved.tokens, "matrices": solved.matrices}
 
     work = ChildWork(run_gptq, "gptq", GPTQ_LIMIT_SECONDS, BuildError, "GPTQ")
@@ -125,7 +125,7 @@ def _tell_time(snapshot: Snapshot, log: Path) -> None:
 
 
 @forked_with(*TORCH)
-def run_gptq(request: GptqText) -> Solved:
+def run_gptq(request: GptqRequest) -> GptqResult:
     """Run in a child: tokenise, run the source, solve and write every matrix.
 
     Raises:
@@ -140,4 +140,4 @@ def run_gptq(request: GptqText) -> Solved:
     except BuildError:
         require_finite_weights(request.snapshot)  # a tensor that is to blame is the better answer
         raise
-    return Solved(tokens=sum(map(len, windows)), matrices=len(names))
+    return GptqResult(tokens=sum(map(len, windows)), matrices=len(names))

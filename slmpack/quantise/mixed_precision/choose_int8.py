@@ -26,7 +26,7 @@ def choose_int8(groups: Sequence[Group], budget_bytes: float, extra_bytes_per_we
     return tuple(chosen)
 
 
-def told_int8(chosen: Sequence[Group], measured: bool) -> tuple[str, ...]:
+def describe_int8(chosen: Sequence[Group], measured: bool) -> tuple[str, ...]:
     """Return sentences for a version's page: what has 8 bits beside the head, in the order of the choice, and why."""
     if not chosen:
         return ("8 bits: the head",)

@@ -35,7 +35,7 @@ TOKENS_AT_ONCE = 2048  # of all rows together, in a layer
 PIECE_WEIGHTS = 1 << 19  # rounded at a time by a thread
 LOGITS_BYTES = 64 << 20  # of float32 logits at a time; their log-probabilities are as many again
 
-Told = Callable[[int, int], object]
+ProgressCallback = Callable[[int, int], object]
 
 
 class UnfitError(Exception):
@@ -80,7 +80,11 @@ class _Batch:
 
 
 def measure_losses(
-    model: Any, window: Sequence[int], groups: Sequence[tuple[str, ...]], int4: Int4, told: Told = lambda *_: None
+    model: Any,
+    window: Sequence[int],
+    groups: Sequence[tuple[str, ...]],
+    int4: Int4,
+    on_progress: ProgressCallback = lambda *_: None,
 ) -> tuple[float, ...]:
     """Return for each group the mean over the tokens of KL(source || source with this group in 4 bits), in nats.
 
@@ -88,7 +92,7 @@ def measure_losses(
         model: from `load_source`; it is of no other use afterwards.
         window: token ids.
         groups: names of the checkpoint's tensors, the layers in order.
-        told: called with how many layers are done, and how many there are.
+        on_progress: called with how many layers are done, and how many there are.
 
     Raises:
         UnfitError: the architecture is not a list of layers that work on `[batch, tokens, hidden]`.
@@ -102,14 +106,14 @@ def measure_losses(
     found = _round_rows(model, row_of, batch, int4)
     _require_all(groups, found)
     for done, (layer, names) in enumerate(zip(layers, found, strict=True), 1):
-        _grow(layer, len({row_of[name] for name in names}), batch, partial(told, done, len(layers)))
+        _grow(layer, len({row_of[name] for name in names}), batch, partial(on_progress, done, len(layers)))
     with torch.inference_mode(), Maps() as maps:
         model.set_output_embeddings(float32_head(model.get_output_embeddings(), maps))
         run_in_float32(decoder, maps, lambda *_: None)
-        said = _run(decoder, window)
-        if said.last_hidden_state.shape[0] != 1 + len(groups):
+        output = _run(decoder, window)
+        if output.last_hidden_state.shape[0] != 1 + len(groups):
             raise UnfitError(f"{type(decoder).__name__} gives something else than its rows")
-        return _losses(model, said, [" and ".join(group) for group in groups])
+        return _losses(model, output, [" and ".join(group) for group in groups])
 
 
 def _layers_of(decoder: Any) -> "list[Module]":
@@ -178,7 +182,7 @@ def _in_threads(rounded: "Callable[[Tensor, slice], Tensor]", weight: "Tensor") 
         torch.set_num_threads(threads)
 
 
-def _grow(layer: Any, more: int, batch: _Batch, told: Callable[[], object]) -> None:
+def _grow(layer: Any, more: int, batch: _Batch, on_layer: Callable[[], object]) -> None:
     """Let a layer work on `more` copies of the first row beside what it is given, some rows at a time."""
     import torch
 
@@ -195,7 +199,7 @@ def _grow(layer: Any, more: int, batch: _Batch, told: Callable[[], object]) -> N
             if not isinstance(worked, torch.Tensor):
                 raise UnfitError(f"{type(layer).__name__} gives a {type(worked).__name__}")
             grown[start : start + step] = worked
-        told()
+        on_layer()
         return grown
 
     layer.forward = forward
@@ -210,21 +214,21 @@ def _run(decoder: Any, window: Sequence[int]) -> Any:
         raise UnfitError(f"{type(decoder).__name__} cannot run with a batch that grows ({error})") from error
 
 
-def _losses(model: Any, said: Any, names: Sequence[str]) -> tuple[float, ...]:
+def _losses(model: Any, output: Any, names: Sequence[str]) -> tuple[float, ...]:
     """Return the mean KL of each row to the first, having asked the head for some tokens at a time, all their rows."""
     import torch
 
-    hidden = said.last_hidden_state.transpose(0, 1)
+    hidden = output.last_hidden_state.transpose(0, 1)
     tokens, rows, _ = hidden.shape
     vocabulary = model.get_output_embeddings().weight.shape[0]
     parts = torch.split(hidden, max(1, LOGITS_BYTES // (4 * vocabulary * rows)))
     total = torch.zeros(rows, dtype=torch.float64)
-    for logits in logits_from(model, said, (part.flatten(0, 1) for part in parts)):
-        told = torch.log_softmax(logits.view(-1, rows, vocabulary), dim=-1)
-        source = told[:, :1]
+    for logits in logits_from(model, output, (part.flatten(0, 1) for part in parts)):
+        log_probabilities = torch.log_softmax(logits.view(-1, rows, vocabulary), dim=-1)
+        source = log_probabilities[:, :1]
         likely = source.exp()
         for row in range(1, rows):
-            total[row] += (likely * (source - told[:, row : row + 1])).sum(dtype=torch.float64)
+            total[row] += (likely * (source - log_probabilities[:, row : row + 1])).sum(dtype=torch.float64)
     for name, loss in zip(names, total[1:], strict=True):
         if not bool(torch.isfinite(loss)):
             raise BuildError(f"with {name} in 4 bits the logits are not finite", "finite activations",

@@ -41,7 +41,7 @@ SENSITIVITY_LIMIT_SECONDS = 3 * 3600.0
 MOST_TOKENS = 128
 LEAST_TOKENS = 32
 MOST_OPERATIONS = 2e13
-OPERATIONS_A_SECOND = 5e10  # of a core: 5.2e12 for SmolLM2-135M took one 90 s; for what is told before, no more
+OPERATIONS_A_SECOND = 5e10  # of a core: 5.2e12 for SmolLM2-135M took one 90 s; for the forecast only
 # What the measurement depends on beside the snapshot, the calibration and the fold.
 SENSITIVITY = digest_of([LAYOUT, MOST_TOKENS, LEAST_TOKENS, MOST_OPERATIONS])
 
@@ -195,12 +195,12 @@ def _measured(
     if request.reason:
         return None, request.reason
 
-    def told(done: int, total: int) -> None:
+    def on_progress(done: int, total: int) -> None:
         report("build", done, total, "layers measured")
 
     try:
         model = load_source(request.snapshot, request.dtype)
-        return measure_losses(model, _window(request), groups, int4, told), None
+        return measure_losses(model, _window(request), groups, int4, on_progress), None
     except UnfitError as error:
         return None, str(error)
     except BuildError:

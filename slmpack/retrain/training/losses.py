@@ -1,6 +1,6 @@
-"""The loss curve, while a training runs: the child writes a line a step, whoever waits for it reads them.
+"""The loss curve, while a training runs: the child writes a line a step, its parent reads them.
 
-child --losses.jsonl, a `TrainingPoint` a line--> `following` --told--> log, metrics, a page
+child --losses.jsonl, a `TrainingPoint` a line--> `following` --on_point--> log, metrics, a page
 """
 
 import contextvars
@@ -48,7 +48,7 @@ class TrainingPoint(Record):
                 f"{left} left")  # fmt: skip
 
 
-Told = Callable[[TrainingPoint], object]
+OnPoint = Callable[[TrainingPoint], object]
 
 
 def read_points(path: Path) -> list[TrainingPoint]:
@@ -72,8 +72,8 @@ def write_points(path: Path, points: list[TrainingPoint]) -> None:
 
 
 @contextmanager
-def following(path: Path, told: Told) -> Iterator[None]:
-    """Call `told` with every point of a file, those that are there first, in another thread and this context.
+def following(path: Path, on_point: OnPoint) -> Iterator[None]:
+    """Call `on_point` with every point of a file, those that are there first, in another thread and this context.
 
     If it fails it is not called again, and training goes on: the whole curve is in the result.
     """
@@ -86,9 +86,9 @@ def following(path: Path, told: Told) -> Iterator[None]:
             points, position = _read_from(path, position)
             for point in points:
                 try:
-                    told(point)
+                    on_point(point)
                 except Exception as error:
-                    logger.warning("the loss curve is told no further (%s: %s)", type(error).__name__, error)
+                    logger.warning("the loss curve ends here (%s: %s)", type(error).__name__, error)
                     return
             if last:
                 return

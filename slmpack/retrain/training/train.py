@@ -32,10 +32,10 @@ from slmpack.machine.limits import limit_seconds
 from slmpack.machine.store import Facts, log_folder, require_space, sha256_of, store_folder
 from slmpack.records import Record, Snapshot, digest_of
 from slmpack.retrain.training.checkpoints import last_whole, needed_bytes, no_room, step_of, training_folder
-from slmpack.retrain.training.losses import LOSSES, Told, TrainingPoint, following, read_points, write_points
+from slmpack.retrain.training.losses import LOSSES, OnPoint, TrainingPoint, following, read_points, write_points
 from slmpack.retrain.training.memory import trained_parameters
 from slmpack.retrain.training.settings import TrainSettings
-from slmpack.retrain.training.trainer import ADAPTER, TUNED, Trained, TrainRequest, run_training
+from slmpack.retrain.training.trainer import ADAPTER, TUNED, TrainRequest, TrainResult, run_training
 from slmpack.source.merge_adapter import MergeRequest, merge_adapter
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ TRAINING = "training.json"
 CARD = "README.md"
 
 
-class Training(Trained):
+class Training(TrainResult):
     """How a tuned model came to be: what the process tells, and what went in.
 
     Attributes:
@@ -101,13 +101,13 @@ def train_adapter(
     chats: Path,
     settings: TrainSettings,
     workspace: Path,
-    told: Told = lambda _: None,
+    on_point: OnPoint = lambda _: None,
 ) -> Tuned:
     """Return `snapshot` tuned on chats, trained unless the workspace has it; a killed run goes on.
 
     Args:
         chats: JSON Lines, an object with `messages` a line, checked before.
-        told: called with every step's point, in another thread; not if nothing is trained.
+        on_point: called with every step's point, in another thread; not if nothing is trained.
 
     Raises:
         TrainError: the loss is not finite, the chats cannot be read with the model's template, too little memory, or
@@ -125,7 +125,7 @@ def train_adapter(
         with _telling_no_room(folder):
             if not (folder / TUNED / TRAINING).is_file():
                 request = _request(snapshot, chats, settings, folder)  # refused by headers alone, if it does not fit
-                trained, run = _run_at_rest(request, snapshot, logs / f"train-{key[:12]}.log", told)
+                trained, run = _run_at_rest(request, snapshot, logs / f"train-{key[:12]}.log", on_point)
                 _keep(trained, run, request, base=snapshot.digest, data=data, versions=versions)
             with unchanged(snapshot):
                 _fill(snapshot, folder / TUNED, into, logs / f"train-merge-{key[:12]}.log")
@@ -146,8 +146,8 @@ def _telling_no_room(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, TrainError) as error:
-        if told := no_room(error, folder):
-            raise told from error
+        if no_space := no_room(error, folder):
+            raise no_space from error
         raise
 
 
@@ -169,17 +169,19 @@ def _request(snapshot: Snapshot, chats: Path, settings: TrainSettings, folder: P
     )  # fmt: skip
 
 
-def _run_at_rest(request: TrainRequest, snapshot: Snapshot, log: Path, told: Told) -> tuple[Trained, ChildRun]:
+def _run_at_rest(
+    request: TrainRequest, snapshot: Snapshot, log: Path, on_point: OnPoint
+) -> tuple[TrainResult, ChildRun]:
     """Train; checkpoints of a base that changed meanwhile are removed, since the next run would go on from them."""
     try:
         with unchanged(snapshot):
-            return _run(request, snapshot, log, told)
+            return _run(request, snapshot, log, on_point)
     except SourceError:
         shutil.rmtree(request.folder, ignore_errors=True)
         raise
 
 
-def _run(request: TrainRequest, snapshot: Snapshot, log: Path, told: Told) -> tuple[Trained, ChildRun]:
+def _run(request: TrainRequest, snapshot: Snapshot, log: Path, on_point: OnPoint) -> tuple[TrainResult, ChildRun]:
     logger.info("training %s%s", snapshot.source.name, f", from {request.resume.name} on" if request.resume else "")
     logged_at = time.monotonic()
 
@@ -188,7 +190,7 @@ def _run(request: TrainRequest, snapshot: Snapshot, log: Path, told: Told) -> tu
         if time.monotonic() - logged_at >= LOG_SECONDS:
             logged_at = time.monotonic()
             logger.info("%s", point.shown)
-        told(point)
+        on_point(point)
 
     with following(request.folder / LOSSES, tell):
         trained, run = run_in_child(
@@ -203,7 +205,7 @@ def _run(request: TrainRequest, snapshot: Snapshot, log: Path, told: Told) -> tu
 
 
 def _keep(
-    trained: Trained, run: ChildRun, request: TrainRequest, base: str, data: str, versions: dict[str, str]
+    trained: TrainResult, run: ChildRun, request: TrainRequest, base: str, data: str, versions: dict[str, str]
 ) -> None:
     """Write how it went beside what came of it, so that this is not trained again."""
     curve = tuple(read_points(request.folder / LOSSES))

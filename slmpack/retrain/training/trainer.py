@@ -70,7 +70,7 @@ class TrainRequest(Record):
     plan: Plan | None = None
 
 
-class Trained(Record):
+class TrainResult(Record):
     """What came of it.
 
     Attributes:
@@ -95,7 +95,7 @@ class Trained(Record):
 
 
 @forked_with(*TORCH, "transformers.trainer")
-def run_training(request: TrainRequest) -> Trained:
+def run_training(request: TrainRequest) -> TrainResult:
     """Run in a child: train, and write what came of it to `tuned/`.
 
     Raises:
@@ -108,12 +108,12 @@ def run_training(request: TrainRequest) -> Trained:
     try:
         return _train(request)
     except (OSError, RuntimeError, SafetensorError) as error:
-        if told := no_room(error, request.folder):
-            raise told from error
+        if no_space := no_room(error, request.folder):
+            raise no_space from error
         raise
 
 
-def _train(request: TrainRequest) -> Trained:
+def _train(request: TrainRequest) -> TrainResult:
     import torch
     from transformers.trainer_utils import enable_full_determinism
 
@@ -127,7 +127,7 @@ def _train(request: TrainRequest) -> Trained:
     trainer.train(resume_from_checkpoint=str(request.resume) if request.resume else None)
     weights = [weight.numel() for weight in model.parameters() if weight.requires_grad]
     _save(model, request)
-    return Trained(
+    return TrainResult(
         device=torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu", dtype=plan.dtype,
         recomputes=plan.recomputes, trained_parameters=sum(weights), examples=len(examples.kept),
         left_out=examples.left_out, learnt_tokens=examples.learnt, longest=examples.longest,
@@ -188,7 +188,7 @@ def _with_adapter(model: Any, rank: int) -> Any:
     """Put a LoRA beside every matrix of the layers, in float32.
 
     Every matrix rather than those of attention: Source: Dettmers et al., QLoRA, arXiv:2305.14314, section 4. The change
-    is scaled by alpha / rank = 2, so that a learning rate keeps its meaning whatever the rank. No dropout: a pass or
+    is scaled by alpha / rank = 2, so that a learning rate keeps its meaning for every rank. No dropout: a pass or
     two over the chats leaves little to overfit, and the result is judged on chats held out.
     """
     from peft import LoraConfig, get_peft_model
@@ -253,8 +253,8 @@ def _watch(request: TrainRequest) -> "TrainerCallback":
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             control.should_save = time.monotonic() - self.saved >= request.save_seconds
 
-        def on_log(self, args: Any, state: Any, control: Any, **told: Any) -> None:
-            logs: dict[str, float] = told["logs"]
+        def on_log(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            logs: dict[str, float] = others["logs"]
             if "loss" not in logs:  # the summary at the end
                 return
             for name in ("loss", "grad_norm"):

@@ -91,7 +91,7 @@ def build_sentencepiece(vocabulary: "Vocabulary") -> "Tokenizer":
 def _merges_by_score(ids: dict[str, int], scores: tuple[float, ...]) -> list[tuple[str, str]]:
     """Return every pair of tokens that joins to a token, in the order in which llama.cpp would join them.
 
-    llama.cpp joins any two neighbours whose text is a token, whatever the vocabulary was trained with.
+    llama.cpp joins any two neighbours whose text is a token, regardless of how the vocabulary was trained.
     """
     ranked = []
     for text, index in ids.items():

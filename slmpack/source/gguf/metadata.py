@@ -1,4 +1,4 @@
-"""GGUF metadata: typed access to a file's keys, whose values may be of any type, whatever the specification says.
+"""GGUF metadata: typed access to a file's keys, whose values may be of any type, against the specification.
 
 A key that decides what the model computes is of the type that is asked for, or refused with its name, what was found
 and what was expected. A key of no consequence, such as a name, becomes text as far as it can.

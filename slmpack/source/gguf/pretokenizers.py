@@ -47,7 +47,7 @@ class PreTokenizer:
 
     Attributes:
         expressions: in oniguruma's syntax, applied in turn.
-        ignore_merges: a word that is a token is that token, whatever the merges say.
+        ignore_merges: a word that is a token is that token, regardless of the merges.
         add_bos: whether a prompt starts with the beginning-of-sequence token unless the file says otherwise.
     """
 

@@ -27,7 +27,7 @@ from slmpack.source.gguf.vocabulary import SpecialToken, TokenType, Vocabulary
 KEY = "tokenizer.ggml."
 TEMPLATE = "tokenizer.chat_template"
 
-# Texts that end a generation for llama.cpp, and that it takes for special tokens whatever their type.
+# Texts that end a generation for llama.cpp, and that it takes for special tokens of any type.
 END_TEXTS = frozenset({
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
     "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>",
