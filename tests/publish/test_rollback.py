@@ -104,10 +104,10 @@ def test_what_another_alias_had_is_no_way_back(name: str, log_it: LogIt) -> None
         way_of(name)
 
 
-@pytest.mark.parametrize("asked", ["nothing", "a b"])
-def test_a_name_that_nobody_registered_is_told(store: Path, fingerprints: str) -> None:
-    with pytest.raises(PublishError, match=f"no version of {fingerprints} has the alias cpu-int4"):
-        way_of(fingerprints)
+@pytest.mark.parametrize("model_name", ["nothing", "a b"])
+def test_a_name_that_nobody_registered_is_told(store: Path, model_name: str) -> None:
+    with pytest.raises(PublishError, match=f"no version of {model_name} has the alias cpu-int4"):
+        way_of(model_name)
 
 
 def test_a_name_that_mlflow_refuses_is_bad_usage(store: Path) -> None:

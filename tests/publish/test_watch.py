@@ -173,13 +173,13 @@ def poll(*names: str) -> Any:
 
 def payloads(name: str) -> list[dict[str, Any]]:
     """Return what Prefect's server was told of the model; it writes events down some seconds later."""
-    fingerprints = EventFilter(
+    published = EventFilter(
         event=EventNameFilter(name=[EVENT]), resource=EventResourceFilter(id=[f"slmpack.source.{name}"])
     )
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         with get_client(sync_client=True) as client:
-            if events := client.read_events(fingerprints, limit=50).events:
+            if events := client.read_events(published, limit=50).events:
                 return [event.payload for event in events]
         time.sleep(0.5)
     return []
