@@ -6,7 +6,7 @@ from typing import Any
 
 import mlflow
 import pytest
-from checkpoints import copy_tokenizer, write_mute_phi3
+from checkpoints import SMALL_VOCABULARY, copy_tokenizer, write_mute_phi3
 from exported_checkpoints import write_unknown
 from made_proofs import log_variant, publish
 from mlflow import MlflowClient
@@ -19,7 +19,7 @@ from flows.retrain_model import retrain_model
 from slmpack.errors import RecipeError, SmokeError, SourceError, UsageError
 from slmpack.publish.outcome import Stages
 from slmpack.publish.request import check_request
-from slmpack.records import Interface, Outcome, Package, QualityPolicy, Recipe, Snapshot, Target
+from slmpack.records import Interface, Outcome, Package, QualityPolicy, Recipe, Target
 from slmpack.source.fetch import fetch_snapshot
 from slmpack.source.resolve import resolve_source
 
@@ -45,10 +45,10 @@ def test_publishes_both_interfaces_side_by_side_and_not_twice_unless_forced(
 
 
 def test_publishes_nothing_unproved(
-    tiny_package: Package, smollm2: Snapshot, mlflow_store: Path, workspace: Path, tmp_path: Path
+    small_package: Package, small_tokenizer: Path, mlflow_store: Path, workspace: Path, tmp_path: Path
 ) -> None:
-    publish(log_variant(tiny_package, "", "talks", workspace))
-    write_mute_phi3(tmp_path / "mute", tokenizer=smollm2.path)
+    publish(log_variant(small_package, "", "talks", workspace))
+    write_mute_phi3(tmp_path / "mute", small_tokenizer, SMALL_VOCABULARY)
     with pytest.raises(SmokeError, match="the answer ''; some text"):
         package_model(str(tmp_path / "mute"), name="talks", workspace=workspace)
     assert aliases("talks") == {"cpu-int4": "1"}
@@ -104,7 +104,7 @@ def write_narrow_phi3(folder: Path, tokenizer: Path, hidden_size: int) -> None:
     from transformers import Phi3Config, Phi3ForCausalLM
 
     config = Phi3Config(
-        vocab_size=49152, hidden_size=hidden_size, intermediate_size=256, num_hidden_layers=1,
+        vocab_size=SMALL_VOCABULARY, hidden_size=hidden_size, intermediate_size=256, num_hidden_layers=1,
         num_attention_heads=hidden_size // 16, num_key_value_heads=hidden_size // 16, max_position_embeddings=2048,
         original_max_position_embeddings=2048, bos_token_id=1, eos_token_id=2, pad_token_id=2,
     )  # fmt: skip
@@ -135,9 +135,9 @@ def climb_these(source: str, ladder: tuple[Recipe, ...], workspace: Path) -> Out
 
 
 def test_a_recipe_that_cannot_take_the_model_is_left_out_and_the_page_says_so(
-    smollm2: Snapshot, mlflow_store: Path, workspace: Path, tmp_path: Path
+    small_tokenizer: Path, mlflow_store: Path, workspace: Path, tmp_path: Path
 ) -> None:
-    write_narrow_phi3(tmp_path / "narrow", smollm2.path, hidden_size=96)
+    write_narrow_phi3(tmp_path / "narrow", small_tokenizer, hidden_size=96)
     ladder = (Recipe.STOCK_SMALL, Recipe.STOCK_MIXED, Recipe.SMALL)
     outcome = climb_these(str(tmp_path / "narrow"), ladder, workspace)
     assert (outcome.status, outcome.recipe) == ("published", Recipe.SMALL)
@@ -150,9 +150,9 @@ def test_a_recipe_that_cannot_take_the_model_is_left_out_and_the_page_says_so(
 
 
 def test_a_waiver_counts_for_the_last_recipe_that_could_be_built(
-    smollm2: Snapshot, mlflow_store: Path, workspace: Path, tmp_path: Path
+    small_tokenizer: Path, mlflow_store: Path, workspace: Path, tmp_path: Path
 ) -> None:
-    write_narrow_phi3(tmp_path / "narrower", smollm2.path, hidden_size=80)
+    write_narrow_phi3(tmp_path / "narrower", small_tokenizer, hidden_size=80)
     outcome = climb_these(str(tmp_path / "narrower"), (Recipe.STOCK_SMALL, Recipe.STOCK_MIXED), workspace)
     assert (outcome.status, outcome.recipe) == ("published", Recipe.STOCK_SMALL)
     assert page_of(outcome).count(">not built<") == 1
