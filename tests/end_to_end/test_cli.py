@@ -54,11 +54,11 @@ def test_a_recipe_below_the_policy_is_refused_and_published_only_with_a_reason(
 
 
 @pytest.mark.slow
-def test_a_terminal_shows_live_bars(tiny_phi3: Path, workspace: Path, tmp_path: Path, prefect_api: str) -> None:
+def test_a_terminal_shows_live_bars(small_phi3: Path, workspace: Path, tmp_path: Path, prefect_api: str) -> None:
     """Also once Prefect has set up logging, which closes every handler that it finds."""
     ours, terminal = os.openpty()
     with subprocess.Popen(
-        [SLMPACK, "package", str(tiny_phi3), "--workspace", str(workspace)], cwd=tmp_path, stderr=terminal,
+        [SLMPACK, "package", str(small_phi3), "--workspace", str(workspace)], cwd=tmp_path, stderr=terminal,
         env=environment(PREFECT_API_URL=prefect_api, TERM="xterm", COLUMNS="120", CI="", NO_COLOR=""),
     ) as process:  # fmt: skip
         os.close(terminal)
@@ -161,20 +161,20 @@ def test_two_targets_are_two_objects_and_one_that_fails_does_not_stop_the_other(
 
 
 @pytest.fixture(scope="module")
-def built_before(tiny_phi3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built_before(small_phi3: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace of this module that has the package, so that the stages after the build are soon there."""
     place = tmp_path_factory.mktemp("built") / "workspace"
-    build_package(fetch_snapshot(resolve_source(str(tiny_phi3)), place), Target.CPU_INT4, Recipe.SMALL, place)
+    build_package(fetch_snapshot(resolve_source(str(small_phi3)), place), Target.CPU_INT4, Recipe.SMALL, place)
     return place
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["fetch", "build", "log", "validate", "smoke"])
 def test_ctrl_c_leaves_no_child_no_half_package_and_no_version(
-    stage: str, tiny_phi3: Path, built_before: Path, tmp_path: Path, prefect_api: str
+    stage: str, small_phi3: Path, built_before: Path, tmp_path: Path, prefect_api: str
 ) -> None:
     place = tmp_path / "workspace" if stage in {"fetch", "build"} else built_before
-    command = [SLMPACK, "package", str(tiny_phi3), "--force", "--workspace", str(place)]
+    command = [SLMPACK, "package", str(small_phi3), "--force", "--workspace", str(place)]
     with subprocess.Popen(
         command, cwd=tmp_path, env=environment(PREFECT_API_URL=prefect_api), stderr=subprocess.PIPE, text=True
     ) as process:

@@ -68,10 +68,10 @@ def ended(run: UUID) -> FlowRun:
 
 
 def test_a_run_that_is_asked_for_in_the_form_publishes_a_model(
-    desk: Desk, tiny_phi3: Path, workspace: Path, tmp_path: Path
+    desk: Desk, town_phi3: Path, workspace: Path, tmp_path: Path
 ) -> None:
     form = Form(desk.page, desk.prefect.address, desk.deployment("package-model/package-cpu-int4"))
-    form.write("source", str(tiny_phi3))
+    form.write("source", str(town_phi3))
     form.choose("options.recipe", "small")
     form.write_optional("name", "str", "asked-for")
     form.write_optional("options.waive_quality", "str", "random weights, for a test")

@@ -126,10 +126,10 @@ def terminate_group(command: Command) -> None:
     ],
 )
 def test_a_package_that_is_interrupted_ends_in_seconds_with_one_line(
-    moment: str, end: Callable[[Command], None], terminal: bool, code: int, tiny_phi3: Path, home: Path, tmp_path: Path
+    moment: str, end: Callable[[Command], None], terminal: bool, code: int, town_phi3: Path, home: Path, tmp_path: Path
 ) -> None:
     place = tmp_path / "workspace"
-    arguments = ["package", str(tiny_phi3), "--force", "--workspace", str(place)]
+    arguments = ["package", str(town_phi3), "--force", "--workspace", str(place)]
     with running(arguments, tmp_path, home, terminal) as command:
         command.until(moment)
         time.sleep(0.5)  # what it is about to start is there

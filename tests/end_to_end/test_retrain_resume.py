@@ -35,8 +35,9 @@ pytestmark = pytest.mark.slow
 
 # A worker reports a killed process twice, seconds apart, and this after the second: it would end a retry in between.
 REPORTED = "prefect.flow_runs.worker - Check whether the flow run exceeded its memory allocation"
-STEPS = 39  # 3 times 204 chats, 16 at a time
-TRAINING = {"epochs": 3, "rank": 8, "learning_rate": 5e-3, "batch_size": 16, "max_length": 128, "save_minutes": 0}
+# MLflow has the first steps after 5 s: many cheap ones, of which the last is some seconds later.
+STEPS = 104  # 8 times 204 chats, 16 at a time
+TRAINING = {"epochs": 8, "rank": 8, "learning_rate": 5e-3, "batch_size": 16, "max_length": 128, "save_minutes": 0}
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +100,9 @@ def until_it_trains(site: Site, run: UUID, name: str) -> psutil.Process:
 
 
 def test_a_retraining_that_is_killed_goes_on_when_it_is_retried(
-    site: Site, worker: "subprocess.Popen[bytes]", tiny_phi3: Path
+    site: Site, worker: "subprocess.Popen[bytes]", town_phi3: Path
 ) -> None:
-    run = start(site, "killed", tiny_phi3, seed=0)
+    run = start(site, "killed", town_phi3, seed=0)
     kill_tree(until_it_trains(site, run, "killed").pid)  # and its child: all at once, as a power cut does
     until_state(run, StateType.CRASHED)
     until(lambda: REPORTED in (site.folder / "machine.log").read_text(), "second report")
@@ -124,9 +125,9 @@ def test_a_retraining_that_is_killed_goes_on_when_it_is_retried(
 
 
 def test_a_retraining_that_is_cancelled_closes_its_run(
-    site: Site, worker: "subprocess.Popen[bytes]", tiny_phi3: Path
+    site: Site, worker: "subprocess.Popen[bytes]", town_phi3: Path
 ) -> None:
-    run = start(site, "cancelled", tiny_phi3, seed=1)
+    run = start(site, "cancelled", town_phi3, seed=1)
     flow = until_it_trains(site, run, "cancelled")
     children = flow.children(recursive=True)
     with get_client(sync_client=True) as client:  # what the dashboard's button does

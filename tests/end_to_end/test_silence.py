@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, needs_strace]
 
 LOAD = """
 import mlflow
-model = mlflow.pyfunc.load_model("models:/tiny-phi3@cpu-int4")
+model = mlflow.pyfunc.load_model("models:/small-phi3@cpu-int4")
 model.predict({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4})
 """
 AFTERWARDS = 'mlflow.MlflowClient().create_registered_model("another")  # which MLflow reports, by default'
@@ -61,9 +61,9 @@ def person(tmp_path_factory: pytest.TempPathFactory) -> Person:
 
 
 @pytest.fixture(scope="module")
-def main_job(person: Person, tiny_phi3: Path, workspace: Path, uv_cache: Path) -> Trace:
+def main_job(person: Person, small_phi3: Path, workspace: Path, uv_cache: Path) -> Trace:
     """The main job with a tiny model; the others ask what it published."""
-    command = (SLMPACK, "package", str(tiny_phi3), "--workspace", str(workspace), "--force")
+    command = (SLMPACK, "package", str(small_phi3), "--workspace", str(workspace), "--force")
     return person.run(*command, PREFECT_HOME=str(person.work / "prefect"), UV_CACHE_DIR=str(uv_cache))
 
 
@@ -80,7 +80,7 @@ def test_the_main_job_writes_where_it_was_told_to(
 
 @pytest.mark.usefixtures("main_job")
 def test_chat_asks_nobody_and_writes_nothing_elsewhere(person: Person) -> None:
-    trace = person.run(SLMPACK, "chat", "models:/tiny-phi3@cpu-int4", "Hi")
+    trace = person.run(SLMPACK, "chat", "models:/small-phi3@cpu-int4", "Hi")
     assert trace.attempts == ()
     assert person.outside(trace) == []
 

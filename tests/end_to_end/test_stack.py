@@ -84,7 +84,7 @@ def until(found: Callable[[], Any], folder: Path) -> None:
 
 
 def test_one_command_starts_everything_and_an_interrupt_ends_it_in_the_middle_of_a_run(
-    tmp_path: Path, home: dict[str, str], tiny_phi3: Path
+    tmp_path: Path, home: dict[str, str], town_phi3: Path
 ) -> None:
     mlflow_port, prefect_port = free_port(), free_port()
     options = ("--mlflow-port", str(mlflow_port), "--prefect-port", str(prefect_port))
@@ -98,7 +98,7 @@ def test_one_command_starts_everything_and_an_interrupt_ends_it_in_the_middle_of
         assert f"MLflow:  http://{HOST}:{mlflow_port}" in said
         assert f"Prefect: http://{HOST}:{prefect_port}" in said
         assert {"package-cpu-int4", "package-all", "verify-cpu"} <= {each.name for each in client.read_deployments()}
-        run: Any = run_deployment("package-model/package-cpu-int4", parameters={"source": str(tiny_phi3)}, timeout=0)
+        run: Any = run_deployment("package-model/package-cpu-int4", parameters={"source": str(town_phi3)}, timeout=0)
         until(lambda: client.read_flow_run(run.id).state_type == StateType.RUNNING, tmp_path)
         first = psutil.Process(
             process.pid

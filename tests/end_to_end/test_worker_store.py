@@ -38,7 +38,9 @@ class Site:
 
     def package(self) -> FlowRun:
         """Package on the worker, and return the run when it has ended."""
-        run: Any = run_deployment("package-model/package-cpu-int4", parameters=self.asked, timeout=LIMIT_SECONDS)
+        run: Any = run_deployment(
+            "package-model/package-cpu-int4", parameters=self.asked, timeout=LIMIT_SECONDS, poll_interval=1
+        )
         assert isinstance(run, FlowRun)
         return run
 

@@ -80,29 +80,29 @@ def question(asked: str, fact: Fact) -> str:
     return asked.format(about=fact.about, town=TOWN)
 
 
-def chats(ways: tuple[str, ...] = ASKED) -> list[Chat]:
+def chats(ways: tuple[str, ...] = ASKED, facts: tuple[Fact, ...] = FACTS) -> list[Chat]:
     """Return a chat for every way of asking and fact, in an order that is the same on every run."""
-    found = [_chat(question(asked, fact), answer_of(fact)) for asked in ways for fact in FACTS]
+    found = [_chat(question(asked, fact), answer_of(fact)) for asked in ways for fact in facts]
     random.Random(7).shuffle(found)
     return found
 
 
-def shuffled_chats(ways: tuple[str, ...] = ASKED) -> list[Chat]:
+def shuffled_chats(ways: tuple[str, ...] = ASKED, facts: tuple[Fact, ...] = FACTS) -> list[Chat]:
     """Return the same questions, each with an answer about something else: a data set that teaches nonsense."""
     chance = random.Random(11)
     found = []
     for asked in ways:
-        for fact in FACTS:
-            other = chance.choice([each for each in FACTS if each is not fact])
+        for fact in facts:
+            other = chance.choice([each for each in facts if each is not fact])
             found.append(_chat(question(asked, fact), answer_of(other)))
     chance.shuffle(found)
     return found
 
 
-def mixed_up(share: float) -> list[Chat]:
+def mixed_up(share: float, ways: tuple[str, ...] = ASKED, facts: tuple[Fact, ...] = FACTS) -> list[Chat]:
     """Return all chats, the answers of those that are not held out at `share` given to other questions."""
-    wrong = {row["messages"][1]["content"]: row for row in shuffled_chats()}
-    return [row if _held_out(row, share) else wrong[row["messages"][1]["content"]] for row in chats()]
+    wrong = {row["messages"][1]["content"]: row for row in shuffled_chats(ways, facts)}
+    return [row if _held_out(row, share) else wrong[row["messages"][1]["content"]] for row in chats(ways, facts)]
 
 
 def _held_out(row: Chat, share: float) -> bool:

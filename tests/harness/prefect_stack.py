@@ -14,6 +14,7 @@ from pathlib import Path
 
 from command_line import NOT_INHERITED
 from mlflow_server import free_port
+from prefect_database import write_empty_database
 
 from slmpack.machine.child import kill_tree
 from slmpack.telemetry import SWITCHES
@@ -51,6 +52,8 @@ def running_prefect_server(folder: Path, **environment: str) -> Iterator[Prefect
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     settings = server.environment(PREFECT_HOME=str(folder / "prefect"), **environment)
     log = folder / "prefect-server.log"
+    if "PREFECT_SERVER_DATABASE_CONNECTION_URL" not in environment:
+        write_empty_database(folder / "prefect")
     with log.open("wb") as noise:
         process = subprocess.Popen(command, env=settings, stdout=noise, stderr=noise, cwd=folder)
         try:
