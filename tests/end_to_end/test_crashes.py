@@ -11,6 +11,7 @@ import psutil
 import pytest
 from counting_proxy import CountingProxy, counting_proxy
 from crashing import (
+    REPORTED,
     Site,
     hold,
     kill,
@@ -23,6 +24,7 @@ from crashing import (
     seconds_of,
     start,
     state_of,
+    until,
     until_state,
     versions,
 )
@@ -83,6 +85,7 @@ def test_a_killed_flow_is_crashed_at_once_and_its_retry_goes_on(site: Site, work
     until_state(run, StateType.CRASHED)
     _, alive = psutil.wait_procs(children, timeout=30)
     assert (alive, versions_or_none("killed")) == ([], [])
+    until(lambda: REPORTED in (site.folder / "machine.log").read_text(), "second report")
 
     retry(site, run)
 

@@ -10,6 +10,7 @@ import psutil
 import pytest
 from crashing import (
     LOOK_FOR_STAGE_SECONDS,
+    REPORTED,
     Site,
     flow_process,
     read,
@@ -33,8 +34,6 @@ from slmpack.retrain.training.train import read_training
 
 pytestmark = pytest.mark.slow
 
-# A worker reports a killed process twice, seconds apart, and this after the second: it would end a retry in between.
-REPORTED = "prefect.flow_runs.worker - Check whether the flow run exceeded its memory allocation"
 # MLflow has the first steps after 5 s: many cheap ones, of which the last is some seconds later.
 STEPS = 104  # 8 times 204 chats, 16 at a time
 TRAINING = {"epochs": 8, "rank": 8, "learning_rate": 5e-3, "batch_size": 16, "max_length": 128, "save_minutes": 0}

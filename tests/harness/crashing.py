@@ -32,6 +32,9 @@ from prefect_stack import PrefectServer, running_prefect_server
 
 from slmpack.machine.child import kill_tree
 
+# A worker reports a killed run twice; a retry in between would be Crashed by the second. This is in its log after both.
+REPORTED = "prefect.flow_runs.worker - Check whether the flow run exceeded its memory allocation"
+
 Found = TypeVar("Found")
 
 
@@ -86,11 +89,13 @@ def running_site(folder: Path) -> Iterator[Site]:
         yield site
 
 
-def start(site: Site, source: Path, deployment: str = DEPLOYMENT, **parameters: Any) -> UUID:
+def start(site: Site, source: Path, deployment: str = DEPLOYMENT, recipe: str = "small", **more: Any) -> UUID:
     """Start the packaging of a checkpoint with random weights, under its folder's name."""
-    asked = {"source": str(source), "name": source.name, "workspace": str(site.workspace),
-             "options": {"recipe": "small", "waive_quality": "random weights, for a test"}}  # fmt: skip
-    run: Any = run_deployment(deployment, parameters=asked | parameters, timeout=0)
+    parameters = {
+        "source": str(source), "name": source.name, "workspace": str(site.workspace),
+        "options": {"recipe": recipe, "waive_quality": "random weights, for a test"},
+    }  # fmt: skip
+    run: Any = run_deployment(deployment, parameters=parameters | more, timeout=0)
     return UUID(str(run.id))
 
 
