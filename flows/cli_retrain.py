@@ -26,22 +26,30 @@ from slmpack.source.resolve import DEFAULT_SOURCE
 
 OPTIONS: dict[type[Record], dict[str, str]] = {
     TrainSettings: {
-        "epochs": "N", "rank": "R", "learning_rate": "X", "batch_size": "N", "batches_per_step": "N", "max_length": "N",
-        "seed": "N", "save_minutes": "X",
+        "epochs": "N",
+        "rank": "R",
+        "learning_rate": "X",
+        "batch_size": "N",
+        "batches_per_step": "N",
+        "max_length": "N",
+        "seed": "N",
+        "save_minutes": "X",
     },
     RetrainPolicy: {"min_gain": "X", "max_forgetting": "X"},
     DataPolicy: {"held_out_share": "X", "max_bad_share": "X"},
     PackageOptions: {"force": "", "waive_quality": "REASON"},
-}  # fmt: skip
+}
 
 
 def retrain_options(parser: CommandParser) -> None:
     """Add the command's options; numbers are checked by the records that hold them."""
     parser.add_argument("base", nargs="?", default=DEFAULT_SOURCE, metavar="BASE", help="any source of `package`")
     parser.add_argument(
-        "--data", required=True, metavar="FILE",
+        "--data",
+        required=True,
+        metavar="FILE",
         help=f"chats: a file, a folder, runs:/ID/PATH.jsonl, or datasets:/NAME; {least_chats(DataPolicy())}",
-    )  # fmt: skip
+    )
     parser.add_argument("--name", help="the registered model's name; taken from the base if left out")
     for record, options in OPTIONS.items():
         add_record_options(parser, record, options)
@@ -69,9 +77,11 @@ def read_options(parsed: argparse.Namespace) -> RetrainOptions:
     if parsed.name is not None:
         check_characters(parsed.name)
     options = RetrainOptions(
-        _read(TrainSettings, parsed), _read(RetrainPolicy, parsed), _read(DataPolicy, parsed),
+        _read(TrainSettings, parsed),
+        _read(RetrainPolicy, parsed),
+        _read(DataPolicy, parsed),
         _read(PackageOptions, parsed),
-    )  # fmt: skip
+    )
     if not is_artifact(parsed.data) and not typed_path(parsed.data).exists():
         raise UsageError(f"--data: there is no {parsed.data}", "a file or a folder of chats", "check the path")
     check_requests(_targets(parsed), options.options, None, parsed.workspace)
@@ -104,9 +114,15 @@ def run_retrain(parsed: argparse.Namespace, display: Display, options: RetrainOp
 
     logging.captureWarnings(True)
     state: Any = retrain_model(
-        parsed.data, parsed.base, parsed.name, *options[:3], _targets(parsed), options.options, parsed.workspace,
+        parsed.data,
+        parsed.base,
+        parsed.name,
+        *options[:3],
+        _targets(parsed),
+        options.options,
+        parsed.workspace,
         return_state=True,
-    )  # fmt: skip
+    )
     outcome: RetrainOutcome | Exception = state.result(raise_on_failure=False)
     if isinstance(outcome, Exception):
         raise outcome

@@ -108,9 +108,10 @@ def _server() -> str:
     api = get_current_settings().api.url
     if api is None:
         raise UsageError(
-            "PREFECT_API_URL is not set", "the address of a Prefect server, such as http://127.0.0.1:4200/api",
+            "PREFECT_API_URL is not set",
+            "the address of a Prefect server, such as http://127.0.0.1:4200/api",
             "set it, or type: make stack",
-        )  # fmt: skip
+        )
     if not PREFECT_YAML.exists():
         raise UsageError("no prefect.yaml beside the flows", "a checkout of slmpack", "deploy from one")
     return str(api)

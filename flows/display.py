@@ -116,10 +116,15 @@ class _Live:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bar = Progress(
-            SpinnerColumn(finished_text=" "), TextColumn("{task.description}"), BarColumn(bar_width=24),
+            SpinnerColumn(finished_text=" "),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
             TextColumn("{task.fields[words]}", style="dim", markup=False, table_column=Column(ratio=1, no_wrap=True)),
-            TimeElapsedColumn(), console=console, transient=True, expand=True,
-        )  # fmt: skip
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            expand=True,
+        )
         self._bar.start()
         self._task: TaskID | None = None
         self._paces: dict[str, Pace] = {}

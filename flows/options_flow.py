@@ -57,6 +57,7 @@ def refuse_moved(function: Callable[..., Any], parameters: Mapping[str, Any]) ->
     moved = [name for name in parameters if name not in own and name in record.model_fields]
     if moved:
         raise UsageError(
-            f"the parameter {', '.join(moved)}", ", ".join(f"{OPTIONS}.{name}" for name in moved),
+            f"the parameter {', '.join(moved)}",
+            ", ".join(f"{OPTIONS}.{name}" for name in moved),
             f"put it into the group {OPTIONS}, where it stands since this version",
-        )  # fmt: skip
+        )

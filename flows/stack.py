@@ -64,12 +64,22 @@ def commands(mlflow_port: int, prefect_port: int) -> dict[str, list[str]]:
     """Return what each process runs."""
     return {
         "mlflow": [
-            "mlflow", "server", "--host", HOST, "--port", str(mlflow_port), "--workers", "1",
-            "--backend-store-uri", "sqlite:///mlflow.db", "--artifacts-destination", "mlartifacts",
+            "mlflow",
+            "server",
+            "--host",
+            HOST,
+            "--port",
+            str(mlflow_port),
+            "--workers",
+            "1",
+            "--backend-store-uri",
+            "sqlite:///mlflow.db",
+            "--artifacts-destination",
+            "mlartifacts",
         ],
         "prefect": ["prefect", "server", "start", "--host", HOST, "--port", str(prefect_port)],
         "worker": ["flows.stack", "--worker"],
-    }  # fmt: skip
+    }
 
 
 def require_free(port: int, variable: str) -> None:
@@ -84,9 +94,10 @@ def require_free(port: int, variable: str) -> None:
             probe.bind((HOST, port))
         except OSError as error:
             raise UsageError(
-                f"port {port} of {HOST} cannot be taken ({error.strerror})", "a free one",
+                f"port {port} of {HOST} cannot be taken ({error.strerror})",
+                "a free one",
                 f"stop what listens there, or type: make stack {variable}={port + 1}",
-            ) from error  # fmt: skip
+            ) from error
 
 
 def end_marked(mark: str) -> None:

@@ -47,12 +47,16 @@ def supervise(arguments: list[str]) -> int:
     if code == INTERRUPTED or (number is not None and code < 0):
         return _interrupted(number or signal.SIGINT)
     if code < 0:
-        sys.stderr.write(f"slmpack: the command was killed by signal {-code}, as a machine does with what takes too "
-                         "much memory; expected it to reach its end; run the same command to go on\n")  # fmt: skip
+        sys.stderr.write(
+            f"slmpack: the command was killed by signal {-code}, as a machine does with what takes too "
+            "much memory; expected it to reach its end; run the same command to go on\n"
+        )
         return 128 - code
     if said is None:
-        sys.stderr.write(f"slmpack: the command was left in its middle with code {code}, as the code of a loaded model "
-                         "can do; expected it to reach its end; load only models that you trust\n")  # fmt: skip
+        sys.stderr.write(
+            f"slmpack: the command was left in its middle with code {code}, as the code of a loaded model "
+            "can do; expected it to reach its end; load only models that you trust\n"
+        )
         return code or 1
     return said  # not the exit code: code that ran in there may have set that
 

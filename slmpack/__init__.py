@@ -40,11 +40,30 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
-    "Interface", "LoggedModel", "ModelSource", "Package", "Proofs", "PublishedVersion", "QualityPolicy",
-    "QualityReport", "Recipe", "SlmpackError", "SmokeReport", "Snapshot", "Target", "ValidationReport",
-    "build_package", "default_workspace", "fetch_snapshot", "log_model", "measure_quality", "publish_version",
-    "resolve_source", "smoke_test", "validate_model",
-]  # fmt: skip
+    "Interface",
+    "LoggedModel",
+    "ModelSource",
+    "Package",
+    "Proofs",
+    "PublishedVersion",
+    "QualityPolicy",
+    "QualityReport",
+    "Recipe",
+    "SlmpackError",
+    "SmokeReport",
+    "Snapshot",
+    "Target",
+    "ValidationReport",
+    "build_package",
+    "default_workspace",
+    "fetch_snapshot",
+    "log_model",
+    "measure_quality",
+    "publish_version",
+    "resolve_source",
+    "smoke_test",
+    "validate_model",
+]
 
 _MODULES = {
     "Proofs": "publish.page.log_page",

@@ -70,13 +70,17 @@ def _start(deployment: str, parameters: dict[str, Any], key: str) -> UUID:
             if not _ended_badly(run):
                 return UUID(str(run.id))
     except ObjectNotFound as error:
-        raise UsageError(f"there is no deployment {deployment}", "one for each target of a run in pools",
-                         "type: make deploy") from error  # fmt: skip
+        raise UsageError(
+            f"there is no deployment {deployment}", "one for each target of a run in pools", "type: make deploy"
+        ) from error
     except PrefectHTTPStatusError as error:
         if error.response.status_code not in REFUSALS:
             raise
-        raise UsageError(f"the deployment {deployment} refuses the parameters: {error.response.text[:300]}",
-                         "a deployment of this version", "type: make deploy") from error  # fmt: skip
+        raise UsageError(
+            f"the deployment {deployment} refuses the parameters: {error.response.text[:300]}",
+            "a deployment of this version",
+            "type: make deploy",
+        ) from error
     raise AssertionError("count() does not end")
 
 
@@ -126,10 +130,14 @@ def _give_up(client: SyncPrefectClient, target: Target, run: FlowRun, waited_sec
     """Cancel a run that nobody takes, so that it does not start when nobody expects it any more."""
     client.set_flow_run_state(run.id, Cancelled(message="no worker took it"), force=True)
     pool = run.work_pool_name
-    return failed_outcome(target, UsageError(
-        f"the pool {pool} had no worker for {waited_seconds / 60:.0f} minutes", "a worker that polls it",
-        f"type on a machine with that hardware: prefect worker start --pool {pool}",
-    ))  # fmt: skip
+    return failed_outcome(
+        target,
+        UsageError(
+            f"the pool {pool} had no worker for {waited_seconds / 60:.0f} minutes",
+            "a worker that polls it",
+            f"type on a machine with that hardware: prefect worker start --pool {pool}",
+        ),
+    )
 
 
 def cancel_started(parent_id: UUID) -> None:

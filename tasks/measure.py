@@ -59,9 +59,12 @@ def reading_source_beside(snapshot: Snapshot, request: Request) -> Iterator[Sour
     job = None
     if request.target is not Target.TRANSFORMERS:
         job = measure.read_source_beside(
-            snapshot, request.workspace, text=request.options.quality_text, chats=request.options.quality_chats,
+            snapshot,
+            request.workspace,
+            text=request.options.quality_text,
+            chats=request.options.quality_chats,
             checked=request.checked,
-        )  # fmt: skip
+        )
     if job is None:
         yield SourceBeside(None, lambda: None)
         return

@@ -46,12 +46,14 @@ def keep_outcomes(outcomes: list[Outcome]) -> None:
     """Keep a table of what became of each target."""
     table = [
         {
-            "target": each.target.value, "status": each.status, "recipe": each.recipe and each.recipe.value,
+            "target": each.target.value,
+            "status": each.status,
+            "recipe": each.recipe and each.recipe.value,
             "version": each.version and version_link(str(each.name), each.version),
             "reason": each.reason or "; ".join(each.unhealthy) or None,
         }
         for each in outcomes
-    ]  # fmt: skip
+    ]
     create_table_artifact(table, key="targets", description=summary_of(outcomes))
 
 

@@ -23,9 +23,13 @@ from tasks.trace import trace_of_run
 def publish_version(model: LoggedModel, proofs: Proofs, request: Request) -> PublishedVersion:
     """Register the version and move the alias; retried, since the registry is remote and publishing idempotent."""
     version = publish.publish_version(
-        model, proofs, fingerprint=request.fingerprint, request_key=request.request_key, force=request.options.force,
+        model,
+        proofs,
+        fingerprint=request.fingerprint,
+        request_key=request.request_key,
+        force=request.options.force,
         trace=trace_of_run(),
-    )  # fmt: skip
+    )
     _show(version, proofs)
     return version
 

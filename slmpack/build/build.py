@@ -133,9 +133,13 @@ def run_sample_decode(request: SampleDecodeRequest) -> Done:
         for step in range(DECODE_STEPS):
             generator.generate_next_token()
             if not np.isfinite(generator.get_logits()).all():
-                raise BuildError(f"logits that are not finite at decode step {step + 1}", "finite numbers",
-                                 "check the checkpoint's weights")  # fmt: skip
+                raise BuildError(
+                    f"logits that are not finite at decode step {step + 1}",
+                    "finite numbers",
+                    "check the checkpoint's weights",
+                )
     except RuntimeError as error:
-        raise BuildError(f"the built package does not run: {error}", "a package that loads and decodes",
-                         "try another --recipe") from error  # fmt: skip
+        raise BuildError(
+            f"the built package does not run: {error}", "a package that loads and decodes", "try another --recipe"
+        ) from error
     return Done()

@@ -15,8 +15,12 @@ BUILDERS: dict[Target, tuple[str, ...]] = {
 
 # An upper bound for the space check: tied embeddings may be stored twice, once in float32.
 BYTES_PER_PARAMETER = {
-    Target.CPU_INT4: 2.0, Target.CPU_INT8: 2.5, Target.CUDA_INT4: 2.0, Target.CUDA_FP16: 2.5, Target.TRANSFORMERS: 0.0,
-}  # fmt: skip
+    Target.CPU_INT4: 2.0,
+    Target.CPU_INT8: 2.5,
+    Target.CUDA_INT4: 2.0,
+    Target.CUDA_FP16: 2.5,
+    Target.TRANSFORMERS: 0.0,
+}
 
 
 def builder_versions(target: Target) -> dict[str, str]:

@@ -175,8 +175,11 @@ def read_good_chats(path: Path) -> Iterator[Chat]:
 
 def _chat_of(line: _Line) -> Chat:
     if line.chat is None:
-        raise DataError(str(BadLine(file=line.file, line=line.number, reason=line.reason)), "a chat in every line",
-                        "mend it or take it out")  # fmt: skip
+        raise DataError(
+            str(BadLine(file=line.file, line=line.number, reason=line.reason)),
+            "a chat in every line",
+            "mend it or take it out",
+        )
     return line.chat
 
 
@@ -273,16 +276,25 @@ class _Tally:
             DataError: why, with the figure.
         """
         if self.lines == 0:
-            raise DataError(f"{name} is empty", f"{MIN_CHATS} chats at least, one JSON object a line",
-                            "see what should have written it")  # fmt: skip
+            raise DataError(
+                f"{name} is empty",
+                f"{MIN_CHATS} chats at least, one JSON object a line",
+                "see what should have written it",
+            )
         if self.bad == self.lines or self.bad / self.lines > policy.max_bad_share:
-            raise DataError(f"{self.bad:,} of {self.lines:,} lines of {name} are bad ({self.bad / self.lines:.1%}): "
-                            f"{_list_lines(self.first_bad, self.bad)}", f"at most {policy.max_bad_share:.1%}",
-                            "mend them or take them out")  # fmt: skip
+            raise DataError(
+                f"{self.bad:,} of {self.lines:,} lines of {name} are bad ({self.bad / self.lines:.1%}): "
+                f"{_list_lines(self.first_bad, self.bad)}",
+                f"at most {policy.max_bad_share:.1%}",
+                "mend them or take them out",
+            )
         most = max(self.times.values())
         if most > 1 and 2 * most > self.lines:
-            raise DataError(f"one chat is {most:,} of {self.lines:,} lines of {name} ({most / self.lines:.0%})",
-                            "half of them at most", "see what repeats it")  # fmt: skip
+            raise DataError(
+                f"one chat is {most:,} of {self.lines:,} lines of {name} ({most / self.lines:.0%})",
+                "half of them at most",
+                "see what repeats it",
+            )
         if len(self.places) < MIN_CHATS:
             raise DataError(f"{name} has {len(self.places)} different chats", f"at least {MIN_CHATS}", "add more")
         self._require_parts(name, policy.held_out_share)
@@ -293,21 +305,36 @@ class _Tally:
         if held < MIN_HELD_OUT:
             enough = math.floor(100 * sorted(self.places.values())[MIN_HELD_OUT - 1] + 1) / 100
             advice = f"hold out {enough:.2f} or add chats" if enough <= MOST_HELD_OUT else "add chats"
-            raise DataError(f"a share of {share:g} holds out {held} of the {len(self.places)} chats of {name}",
-                            f"at least {MIN_HELD_OUT}", advice)  # fmt: skip
+            raise DataError(
+                f"a share of {share:g} holds out {held} of the {len(self.places)} chats of {name}",
+                f"at least {MIN_HELD_OUT}",
+                advice,
+            )
         if learnt < MIN_HELD_OUT:
-            raise DataError(f"a share of {share:g} leaves {learnt} of the {len(self.places)} chats of {name}",
-                            f"at least {MIN_HELD_OUT} to learn from", "add chats")  # fmt: skip
+            raise DataError(
+                f"a share of {share:g} leaves {learnt} of the {len(self.places)} chats of {name}",
+                f"at least {MIN_HELD_OUT} to learn from",
+                "add chats",
+            )
 
     def data(self, name: str, files: tuple[FileDigest, ...], policy: DataPolicy) -> ChatData:
         held = sorted(digest for digest, place in self.places.items() if place < policy.held_out_share)
         learnt = sorted(self.places.keys() - set(held))
         return ChatData(
-            name=name, files=files, policy=policy,
-            digest=digest_of(sorted(self.places)), training_digest=digest_of(learnt), held_out_digest=digest_of(held),
-            lines=self.lines, chats=len(self.places), held_out=len(held), bad=self.bad,
-            duplicates=self.lines - self.bad - len(self.places), mended=self.mended, first_bad=tuple(self.first_bad),
-        )  # fmt: skip
+            name=name,
+            files=files,
+            policy=policy,
+            digest=digest_of(sorted(self.places)),
+            training_digest=digest_of(learnt),
+            held_out_digest=digest_of(held),
+            lines=self.lines,
+            chats=len(self.places),
+            held_out=len(held),
+            bad=self.bad,
+            duplicates=self.lines - self.bad - len(self.places),
+            mended=self.mended,
+            first_bad=tuple(self.first_bad),
+        )
 
 
 def _list_lines(first: list[BadLine], bad: int) -> str:
@@ -322,7 +349,8 @@ def _tell(data: ChatData) -> None:
     if data.duplicates:
         logger.info("%d lines that repeat a chat are left out", data.duplicates)
     if data.mended:
-        logger.info("%d chats were mended: turns of the user were joined, or left out after the last answer",
-                    data.mended)  # fmt: skip
+        logger.info(
+            "%d chats were mended: turns of the user were joined, or left out after the last answer", data.mended
+        )
     if data.bad:
         logger.warning("%d bad lines are left out: %s", data.bad, _list_lines(list(data.first_bad), data.bad))

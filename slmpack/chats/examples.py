@@ -77,8 +77,9 @@ def read_examples(checkpoint: Path, chats: Path, max_length: int) -> Examples:
         shortest = min((len(example.ids) for example in found), default=0)
         raise TrainError(
             f"no chat in {chats.name} has an answer within {max_length:,} tokens (the shortest needs {shortest:,})",
-            "chats that fit", "give a larger max_length, or shorter chats",
-        )  # fmt: skip
+            "chats that fit",
+            "give a larger max_length, or shorter chats",
+        )
     return Examples(kept, len(found) - len(kept))
 
 
@@ -88,8 +89,11 @@ def _chats(path: Path) -> Iterator[list[Message]]:
             try:
                 messages = json.loads(line)["messages"]
             except (ValueError, KeyError, TypeError) as error:
-                raise TrainError(f"line {number} of {path.name} is no chat ({type(error).__name__}: {error})",
-                                 'an object with "messages"', "have the data checked first") from error  # fmt: skip
+                raise TrainError(
+                    f"line {number} of {path.name} is no chat ({type(error).__name__}: {error})",
+                    'an object with "messages"',
+                    "have the data checked first",
+                ) from error
             yield messages
 
 
@@ -130,15 +134,18 @@ def _turn(tokenizer: Any, ends: Collection[int], messages: Sequence[Message]) ->
             "the chat template does not begin an answer with its own generation prompt",
             f"{_shown(prompt_text)} before it, as the model is asked",
             "train with a template whose chats go on from it",
-        )  # fmt: skip
+        )
     prompt, both = _ids(tokenizer, prompt_text), _ids(tokenizer, whole)
     # Where a token would span the border, such as two line ends, the prompt's own ids count: it is asked with them.
     answer = both[len(prompt) :] if both[: len(prompt)] == prompt else _ids(tokenizer, whole[len(prompt_text) :])
     end = next((at for at, token in enumerate(answer) if token in ends), None)
     if end is None:
         named = ", ".join(sorted(map(str, tokenizer.convert_ids_to_tokens(sorted(ends)))))
-        raise TrainError(f"the chat template does not end an answer (it writes {_shown(whole[-40:])})",
-                         f"one of {named} after it", "correct the template or eos_token_id")  # fmt: skip
+        raise TrainError(
+            f"the chat template does not end an answer (it writes {_shown(whole[-40:])})",
+            f"one of {named} after it",
+            "correct the template or eos_token_id",
+        )
     return prompt, answer[: end + 1]
 
 
@@ -149,8 +156,11 @@ def _render(tokenizer: Any, messages: Sequence[Message], *, asks: bool) -> str:
         raise
     except Exception as error:  # a template may raise anything: that is its way to refuse
         roles = ", ".join(message["role"] for message in messages)
-        raise TrainError(f"the chat template refuses a chat of {roles or 'no message'} ({str(error)[:200]})",
-                         "turns that it takes", "leave such chats out") from error  # fmt: skip
+        raise TrainError(
+            f"the chat template refuses a chat of {roles or 'no message'} ({str(error)[:200]})",
+            "turns that it takes",
+            "leave such chats out",
+        ) from error
     return str(text)
 
 

@@ -42,8 +42,11 @@ def files_of(path: Path) -> list[Path]:
     files = [path] if not path.is_dir() else sorted(_files_in(path))
     if not files:
         others = sorted(file.name for file in path.iterdir())[:3]
-        raise DataError(f"{path} holds {', '.join(others) or 'nothing'}", f"files that end in {' or '.join(SUFFIXES)}",
-                        "put the chats there, one JSON object a line")  # fmt: skip
+        raise DataError(
+            f"{path} holds {', '.join(others) or 'nothing'}",
+            f"files that end in {' or '.join(SUFFIXES)}",
+            "put the chats there, one JSON object a line",
+        )
     for file in files:
         _require_text(file)
     return files

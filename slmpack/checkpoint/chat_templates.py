@@ -77,8 +77,9 @@ def _named(path: Path, item: Any) -> tuple[str, Any]:
     if not isinstance(item, dict) or "template" not in item:
         raise _not_text(path)
     if not (isinstance(name, str) and _NAME.fullmatch(name)):
-        raise SourceError(f"a chat template in {path} has the name {name!r}", "one such as default or tool_use",
-                          "correct it")  # fmt: skip
+        raise SourceError(
+            f"a chat template in {path} has the name {name!r}", "one such as default or tool_use", "correct it"
+        )
     return name, item["template"]
 
 
@@ -100,15 +101,19 @@ def require_templates(folder: Path) -> dict[str, ChatTemplate]:
     if DEFAULT not in templates:
         raise SourceError(
             f"{folder} has the chat templates {', '.join(sorted(templates))}, and none that is the default",
-            f"one in {TEMPLATE}, or named {DEFAULT}", f"save the one for ordinary chats as {TEMPLATE}",
-        )  # fmt: skip
+            f"one in {TEMPLATE}, or named {DEFAULT}",
+            f"save the one for ordinary chats as {TEMPLATE}",
+        )
     return templates
 
 
 def _require_compiling(template: ChatTemplate) -> None:
     if len(template.text) > LONGEST_TEMPLATE:
-        raise SourceError(f"the chat template in {template.place} has {len(template.text):,} characters",
-                          f"at most {LONGEST_TEMPLATE:,}", "shorten it")  # fmt: skip
+        raise SourceError(
+            f"the chat template in {template.place} has {len(template.text):,} characters",
+            f"at most {LONGEST_TEMPLATE:,}",
+            "shorten it",
+        )
     try:
         template_environment().from_string(template.text)
     except Exception as error:  # Jinja's own, and Python's for what is nested too deep
@@ -121,13 +126,15 @@ def _require_compiling(template: ChatTemplate) -> None:
 def _none(folder: Path) -> SourceError:
     if (folder / _PROCESSORS).is_file():
         return SourceError(
-            f"{folder} has its chat template in {_PROCESSORS}, which tokenizers do not read", f"one in {TEMPLATE}",
+            f"{folder} has its chat template in {_PROCESSORS}, which tokenizers do not read",
+            f"one in {TEMPLATE}",
             f"save its text as {TEMPLATE}",
-        )  # fmt: skip
+        )
     return SourceError(
-        f"{folder} has no chat template", f"one in {TEMPLATE} or {SETTINGS}",
+        f"{folder} has no chat template",
+        f"one in {TEMPLATE} or {SETTINGS}",
         "name the instruction-tuned model, or set tokenizer.chat_template and save it",
-    )  # fmt: skip
+    )
 
 
 def write_templates(templates: dict[str, ChatTemplate], into: Path) -> None:

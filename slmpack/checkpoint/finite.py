@@ -22,8 +22,9 @@ def require_finite(tensor: "Tensor", name: str) -> None:
 
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         dtype = str(tensor.dtype).removeprefix("torch.")
-        raise BuildError(f"{name} holds a NaN, an infinity or more than {dtype} can hold", "finite weights",
-                         "save the model again")  # fmt: skip
+        raise BuildError(
+            f"{name} holds a NaN, an infinity or more than {dtype} can hold", "finite weights", "save the model again"
+        )
 
 
 def require_finite_weights(checkpoint: Path) -> None:

@@ -28,9 +28,22 @@ _SHARD = re.compile(rf"[\w .,+=@~()-]+{re.escape(SUFFIX)}")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Source: README of huggingface/safetensors, "Format".
 _ITEM_BITS = {
-    "F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16,
-    "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8,
-}  # fmt: skip
+    "F64": 64,
+    "I64": 64,
+    "U64": 64,
+    "F32": 32,
+    "I32": 32,
+    "U32": 32,
+    "F16": 16,
+    "BF16": 16,
+    "I16": 16,
+    "U16": 16,
+    "I8": 8,
+    "U8": 8,
+    "BOOL": 8,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+}
 _UNQUANTISED = ("F32", "F16", "BF16")
 # A file's first bytes tell what it is, regardless of its name.
 _DISGUISES = {
@@ -139,9 +152,10 @@ def no_weights(where: str, names: Iterable[str]) -> SourceError:
     files = sorted(names)
     if pickles := [name for name in files if name.endswith(_PICKLES)]:
         return SourceError(  # a pickle may run any code when it is loaded
-            f"{where} has its weights as pickles ({pickles[0]})", f"safetensors ({WEIGHTS})",
+            f"{where} has its weights as pickles ({pickles[0]})",
+            f"safetensors ({WEIGHTS})",
             "save it again with save_pretrained, on a machine that may run its code",
-        )  # fmt: skip
+        )
     other = next((name for name in files if name.endswith((SUFFIX, ".gguf"))), "no weights")
     return SourceError(f"{where} has {other}", f"{WEIGHTS} or {INDEX}", "name a whole checkpoint")
 
@@ -210,7 +224,8 @@ def main_dtype(folder: Path, tensors: dict[str, Tensor]) -> str:
     dtype = max(weights, key=weights.__getitem__, default="none")
     if dtype not in _UNQUANTISED:
         raise SourceError(
-            f"the weights in {folder} are {dtype}", f"{', '.join(_UNQUANTISED)}",
+            f"the weights in {folder} are {dtype}",
+            f"{', '.join(_UNQUANTISED)}",
             "name the model that it was made from: quantised checkpoints are not supported yet",
-        )  # fmt: skip
+        )
     return dtype

@@ -161,9 +161,11 @@ def _inspect_model(folder: Path) -> tuple[CheckpointFacts, dict[str, Any], dict[
 def _require_usual_weights(path: Path, config: dict[str, Any]) -> None:
     """Refuse a configuration that sends transformers to other weights than the builder reads."""
     if (named := config.get("transformers_weights")) is not None:
-        raise SourceError(f"{path} names {str(named)[:200]!r} in transformers_weights",
-                          f"weights in {WEIGHTS} or {INDEX}",
-                          "load the model with transformers, and save it with save_pretrained")  # fmt: skip
+        raise SourceError(
+            f"{path} names {str(named)[:200]!r} in transformers_weights",
+            f"weights in {WEIGHTS} or {INDEX}",
+            "load the model with transformers, and save it with save_pretrained",
+        )
 
 
 def _architecture(path: Path, config: dict[str, Any]) -> str:
@@ -183,8 +185,9 @@ def _architecture(path: Path, config: dict[str, Any]) -> str:
         own = " (its own code, named in auto_map, is never run)" if "auto_map" in config else ""
         raise SourceError(
             f"{path} names {architecture}, model_type {config.get('model_type')!r}{own}",
-            f"an architecture that transformers {transformers.__version__} has", "name another model",
-        )  # fmt: skip
+            f"an architecture that transformers {transformers.__version__} has",
+            "name another model",
+        )
     causal = architecture.endswith(("ForCausalLM", "LMHeadModel")) or "text_config" in config
     if not causal or config.get("is_encoder_decoder"):
         raise SourceError(f"{path} names {architecture}", "a decoder-only language model", "name another model")
@@ -215,14 +218,16 @@ def _check_layers(folder: Path, layers: int, tensors: dict[str, Tensor]) -> None
     if 0 < len(tensors) < layers:
         raise SourceError(
             f"{folder} has {len(tensors):,} tensors, and {CONFIG} names {layers:,} layers",
-            "a tensor for each layer at least", "take the config.json that the weights were saved with",
-        )  # fmt: skip
+            "a tensor for each layer at least",
+            "take the config.json that the weights were saved with",
+        )
     missing = next((layer for layer in range(layers) if layer not in found), None)
     if found and missing is not None:
         raise SourceError(
-            f"{folder} has no weights for layer {missing}", f"all {layers} layers that {CONFIG} names",
+            f"{folder} has no weights for layer {missing}",
+            f"all {layers} layers that {CONFIG} names",
             "fetch or save the model again",
-        )  # fmt: skip
+        )
 
 
 def older_tokenizer(folder: Path) -> tuple[str, ...]:
@@ -238,9 +243,10 @@ def _check_tokenizer(folder: Path) -> None:
         slow = [name for name in _SLOW_FILES if (folder / name).is_file()]
         found = f"{folder} has only a slow tokenizer ({', '.join(slow)})" if slow else f"{folder} has no tokenizer"
         raise SourceError(
-            found, f"{TOKENIZER}, a fast one",
+            found,
+            f"{TOKENIZER}, a fast one",
             "run AutoTokenizer.from_pretrained(folder).save_pretrained(folder), and compare ids with the old one's",
-        )  # fmt: skip
+        )
     # The library is left to `text_trial`, which runs in a child: some files make it end the process.
     if not isinstance(read_json(path).get("model"), dict):
         raise SourceError(f"{path} has no model", "a fast tokenizer", "fetch or save it again")
@@ -252,9 +258,10 @@ def _check_vocabulary(folder: Path, config: dict[str, Any], tensors: dict[str, T
     for name, tensor in _by_token(tensors).items():
         if isinstance(vocabulary, int) and tensor.shape[0] != vocabulary:
             raise SourceError(
-                f"{name} in {folder} has {tensor.shape[0]:,} rows", f"the {vocabulary:,} of vocab_size in {CONFIG}",
+                f"{name} in {folder} has {tensor.shape[0]:,} rows",
+                f"the {vocabulary:,} of vocab_size in {CONFIG}",
                 "save the model again with the configuration it was trained with",
-            )  # fmt: skip
+            )
     rows = rows_of_tokens(tensors)
     written = {} if rows is None or older_tokenizer(folder) else find_rowless(folder, rows).written
     if written:
@@ -263,9 +270,10 @@ def _check_vocabulary(folder: Path, config: dict[str, Any], tensors: dict[str, T
         name = min(_by_token(tensors), key=lambda name: tensors[name].shape[0])
         raise SourceError(
             f"{name} in {folder} has {rows:,} rows, but its tokenizer makes ids up to {last:,} ({text!r}), "
-            f"which {writer} writes", "a row for each id",
+            f"which {writer} writes",
+            "a row for each id",
             "take the tokenizer that the model was trained with, or call resize_token_embeddings and train",
-        )  # fmt: skip
+        )
 
 
 def rows_of_tokens(tensors: dict[str, Tensor]) -> int | None:

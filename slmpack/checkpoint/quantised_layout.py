@@ -75,8 +75,9 @@ def quantised_form(path: Path, config: Mapping[str, Any]) -> QuantisedForm | Non
     method = METHODS.get(str(settings.get("quant_method"))) if isinstance(settings, dict) else None
     if method is None:
         name = settings.get("quant_method") if isinstance(settings, dict) else settings
-        raise SourceError(f"{path} says that its weights are quantised by {name!r}", f"{', '.join(METHODS)} or floats",
-                          _ORIGINAL)  # fmt: skip
+        raise SourceError(
+            f"{path} says that its weights are quantised by {name!r}", f"{', '.join(METHODS)} or floats", _ORIGINAL
+        )
     _refuse_other_layouts(path, method, settings)
     bits, group_size = _width(path, method, settings.get("bits")), _group_size(path, method, settings.get("group_size"))
     return QuantisedForm(
@@ -92,15 +93,21 @@ def _width(path: Path, method: Method, bits: object) -> Bits:
     for width in WIDTHS[method]:
         if bits == width and not isinstance(bits, bool):
             return width
-    raise SourceError(f"{path} says that its weights are quantised by {method} to {bits} bits",
-                      " or ".join(map(str, WIDTHS[method])), _ORIGINAL)  # fmt: skip
+    raise SourceError(
+        f"{path} says that its weights are quantised by {method} to {bits} bits",
+        " or ".join(map(str, WIDTHS[method])),
+        _ORIGINAL,
+    )
 
 
 def _group_size(path: Path, method: Method, size: object) -> int:
     if isinstance(size, int) and not isinstance(size, bool) and (size > 0 or size == -1):
         return size
-    raise SourceError(f"{path} says that its weights are quantised by {method} in groups of {size}",
-                      "a positive whole number, or -1 for a row", "save the model again")  # fmt: skip
+    raise SourceError(
+        f"{path} says that its weights are quantised by {method} in groups of {size}",
+        "a positive whole number, or -1 for a row",
+        "save the model again",
+    )
 
 
 def _overrides(
@@ -112,8 +119,11 @@ def _overrides(
         SourceError: for GPTQ's.
     """
     if method == "gptq" and settings.get("dynamic"):
-        raise SourceError(f"{path} says that single modules are quantised otherwise (dynamic)",
-                          "one width and group size for all", _ORIGINAL)  # fmt: skip
+        raise SourceError(
+            f"{path} says that single modules are quantised otherwise (dynamic)",
+            "one width and group size for all",
+            _ORIGINAL,
+        )
     named = (settings.get("overrides") or {}) if method == "olive" else {}
     return {
         module: (
@@ -132,8 +142,11 @@ def _refuse_other_layouts(path: Path, method: Method, settings: Mapping[str, Any
     }
     known = {"gptq": ("gptq", "gptq_v2"), "awq": ("gemm",), "olive": ("olive",)}
     if str(layout[method]).lower() not in known[method]:
-        raise SourceError(f"{path} says that its weights are quantised by {method}, laid out as {layout[method]}",
-                          " or ".join(known[method]), _ORIGINAL)  # fmt: skip
+        raise SourceError(
+            f"{path} says that its weights are quantised by {method}, laid out as {layout[method]}",
+            " or ".join(known[method]),
+            _ORIGINAL,
+        )
 
 
 def matrices_of(folder: Path, form: QuantisedForm, tensors: Mapping[str, Tensor]) -> dict[str, QuantisedMatrix]:
@@ -144,8 +157,11 @@ def matrices_of(folder: Path, form: QuantisedForm, tensors: Mapping[str, Tensor]
     """
     modules = sorted(name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight"))
     if not modules:
-        raise SourceError(f"{folder} has no quantised weights (qweight)", f"some, by {form.method} as config.json says",
-                          "take the config.json that the weights were saved with")  # fmt: skip
+        raise SourceError(
+            f"{folder} has no quantised weights (qweight)",
+            f"some, by {form.method} as config.json says",
+            "take the config.json that the weights were saved with",
+        )
     return {module: _matrix(folder, form, module, tensors) for module in modules}
 
 
@@ -190,9 +206,11 @@ def _expected(
     }
     qweight, scales, qzeros = shapes[method]
     return {
-        "qweight": (codes, qweight), "scales": (floats, scales), "qzeros": (codes, qzeros),
+        "qweight": (codes, qweight),
+        "scales": (floats, scales),
+        "qzeros": (codes, qzeros),
         "g_idx": (("I32", "I64"), (columns,)),
-    }  # fmt: skip
+    }
 
 
 def _other_shape(folder: Path, name: str, found: Tensor | None, expected: str) -> SourceError:

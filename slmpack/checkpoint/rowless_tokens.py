@@ -169,10 +169,11 @@ def _cut_tokenizer(rules: dict[str, Any], rowless: Rowless) -> dict[str, Any]:
         model["vocab"] = vocabulary[: rowless.rows]
     padding = rules.get("padding")
     return {
-        **rules, "model": model,
+        **rules,
+        "model": model,
         "added_tokens": [token for token in rules["added_tokens"] if token["content"] not in texts],
         "padding": None if isinstance(padding, dict) and padding.get("pad_token") in texts else padding,
-    }  # fmt: skip
+    }
 
 
 def _cut_settings(settings: dict[str, Any], texts: set[str], eos: str | None) -> dict[str, Any]:

@@ -58,9 +58,13 @@ def require_shapes(folder: Path, log: Path) -> None:
     """
     started = time.monotonic()
     report, _ = run_in_child(
-        try_checkpoint, ShapeRequest(folder=folder), log=log, limit_seconds=LIMIT_SECONDS, failure=SourceError,
+        try_checkpoint,
+        ShapeRequest(folder=folder),
+        log=log,
+        limit_seconds=LIMIT_SECONDS,
+        failure=SourceError,
         doing="the look at the checkpoint",
-    )  # fmt: skip
+    )
     for remark in report.remarks:
         logger.info("%s", remark)
     logger.info("the shapes of %d tensors fit config.json (%.1f s)", report.tensors, time.monotonic() - started)
@@ -108,8 +112,9 @@ def _empty_model(folder: Path) -> "PreTrainedModel":
         reason = " ".join(str(error).split())
         raise SourceError(
             f"{folder / 'config.json'} makes no model ({type(error).__name__}: {reason[:300]})",
-            "the configuration of a decoder-only language model", "fetch or save the model again",
-        ) from error  # fmt: skip
+            "the configuration of a decoder-only language model",
+            "fetch or save the model again",
+        ) from error
     return model
 
 
@@ -128,15 +133,22 @@ def _load_headers(folder: Path, model: "PreTrainedModel", tensors: dict[str, Ten
     with _warnings_of("transformers.modeling_utils") as warnings:
         try:
             _, found = cast(Any, type(model)).from_pretrained(
-                None, config=model.config, state_dict=empty, device_map={"": "meta"}, dtype=model.dtype,
-                ignore_mismatched_sizes=True, output_loading_info=True, local_files_only=True,
-            )  # fmt: skip
+                None,
+                config=model.config,
+                state_dict=empty,
+                device_map={"": "meta"},
+                dtype=model.dtype,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                local_files_only=True,
+            )
         except RuntimeError as error:
             into = re.search(r"destined for (\S+?)\.?\s", "\n".join(warnings))
             raise SourceError(
                 f"the tensors in {folder} do not fit together in {into[1] if into else 'the model'}",
-                "as many and as large ones as config.json asks for", "fetch or save the model again",
-            ) from error  # fmt: skip
+                "as many and as large ones as config.json asks for",
+                "fetch or save the model again",
+            ) from error
     report: dict[str, Any] = found
     return report
 
@@ -189,9 +201,10 @@ def _judge_missing(folder: Path, model: "PreTrainedModel", missing: set[str]) ->
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         shape = _shown(model.state_dict()[lost[0]].shape)
         raise SourceError(
-            f"{folder} has no {lost[0]}{more}", f"one of the shape {shape}, as config.json asks",
+            f"{folder} has no {lost[0]}{more}",
+            f"one of the shape {shape}, as config.json asks",
             "fetch or save the model again",
-        )  # fmt: skip
+        )
     return [f"not in the checkpoint, so computed from config.json: {_listed(missing)}"] if missing else []
 
 
@@ -202,9 +215,10 @@ def _judge_surplus(folder: Path, model: "PreTrainedModel", surplus: set[str]) ->
         match = _IN_LAYER.match(name)
         if match and match["layers"] in layers:
             raise SourceError(
-                f"{folder} has {name}", f"no such tensor in the {type(model).__name__} of config.json",
+                f"{folder} has {name}",
+                f"no such tensor in the {type(model).__name__} of config.json",
                 "take the config.json that the weights were saved with, or merge an adapter before saving",
-            )  # fmt: skip
+            )
     return (
         [f"in the checkpoint, but left out, since config.json has no place for it: {_listed(surplus)}"]
         if surplus

@@ -48,5 +48,8 @@ def sizes_of(checkpoint: Path) -> ModelSizes:
     return ModelSizes(
         parameters=sum(tensor.parameters for tensor in tensors.values()),
         stored_bytes=sum(tensor.parameters * STORED_BYTES.get(tensor.dtype, 2) for tensor in tensors.values()),
-        matrices=matrices, layers=len(layers), hidden=int(width), vocabulary=int(fields.get("vocab_size", 0)),
-    )  # fmt: skip
+        matrices=matrices,
+        layers=len(layers),
+        hidden=int(width),
+        vocabulary=int(fields.get("vocab_size", 0)),
+    )

@@ -61,9 +61,10 @@ def _failures(folder: Path, what: str) -> Iterator[None]:
         if not is_failure(error):
             raise
         raise SourceError(
-            f"{folder / 'tokenizer.json'} {what} ({' '.join(str(error).split())[:200]})", "a fast tokenizer",
+            f"{folder / 'tokenizer.json'} {what} ({' '.join(str(error).split())[:200]})",
+            "a fast tokenizer",
             "fetch or save it again",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _render_all(tokenizer: Any, template: str) -> None:

@@ -119,8 +119,11 @@ def _not_loaded(uri: str, found: str) -> SourceError:
     absence = absence_of(uri)
     if absence is not None:
         return SourceError(f"{uri} cannot be loaded: {absence.found}", absence.known, absence.advice)
-    return SourceError(f"{uri} cannot be loaded: {found}", "a published model such as models:/NAME@cpu-int4",
-                       "look in the MLflow UI for its name")  # fmt: skip
+    return SourceError(
+        f"{uri} cannot be loaded: {found}",
+        "a published model such as models:/NAME@cpu-int4",
+        "look in the MLflow UI for its name",
+    )
 
 
 def _pieces(model: Any, question: Question) -> Iterator[str]:
@@ -140,8 +143,11 @@ def _pieces(model: Any, question: Question) -> Iterator[str]:
 def _prompt_pieces(model: Any, question: Question) -> Iterator[str]:
     """Ask a model of the prompt interface, whose stream takes the prompt only."""
     if question.system is not None:
-        raise SourceError("the model has the prompt interface, which knows no system message", "the chat interface",
-                          "leave --system out, or put the text into the prompt")  # fmt: skip
+        raise SourceError(
+            "the model has the prompt interface, which knows no system message",
+            "the chat interface",
+            "leave --system out, or put the text into the prompt",
+        )
     if not question.limits:
         yield from model.predict_stream({"prompt": question.prompt})
         return

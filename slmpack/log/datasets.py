@@ -87,12 +87,18 @@ def _newest(client: "MlflowClient", name: str) -> "tuple[Run, Dataset]":
         inputs = run.inputs.dataset_inputs if run.inputs else []
         found = [each.dataset for each in inputs if each.dataset.name == name and not _is_ours(each)]
         if len(found) > 1:
-            raise DataError(f"run {run.info.run_id} has {len(found)} datasets of the name {name}", "one",
-                            "log them under names of their own, or name the file as runs:/ID/PATH")  # fmt: skip
+            raise DataError(
+                f"run {run.info.run_id} has {len(found)} datasets of the name {name}",
+                "one",
+                "log them under names of their own, or name the file as runs:/ID/PATH",
+            )
         if found:
             return run, found[0]
-    raise DataError(f"no run in MLflow has a dataset {name} for its input", "one that was logged with mlflow.log_input",
-                    "check the name, and MLFLOW_TRACKING_URI")  # fmt: skip
+    raise DataError(
+        f"no run in MLflow has a dataset {name} for its input",
+        "one that was logged with mlflow.log_input",
+        "check the name, and MLFLOW_TRACKING_URI",
+    )
 
 
 def _runs_with(client: "MlflowClient", name: str) -> "Iterator[Run]":
@@ -101,9 +107,12 @@ def _runs_with(client: "MlflowClient", name: str) -> "Iterator[Run]":
     token = None
     while experiments and token != "":
         page = client.search_runs(
-            experiments, f"dataset.name = '{name}'", max_results=RUNS_A_PAGE,
-            order_by=["attributes.start_time DESC"], page_token=token,
-        )  # fmt: skip
+            experiments,
+            f"dataset.name = '{name}'",
+            max_results=RUNS_A_PAGE,
+            order_by=["attributes.start_time DESC"],
+            page_token=token,
+        )
         yield from page
         token = page.token or ""
 

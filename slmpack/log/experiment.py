@@ -97,8 +97,11 @@ def _coming_location(client: "MlflowClient") -> str | None:
 
 def _require_active(experiment: Any) -> None:
     if experiment.lifecycle_stage != "active":
-        raise LogError(f"the MLflow experiment {EXPERIMENT} is deleted", "an active one",
-                       f"restore it: mlflow experiments restore -x {experiment.experiment_id}")  # fmt: skip
+        raise LogError(
+            f"the MLflow experiment {EXPERIMENT} is deleted",
+            "an active one",
+            f"restore it: mlflow experiments restore -x {experiment.experiment_id}",
+        )
 
 
 def _require_lasting(location: str, experiment: str | None, on_worker: bool) -> None:

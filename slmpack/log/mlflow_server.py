@@ -80,8 +80,11 @@ def require_registry(shared: bool = False, writes: bool = True) -> None:
     from mlflow.tracking import is_tracking_uri_set
 
     if shared and not is_tracking_uri_set():  # type: ignore[no-untyped-call]
-        raise UsageError("MLFLOW_TRACKING_URI is not set for this worker", "the address of the MLflow server",
-                         "set it in the worker's environment or in the work pool's job variables (env)")  # fmt: skip
+        raise UsageError(
+            "MLFLOW_TRACKING_URI is not set for this worker",
+            "the address of the MLflow server",
+            "set it in the worker's environment or in the work pool's job variables (env)",
+        )
     for uri in dict.fromkeys((mlflow.get_tracking_uri(), mlflow.get_registry_uri())):
         _require_lasting_database(uri, shared)
         if urlsplit(uri).scheme in {"http", "https"}:
@@ -94,8 +97,11 @@ def _require_lasting_database(uri: str, shared: bool) -> None:
     """Refuse a SQLite database that is gone when this process has ended, or with the working folder of its run."""
     file = sqlite_file(uri)
     if file == Path():
-        raise UsageError(f"MLflow is a database in memory ({uri})", "one that outlives this process",
-                         "set MLFLOW_TRACKING_URI to sqlite:///mlflow.db")  # fmt: skip
+        raise UsageError(
+            f"MLflow is a database in memory ({uri})",
+            "one that outlives this process",
+            "set MLFLOW_TRACKING_URI to sqlite:///mlflow.db",
+        )
     if file is None or not shared:
         return
     working = Path.cwd().resolve()
@@ -136,14 +142,22 @@ def _probe_server(uri: str) -> None:
         try:
             credentials = get_default_host_creds(uri)  # type: ignore[no-untyped-call]
             answer = http_request(  # type: ignore[no-untyped-call]
-                credentials, endpoint, "GET", params={"max_results": 1},
-                max_retries=0, timeout=PROBE_SECONDS, raise_on_status=False,
-            )  # fmt: skip
+                credentials,
+                endpoint,
+                "GET",
+                params={"max_results": 1},
+                max_retries=0,
+                timeout=PROBE_SECONDS,
+                raise_on_status=False,
+            )
         except (MlflowException, requests.RequestException) as error:
             raise _unreachable(uri, _cause_of(error)) from error
         if answer.status_code in {401, 403}:
-            raise _unreachable(uri, f"it answers {answer.status_code} {answer.reason}",
-                               "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")  # fmt: skip
+            raise _unreachable(
+                uri,
+                f"it answers {answer.status_code} {answer.reason}",
+                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+            )
         if answer.status_code != 200:
             raise _unreachable(uri, f"it answers {answer.status_code} {answer.reason}")
         try:

@@ -42,8 +42,11 @@ def locate_snapshot(uri: str, provenance: Provenance, workspace: Path) -> Path:
             advice = "merge it with the releases of slmpack and peft that packaged it"
         elif source.kind in (SourceKind.GGUF, SourceKind.WHEEL):
             advice = "convert it with the releases of slmpack, gguf and transformers that packaged it"
-        raise CheckError(f"{source.text} gives a checkpoint with digest {snapshot.digest[:12]}...",
-                         f"{expected[:12]}..., which {uri} was made from", advice)  # fmt: skip
+        raise CheckError(
+            f"{source.text} gives a checkpoint with digest {snapshot.digest[:12]}...",
+            f"{expected[:12]}..., which {uri} was made from",
+            advice,
+        )
     return snapshot.path
 
 
@@ -107,9 +110,11 @@ def source_here(uri: str, facts: SourceFacts, pin: Callable[[Path], ModelSource]
         if (source.kind, source.revision) == (facts.kind, facts.revision):
             return source
     what = f"{'folder' if facts.kind is SourceKind.FOLDER else '.gguf file'} {facts.name}"
-    raise CheckError(f"{uri} was made from the {what}, which is not here",
-                     f"the {what} with digest {facts.revision[:12]}... in the working folder",
-                     "without it there is nothing to compare with, so it cannot be proved on this machine")  # fmt: skip
+    raise CheckError(
+        f"{uri} was made from the {what}, which is not here",
+        f"the {what} with digest {facts.revision[:12]}... in the working folder",
+        "without it there is nothing to compare with, so it cannot be proved on this machine",
+    )
 
 
 def _places_of(name: str) -> Iterator[Path]:

@@ -80,8 +80,11 @@ def find_logged(uri: str) -> LoggedRecord:
         names = artifacts.top_names()
         if PROVENANCE not in names and MANIFEST_TAG in logged.tags:
             damage = damage_of(logged.model_id) or f"it has no {PROVENANCE}"
-            raise CheckError(f"{uri} cannot be used: {damage}", "all the files that were logged",
-                             "package its source again: slmpack package SOURCE")  # fmt: skip
+            raise CheckError(
+                f"{uri} cannot be used: {damage}",
+                "all the files that were logged",
+                "package its source again: slmpack package SOURCE",
+            )
         if PROVENANCE not in names or MANIFEST_TAG not in logged.tags:
             raise _stranger(uri, f"no {PROVENANCE} beside its MLmodel")
         with artifacts.file(PROVENANCE) as file:
@@ -99,8 +102,11 @@ def _read_provenance(uri: str, file: Path) -> Provenance:
     try:
         return Provenance.model_validate_json(read_bounded(file))
     except (OSError, ValueError) as error:
-        raise CheckError(f"{PROVENANCE} of {uri} cannot be read", "one that this release of slmpack writes",
-                         "verify with the release that logged it, or package its source again") from error  # fmt: skip
+        raise CheckError(
+            f"{PROVENANCE} of {uri} cannot be read",
+            "one that this release of slmpack writes",
+            "verify with the release that logged it, or package its source again",
+        ) from error
 
 
 def restore_model(uri: str, workspace: Path, *, trust_code: bool = False) -> LoggedModel:
@@ -199,5 +205,8 @@ def _unfaithful(uri: str, found: tuple[FileDigest, ...], expected: tuple[FileDig
     different = sorted(file.name for file in set(expected) - set(found))
     if not different:
         return None
-    return CheckError(f"{uri} serves {different[0]} with other content or not at all", "the file as it was built",
-                      "log the model again, and find out who changes files in the artifact store")  # fmt: skip
+    return CheckError(
+        f"{uri} serves {different[0]} with other content or not at all",
+        "the file as it was built",
+        "log the model again, and find out who changes files in the artifact store",
+    )

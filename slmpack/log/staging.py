@@ -69,19 +69,24 @@ def _save_onnx(package: Package, interface: Interface, folder: Path, metadata: d
         pip_requirements=list(requirements_for(package.target)),
         metadata=metadata,
         model_config={
-            "name": name, "interface": str(interface), "max_tokens": DEFAULT_NEW_TOKENS,
-            "intra_op_num_threads": None, "apply_chat_template": True, "execution_provider": None,
+            "name": name,
+            "interface": str(interface),
+            "max_tokens": DEFAULT_NEW_TOKENS,
+            "intra_op_num_threads": None,
+            "apply_chat_template": True,
+            "execution_provider": None,
         },
-    )  # fmt: skip
+    )
     link_tree(package.path, folder / PACKAGE_FOLDER)
     _edit_flavor(
-        folder, "python_function",
+        folder,
+        "python_function",
         set_to={
             "artifacts": {"package": {"path": PACKAGE_FOLDER, "uri": "package"}},
             "model_code_path": WRAPPER.name,  # was the path on this machine; loading looks at the name only
         },
         without=("cloudpickle_version",),  # nothing is pickled
-    )  # fmt: skip
+    )
 
 
 def _save_transformers(package: Package, folder: Path, small: Path, metadata: dict[str, object], name: str) -> None:

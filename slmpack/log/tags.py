@@ -17,10 +17,21 @@ PREFIX = "slmpack."
 FACTS = "slmpack.facts"
 APART = frozenset(
     {
-        "base", "data", "device", "digest", "licence", "model_id", "parent", "recipe", "retrained", "revision",
-        "source", "target", "waiver",
+        "base",
+        "data",
+        "device",
+        "digest",
+        "licence",
+        "model_id",
+        "parent",
+        "recipe",
+        "retrained",
+        "revision",
+        "source",
+        "target",
+        "waiver",
     }
-)  # fmt: skip
+)
 # Tags of their own only where they are something else.
 USUAL = {"exporter": "onnxruntime-genai", "interface": "chat"}
 # With it all facts stay below 8,000 characters, where MLflow 3.17.2 cuts the tags of runs and of logged models; those

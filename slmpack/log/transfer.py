@@ -68,8 +68,11 @@ def pinned_text(source: ModelSource) -> str:
         SourceError: it is a path of this machine.
     """
     if source.is_local:
-        raise SourceError(f"{source.text} is quantised and on this machine only", "a source that workers can reach",
-                          "put it on a Hub or log it to MLflow, or package it here")  # fmt: skip
+        raise SourceError(
+            f"{source.text} is quantised and on this machine only",
+            "a source that workers can reach",
+            "put it on a Hub or log it to MLflow, or package it here",
+        )
     match source.kind:
         case SourceKind.HUB:
             return f"hf://{source.location}@{source.revision}"
@@ -96,8 +99,11 @@ def receive_snapshot(uri: str, workspace: Path) -> Snapshot:
     found = find_logged(uri)
     provenance, source, original = found.provenance, source_of(found.provenance), found.provenance.snapshot.original
     if original is not None and original.is_checkpoint:
-        raise SourceError(f"{uri} has the plain weights of {source.text}, without its codes ({original.form})",
-                          "the source of a whole snapshot", f"fetch {source.text} itself")  # fmt: skip
+        raise SourceError(
+            f"{uri} has the plain weights of {source.text}, without its codes ({original.form})",
+            "the source of a whole snapshot",
+            f"fetch {source.text} itself",
+        )
 
     def make(into: Path) -> dict[str, str | int | None]:
         _take_files(found.location, provenance, into)
@@ -106,8 +112,11 @@ def receive_snapshot(uri: str, workspace: Path) -> Snapshot:
     path = store_folder(workspace, "snapshots", snapshot_key(source), make)
     manifest = Manifest.read(path)
     if digest_of_files(manifest.files) != provenance.snapshot.digest:
-        raise SourceError(f"{uri} holds other files than were fetched", f"digest {provenance.snapshot.digest[:12]}...",
-                          "delete that logged model, then start again")  # fmt: skip
+        raise SourceError(
+            f"{uri} holds other files than were fetched",
+            f"digest {provenance.snapshot.digest[:12]}...",
+            "delete that logged model, then start again",
+        )
     return snapshot_of(source, path, manifest)
 
 

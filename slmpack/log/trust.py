@@ -62,9 +62,10 @@ def require_trusted(uri: str, names: Collection[str], read: Read) -> None:
         found = f"files that cannot be read ({type(error).__name__})"
     if found is not None:
         raise TrustError(
-            f"{uri} has {found}", "the code of slmpack, which runs when the model is loaded",
+            f"{uri} has {found}",
+            "the code of slmpack, which runs when the model is loaded",
             "if you trust its author, give --trust-code",
-        )  # fmt: skip
+        )
 
 
 def require_trusted_folder(uri: str, folder: Path) -> None:

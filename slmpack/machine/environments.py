@@ -85,9 +85,20 @@ def resolve_requirements(requirements: Path, platform: str, log: Path, failure: 
     folder, result = requirements.parent, requirements.with_suffix(".resolved")
     uv, arguments, offered = _uv_in(folder)
     command = [
-        uv, "pip", "compile", "--python", sys.executable, "--python-platform", platform, "--no-header", "--no-annotate",
-        *arguments, "--output-file", str(result), str(requirements),
-    ]  # fmt: skip
+        uv,
+        "pip",
+        "compile",
+        "--python",
+        sys.executable,
+        "--python-platform",
+        platform,
+        "--no-header",
+        "--no-annotate",
+        *arguments,
+        "--output-file",
+        str(result),
+        str(requirements),
+    ]
     if run_to_log(command, offered, folder, log, MAKE_LIMIT_SECONDS, failure):
         raise UvError(reason_of_uv(log.read_text(errors="replace")))
     return tuple(line for line in result.read_text().splitlines() if "==" in line)
@@ -117,9 +128,14 @@ def reason_of_uv(output: str) -> str:
 
 
 def run_to_log(
-    command: list[str], environment: dict[str, str], folder: Path, log: Path, limit_seconds: float,
-    failure: type[SlmpackError] = CheckError, doing: str = CLEAN_ENVIRONMENT,
-) -> int:  # fmt: skip
+    command: list[str],
+    environment: dict[str, str],
+    folder: Path,
+    log: Path,
+    limit_seconds: float,
+    failure: type[SlmpackError] = CheckError,
+    doing: str = CLEAN_ENVIRONMENT,
+) -> int:
     """Run in `folder`, everything printed to the log; return the exit code. No process is left behind.
 
     Raises:

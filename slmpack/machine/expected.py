@@ -47,10 +47,11 @@ def expected_error(error: BaseException) -> SlmpackError | None:
             return ours
     if cause := why_unreachable(error):
         return NetworkError(
-            f"{_address_of(error)} cannot be reached ({cause})", "a network connection, or a mirror",
+            f"{_address_of(error)} cannot be reached ({cause})",
+            "a network connection, or a mirror",
             "check the network and HTTPS_PROXY, set HF_ENDPOINT or pip's index-url to a mirror, or name a source that "
             "is on this machine",
-        )  # fmt: skip
+        )
     return None
 
 
@@ -72,15 +73,23 @@ def _of_disk(error: BaseException) -> WorkspaceError | None:
     name = getattr(error, "filename", None)
     told = " ".join(str(error).split())[:300]
     if number in _FULL or _FULL_WORDS.search(told):
-        return WorkspaceError(f"the disk is full ({name or told})", "room for what is written",
-                              "free some space or name another --workspace, then run the same again")  # fmt: skip
+        return WorkspaceError(
+            f"the disk is full ({name or told})",
+            "room for what is written",
+            "free some space or name another --workspace, then run the same again",
+        )
     if number in _FORBIDDEN and name:
-        return WorkspaceError(f"{name} cannot be used ({error.strerror})" if isinstance(error, OSError) else told,
-                              "a place that this user may write", "name another --workspace, or start it in another "
-                              "folder")  # fmt: skip
+        return WorkspaceError(
+            f"{name} cannot be used ({error.strerror})" if isinstance(error, OSError) else told,
+            "a place that this user may write",
+            "name another --workspace, or start it in another folder",
+        )
     if _READ_ONLY_WORDS.search(told):
-        return WorkspaceError("MLflow's database cannot be written", "a place that this user may write",
-                              "start it in another folder, or set MLFLOW_TRACKING_URI")  # fmt: skip
+        return WorkspaceError(
+            "MLflow's database cannot be written",
+            "a place that this user may write",
+            "start it in another folder, or set MLFLOW_TRACKING_URI",
+        )
     return None
 
 

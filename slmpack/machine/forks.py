@@ -38,10 +38,25 @@ TOKENIZER = ("transformers.models.auto.tokenization_auto",)
 # ORT_LIB_PATH is set by onnxruntime_genai itself, when it is imported, TORCHINDUCTOR_CACHE_DIR by torch and
 # TOKENIZERS_PARALLELISM by transformers: a process that comes to use those needs no new server either.
 READ_WHEN_USED = (
-    "COLUMNS", "LINES", "LOGNAME", "MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN",
-    "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "OLDPWD", "ORT_LIB_PATH", "PIP_", "PREFECT_", "PWD",
-    "PYTEST_", "TMPDIR", "TOKENIZERS_PARALLELISM", "TORCHINDUCTOR_CACHE_DIR", "UV_",
-)  # fmt: skip
+    "COLUMNS",
+    "LINES",
+    "LOGNAME",
+    "MLFLOW_REGISTRY_URI",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_TRACKING_USERNAME",
+    "OLDPWD",
+    "ORT_LIB_PATH",
+    "PIP_",
+    "PREFECT_",
+    "PWD",
+    "PYTEST_",
+    "TMPDIR",
+    "TOKENIZERS_PARALLELISM",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "UV_",
+)
 
 
 class Process(Protocol):
@@ -89,9 +104,13 @@ def fork(function: Callable[..., Any], argument: str, log: IO[bytes], limit_seco
     """
     modules = (function.__module__, *(imports_of(function) or ()))
     request: dict[str, object] = {
-        "target": f"{function.__module__}:{function.__qualname__}", "argument": argument, "imports": modules,
-        "environment": dict(os.environ), "folder": str(Path.cwd()), "threads": threads_of_a_child(),
-    }  # fmt: skip
+        "target": f"{function.__module__}:{function.__qualname__}",
+        "argument": argument,
+        "imports": modules,
+        "environment": dict(os.environ),
+        "folder": str(Path.cwd()),
+        "threads": threads_of_a_child(),
+    }
     try:
         return _servers.for_environment().fork(request, log, limit_seconds)
     except OSError:  # it ended, or the machine has no processes or files left: an interpreter of its own says which
@@ -162,8 +181,13 @@ class _Server:
         # It writes bytecode of what it imports, which is nothing of a model; what it forks does not.
         command = [sys.executable, "-P", "-m", "slmpack.machine.fork_server", str(theirs.fileno())]
         with theirs:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                             stderr=subprocess.DEVNULL, pass_fds=[theirs.fileno()])  # fmt: skip
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+            )
 
     def import_early(self, modules: tuple[str, ...]) -> None:
         """Ask for modules; nothing is forked and nothing answers."""

@@ -107,8 +107,9 @@ def read_gpu(line: str) -> Device:
 
 
 def _no_gpu(found: str) -> HardwareError:
-    return HardwareError(f"this machine has no usable GPU ({found})", "an NVIDIA GPU with its driver",
-                         "use a machine of the pool cuda")  # fmt: skip
+    return HardwareError(
+        f"this machine has no usable GPU ({found})", "an NVIDIA GPU with its driver", "use a machine of the pool cuda"
+    )
 
 
 def require_recent(gpu: Device) -> None:
@@ -119,12 +120,16 @@ def require_recent(gpu: Device) -> None:
     """
     driver, capability = _numbers(gpu.driver), _numbers(gpu.compute_capability)
     if driver and driver[0] < OLDEST_DRIVER:
-        raise HardwareError(f"the NVIDIA driver {gpu.driver} of this machine", f"{OLDEST_DRIVER} or later, for CUDA 13",
-                            "update the driver")  # fmt: skip
+        raise HardwareError(
+            f"the NVIDIA driver {gpu.driver} of this machine",
+            f"{OLDEST_DRIVER} or later, for CUDA 13",
+            "update the driver",
+        )
     if capability and capability < OLDEST_CAPABILITY:
         least = ".".join(map(str, OLDEST_CAPABILITY))
-        raise HardwareError(f"{gpu.name} with compute capability {gpu.compute_capability}", f"{least} or later",
-                            "use a newer GPU")  # fmt: skip
+        raise HardwareError(
+            f"{gpu.name} with compute capability {gpu.compute_capability}", f"{least} or later", "use a newer GPU"
+        )
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -141,8 +146,11 @@ def _require_cuda_runtime() -> None:
         HardwareError: it is installed.
     """
     if installed_runtime() != "cuda":
-        raise HardwareError(f"{SETS['cpu'][0]} is installed, which knows no GPU", SETS["cuda"][0],
-                            "make a new environment with slmpack[cuda]")  # fmt: skip
+        raise HardwareError(
+            f"{SETS['cpu'][0]} is installed, which knows no GPU",
+            SETS["cuda"][0],
+            "make a new environment with slmpack[cuda]",
+        )
 
 
 def require_libraries() -> None:

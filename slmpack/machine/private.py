@@ -39,11 +39,17 @@ def require_private(folder: Path, *, is_default: bool = False) -> None:
     if found.st_uid == ROOT and user != ROOT:
         is_open = bool(found.st_mode & stat.S_ISVTX)
     if is_open:
-        raise WorkspaceError(f"{folder} may be written by other users", "a workspace of one user",
-                             f"name another --workspace, or type: chmod go-w {folder}")  # fmt: skip
+        raise WorkspaceError(
+            f"{folder} may be written by other users",
+            "a workspace of one user",
+            f"name another --workspace, or type: chmod go-w {folder}",
+        )
     if found.st_uid not in (user, ROOT) and user != ROOT:
-        raise WorkspaceError(f"{folder} belongs to another user (uid {found.st_uid})", "a workspace of one user",
-                             "name another --workspace")  # fmt: skip
+        raise WorkspaceError(
+            f"{folder} belongs to another user (uid {found.st_uid})",
+            "a workspace of one user",
+            "name another --workspace",
+        )
 
 
 def folder_in(workspace: Path, *names: str) -> Path:

@@ -43,12 +43,18 @@ def installed_runtime() -> Provider:
     found = {provider: [name for name in names if installed_version(name)] for provider, names in SETS.items()}
     if found["cpu"] and found["cuda"]:
         both = " and ".join((found["cpu"][0], found["cuda"][0]))
-        raise HardwareError(f"both {both} are installed, which own the same import name", "one of them",
-                            "make a new environment with either slmpack[cpu] or slmpack[cuda]")  # fmt: skip
+        raise HardwareError(
+            f"both {both} are installed, which own the same import name",
+            "one of them",
+            "make a new environment with either slmpack[cpu] or slmpack[cuda]",
+        )
     provider: Provider = "cuda" if found["cuda"] else "cpu"
     if missing := [name for name in SETS[provider] if name not in found[provider]]:
-        raise HardwareError(f"{missing[0]} is not installed", "ONNX Runtime and ONNX Runtime GenAI",
-                            f"type: pip install 'slmpack[{provider}]'")  # fmt: skip
+        raise HardwareError(
+            f"{missing[0]} is not installed",
+            "ONNX Runtime and ONNX Runtime GenAI",
+            f"type: pip install 'slmpack[{provider}]'",
+        )
     return provider
 
 

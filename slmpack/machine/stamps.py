@@ -62,9 +62,12 @@ def stamp_of(path: Path) -> Stamp:
     """Return what the file system says of a file now; a link is what it points to."""
     found = path.stat()
     return Stamp(
-        device=found.st_dev, inode=found.st_ino, size_bytes=found.st_size,
-        modified_ns=found.st_mtime_ns, changed_ns=found.st_ctime_ns,
-    )  # fmt: skip
+        device=found.st_dev,
+        inode=found.st_ino,
+        size_bytes=found.st_size,
+        modified_ns=found.st_mtime_ns,
+        changed_ns=found.st_ctime_ns,
+    )
 
 
 def untouched_since(file: Path, stamps: Mapping[str, Stamp], manifest: str) -> frozenset[str]:

@@ -97,8 +97,11 @@ def cache_folder() -> Path:
 def _homeless(obstacle: str) -> Exception:
     from slmpack.errors import WorkspaceError  # pydantic, which the process that starts others does without
 
-    return WorkspaceError(obstacle, "a folder for caches and work files",
-                          "set HOME or XDG_CACHE_HOME, or give --workspace DIR to a command that has it")  # fmt: skip
+    return WorkspaceError(
+        obstacle,
+        "a folder for caches and work files",
+        "set HOME or XDG_CACHE_HOME, or give --workspace DIR to a command that has it",
+    )
 
 
 def typed_path(text: str | Path) -> Path:
@@ -124,8 +127,9 @@ def require_writable(folder: Path) -> None:
     if not there.is_dir():
         raise WorkspaceError(f"{there} is a file", "a folder for work files", "name another --workspace")
     if not may_write(there):
-        raise WorkspaceError(f"{there} cannot be written", "a folder for work files that this user may write",
-                             "name another --workspace")  # fmt: skip
+        raise WorkspaceError(
+            f"{there} cannot be written", "a folder for work files that this user may write", "name another --workspace"
+        )
 
 
 def home_folder() -> Path:

@@ -183,11 +183,13 @@ def _chat_reference(snapshot: Snapshot, chats: str, workspace: Path, checked: Ch
 def _measure(model: LoggedModel, request: ComparisonRequest, workspace: Path) -> Quality:
     snapshot = model.package.snapshot
     measured, _ = run_in_child(
-        run_package, request,
+        run_package,
+        request,
         log=log_folder(workspace) / f"measure-{model.model_id}.log",
         limit_seconds=limit_seconds(MEASURE_LIMIT_SECONDS, model.package.size_bytes),
-        failure=QualityError, doing="the run of the package",
-    )  # fmt: skip
+        failure=QualityError,
+        doing="the run of the package",
+    )
     fed = Reference.model_validate_json((request.reference / REFERENCE_FILE).read_text())
     return Quality(
         perplexity=measured.perplexity,
@@ -200,7 +202,7 @@ def _measure(model: LoggedModel, request: ComparisonRequest, workspace: Path) ->
         new_loops=count_new_loops(measured.answers, fed.prompts, snapshot, dtype_of(snapshot), workspace),
         seconds_per_1000_tokens=1000 * measured.seconds / sum(map(len, fed.windows)),
         chats=measured.chats,
-    )  # fmt: skip
+    )
 
 
 def judge(measured: QualityReport, advice: str) -> QualityReport:

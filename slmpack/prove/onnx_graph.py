@@ -38,9 +38,13 @@ def check_graph(package: Path, log: Path) -> Check:
         CheckError: what does not hold.
     """
     check, _ = run_in_child(
-        read_graph, GraphRequest(package=package), log=log, limit_seconds=GRAPH_LIMIT_SECONDS, failure=CheckError,
+        read_graph,
+        GraphRequest(package=package),
+        log=log,
+        limit_seconds=GRAPH_LIMIT_SECONDS,
+        failure=CheckError,
         doing="the check of the graph",
-    )  # fmt: skip
+    )
     return check
 
 

@@ -86,9 +86,13 @@ def smoke_test(model: LoggedModel, workspace: Path, *, small_limit_seconds: floa
     )
     log = log_folder(workspace) / f"smoke-{model.digest[:12]}.log"
     answers, _ = run_in_child(
-        ask_model, request, log=log, limit_seconds=limit_seconds(small_limit_seconds, model.package.size_bytes),
-        failure=SmokeError, doing="the smoke test",
-    )  # fmt: skip
+        ask_model,
+        request,
+        log=log,
+        limit_seconds=limit_seconds(small_limit_seconds, model.package.size_bytes),
+        failure=SmokeError,
+        doing="the smoke test",
+    )
     device = device_of(request.provider)
     return SmokeReport(model=model, checks=answers.checks, speed=answers.speed, device=device)
 

@@ -26,11 +26,17 @@ def measure_speed(once: Callable[[], Timing], load_seconds: float, peak_rss_byte
     first_ms, decode = ([timing[index] for timing in timings] for index in (0, 1))
     (ttft_p10, ttft_p90), (decode_p10, decode_p90) = spread_of(first_ms), spread_of(decode)
     return Speed(
-        decode_tokens_per_second=statistics.median(decode), ttft_ms=statistics.median(first_ms),
-        load_seconds=load_seconds, peak_rss_bytes=peak_rss_bytes(),
-        decode_p10_tokens_per_second=decode_p10, decode_p90_tokens_per_second=decode_p90,
-        ttft_p10_ms=ttft_p10, ttft_p90_ms=ttft_p90, speed_repeats=len(timings), load_per_core=load_per_core(),
-    )  # fmt: skip
+        decode_tokens_per_second=statistics.median(decode),
+        ttft_ms=statistics.median(first_ms),
+        load_seconds=load_seconds,
+        peak_rss_bytes=peak_rss_bytes(),
+        decode_p10_tokens_per_second=decode_p10,
+        decode_p90_tokens_per_second=decode_p90,
+        ttft_p10_ms=ttft_p10,
+        ttft_p90_ms=ttft_p90,
+        speed_repeats=len(timings),
+        load_per_core=load_per_core(),
+    )
 
 
 def _repeat(once: Callable[[], Timing]) -> list[Timing]:

@@ -90,9 +90,12 @@ def validate_model(model: LoggedModel, workspace: Path) -> ValidationReport:
     )
     report("validate", len(CHECKS) + 1, len(CHECKS) + 1, "checks")
     return ValidationReport(
-        model=model, checks=(*checks, prediction), parity=parity, clean_environment=environment,
+        model=model,
+        checks=(*checks, prediction),
+        parity=parity,
+        clean_environment=environment,
         device=device_of(provider),
-    )  # fmt: skip
+    )
 
 
 def _environment_of(model: LoggedModel, provider: Provider, workspace: Path) -> tuple[Check, ...]:

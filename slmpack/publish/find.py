@@ -140,8 +140,9 @@ def lookup_of(version: "ModelVersion", alias: str) -> PublishedLookup:
     if lacking := {"recipe", "digest", "model_id", "mlflow_run", "target", "size_bytes"} - facts.keys():
         raise PublishError(
             f"{version.name} version {version.version} has no {', '.join(sorted(lacking))} in its tags",
-            "the tags that it was published with", "delete that version and package it again",
-        )  # fmt: skip
+            "the tags that it was published with",
+            "delete that version and package it again",
+        )
     recipe = facts["recipe"]
     return PublishedLookup(
         name=version.name,

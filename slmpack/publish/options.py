@@ -17,18 +17,21 @@ class RecipeOptions(Record):
     """How a package is made."""
 
     recipe: Recipe = Field(
-        Recipe.AUTO, title="Recipe",
+        Recipe.AUTO,
+        title="Recipe",
         description="How to quantise, from cheap to dear; auto is the cheapest that passes the quality policy.",
-    )  # fmt: skip
+    )
     interface: Interface = Field(
-        Interface.CHAT, title="Interface",
+        Interface.CHAT,
+        title="Interface",
         description="chat: MLflow's llm/v1/chat; prompt: one string in, one string out.",
-    )  # fmt: skip
+    )
     calibration_text: Path | None = Field(
-        None, title="Calibration text",
+        None,
+        title="Calibration text",
         description="A UTF-8 text file to choose the weights' codes by, of the kind of text that the model is for; "
         "built-in text if left out.",
-    )  # fmt: skip
+    )
 
 
 class ProofOptions(Record):
@@ -38,18 +41,21 @@ class ProofOptions(Record):
         QualityPolicy(), title="Quality policy", description="What a package may lose before nothing is published."
     )
     waive_quality: str | None = Field(
-        None, title="Quality waiver",
+        None,
+        title="Quality waiver",
         description="The reason for publishing below the quality policy; becomes a tag of the version.",
-    )  # fmt: skip
+    )
     quality_text: Path | None = Field(
-        None, title="Quality text",
+        None,
+        title="Quality text",
         description="A UTF-8 text file to measure the quality on; the built-in text if left out.",
-    )  # fmt: skip
+    )
     quality_chats: str | None = Field(
-        None, title="Quality chats",
+        None,
+        title="Quality chats",
         description="Chats whose answers the package has to keep as well: a file, a folder, or runs:/ID/PATH.jsonl; "
         "those that the source names, if left out.",
-    )  # fmt: skip
+    )
 
 
 class PackageOptions(ProofOptions, RecipeOptions):  # the form shows the fields of the last base first

@@ -173,9 +173,11 @@ def _figures(quality: Quality | None) -> QualityFigures | None:
     if quality is None:
         return None
     return QualityFigures(
-        perplexity_ratio=quality.perplexity_ratio, mean_kl=quality.mean_kl, top1_agreement=quality.top1_agreement,
+        perplexity_ratio=quality.perplexity_ratio,
+        mean_kl=quality.mean_kl,
+        top1_agreement=quality.top1_agreement,
         chat_perplexity_ratio=quality.chats and quality.chats.perplexity_ratio,
-    )  # fmt: skip
+    )
 
 
 def previous_outcome(found: PublishedLookup | UnprovedModel, stages: StageTimer) -> Outcome:

@@ -33,9 +33,13 @@ def find_previous(request: Request, digests: Sequence[str] = ()) -> PublishedLoo
     if request.options.force:
         return None
     search = Search(
-        name=request.registered, target=request.target, alias=alias_of(request.target, request.options.interface),
-        fingerprint=request.fingerprint, request_key=request.request_key, digests=tuple(digests),
-    )  # fmt: skip
+        name=request.registered,
+        target=request.target,
+        alias=alias_of(request.target, request.options.interface),
+        fingerprint=request.fingerprint,
+        request_key=request.request_key,
+        digests=tuple(digests),
+    )
     return published_before(search) or waiting_before(search)
 
 

@@ -87,9 +87,11 @@ def publish_version(
         if report.model != model:
             raise PublishError(f"a report about {report.model.uri}", f"reports about {model.uri}", "prove this model")
         if report.device.provider != model.package.target.provider:
-            raise PublishError(f"a proof of {model.uri} on {report.device.provider}",
-                               f"proofs on {model.package.target.provider}, for which it is",
-                               f"verify it on a machine of the pool {model.package.target.provider}")  # fmt: skip
+            raise PublishError(
+                f"a proof of {model.uri} on {report.device.provider}",
+                f"proofs on {model.package.target.provider}, for which it is",
+                f"verify it on a machine of the pool {model.package.target.provider}",
+            )
     check_name(model.name)
     with final_errors(PublishError, f"to publish {model.name}"):
         figures = figures_of(proofs.smoke.speed, proofs.quality.quality)

@@ -104,8 +104,11 @@ def check_request(target: Target, options: PackageOptions, name: str | None, wor
     recipes = recipes_to_try(target, recipe, with_quality_chats=options.quality_chats is not None)
     calibrates = any(each and each.weighted for each in (options_for(target, recipe) for recipe in recipes))
     if options.calibration_text is not None and not calibrates:
-        raise UsageError(f"a calibration text for target {target}, recipe {recipe}", "a recipe that calibrates",
-                         "leave --calibration-text out")  # fmt: skip
+        raise UsageError(
+            f"a calibration text for target {target}, recipe {recipe}",
+            "a recipe that calibrates",
+            "leave --calibration-text out",
+        )
     text = read_text(options.quality_text)
     path = options.calibration_text
     calibration = None if path is None else read_text(path, "--calibration-text")
@@ -147,11 +150,13 @@ def verify_request(model: Provenance, options: ProofOptions, workspace: Path | N
 
 
 def _filled_in(options: PackageOptions, chats: "CheckedChats | None") -> PackageOptions:
-    return options.model_copy(update={
-        "waive_quality": None if options.waive_quality is None else checked_waiver(options.waive_quality),
-        "quality_text": options.quality_text and typed_path(options.quality_text),
-        "quality_chats": chats and chats.text,
-    })  # fmt: skip
+    return options.model_copy(
+        update={
+            "waive_quality": None if options.waive_quality is None else checked_waiver(options.waive_quality),
+            "quality_text": options.quality_text and typed_path(options.quality_text),
+            "quality_chats": chats and chats.text,
+        }
+    )
 
 
 def registered_name(given: str | None, source: ModelSource) -> str:
@@ -163,8 +168,11 @@ def registered_name(given: str | None, source: ModelSource) -> str:
     name = source.name if given is None else given
     check_name(name)
     if given is None and is_generic(name) and not _REGISTERED.match(source.text):  # somebody chose a registered one
-        raise UsageError(f"{source.text} gives the name {name!r}, which any model could have",
-                         "a name that says which model it is", "give one with --name")  # fmt: skip
+        raise UsageError(
+            f"{source.text} gives the name {name!r}, which any model could have",
+            "a name that says which model it is",
+            "give one with --name",
+        )
     return name
 
 
@@ -211,8 +219,11 @@ def checked_chats(text: str) -> CheckedChats:
     """
     if is_artifact(text):
         if not _PINNED.match(text):
-            raise UsageError(f"the chats {text}, which may be others tomorrow",
-                             "runs:/ID/PATH or models:/NAME/VERSION/PATH", "name the run or the version")  # fmt: skip
+            raise UsageError(
+                f"the chats {text}, which may be others tomorrow",
+                "runs:/ID/PATH or models:/NAME/VERSION/PATH",
+                "name the run or the version",
+            )
         return CheckedChats(text=text, digest=text)
     path = typed_path(text)
     return CheckedChats(text=str(path), digest=digest_of(sorted(chat.digest for chat in read_good_chats(path))))

@@ -83,15 +83,21 @@ def plan_rollback(name: str, target: Target, interface: Interface) -> RollbackPl
         holder = holder_of(name, alias)
         if holder is None:
             absence = missing_model(name) or missing_alias(name, alias)
-            raise PublishError(f"no version of {name} has the alias {alias}: {absence.found}", absence.known,
-                               f"{absence.advice}; check --target and --interface")  # fmt: skip
+            raise PublishError(
+                f"no version of {name} has the alias {alias}: {absence.found}",
+                absence.known,
+                f"{absence.advice}; check --target and --interface",
+            )
         if _unfinished(holder):
             return RollbackPlan(name=name, alias=alias, holder=int(holder.version), candidates=(), interrupted=True)
         seen = {str(holder.version)}
         found = [*_before(holder, alias, seen), *_cut_off(holder, alias, seen)]
     if not found:
-        raise PublishError(f"no version of {name} had the alias {alias} before version {holder.version}",
-                           "one to go back to", f"package another: slmpack package SOURCE --name {name}")  # fmt: skip
+        raise PublishError(
+            f"no version of {name} had the alias {alias} before version {holder.version}",
+            "one to go back to",
+            f"package another: slmpack package SOURCE --name {name}",
+        )
     candidates = tuple(int(version.version) for version in found)
     return RollbackPlan(name=name, alias=alias, holder=int(holder.version), candidates=candidates)
 
@@ -165,8 +171,11 @@ def move_alias_back(plan: RollbackPlan, version: int, trace: dict[str, str] | No
         holder = holder_of(plan.name, plan.alias)
         found = None if holder is None else int(holder.version)
         if holder is None or found not in {plan.holder, version}:
-            raise PublishError(f"{plan.name}@{plan.alias} went to version {found} meanwhile", f"version {plan.holder}",
-                               "look at it and roll back again")  # fmt: skip
+            raise PublishError(
+                f"{plan.name}@{plan.alias} went to version {found} meanwhile",
+                f"version {plan.holder}",
+                "look at it and roll back again",
+            )
         if found != version:
             _take_from(holder, version, trace or {})
             MlflowClient().set_registered_model_alias(plan.name, plan.alias, str(version))
@@ -203,8 +212,11 @@ def _complete(restored: "ModelVersion") -> None:
 def failed_candidates(plan: RollbackPlan, reasons: dict[int, str]) -> PublishError:
     """Return the error of an alias that stays where it is: why each of those that had it before cannot have it."""
     shown = ", ".join(f"version {version}: {reason.replace('; ', ', ')}" for version, reason in reasons.items())
-    return PublishError(f"no version of {plan.name} before {plan.holder} can be used ({shown})", "one to go back to",
-                        f"the alias {plan.alias} stays at version {plan.holder}")  # fmt: skip
+    return PublishError(
+        f"no version of {plan.name} before {plan.holder} can be used ({shown})",
+        "one to go back to",
+        f"the alias {plan.alias} stays at version {plan.holder}",
+    )
 
 
 def rolled_back_outcome(found: PublishedLookup, smoke: SmokeReport | None, stages: StageTimer) -> Outcome:

@@ -73,6 +73,10 @@ def excluded(outcome: Outcome) -> dict[str, bool | set[str]]:
 
 
 BEYOND_CONTRACT = {
-    "decode_p10_tokens_per_second", "decode_p90_tokens_per_second", "ttft_p10_ms", "ttft_p90_ms", "speed_repeats",
+    "decode_p10_tokens_per_second",
+    "decode_p90_tokens_per_second",
+    "ttft_p10_ms",
+    "ttft_p90_ms",
+    "speed_repeats",
     "load_per_core",
-}  # fmt: skip
+}

@@ -101,5 +101,10 @@ def _described(logged: "MlflowModel", target: Target) -> UnprovedModel:
 def _reason(uri: str, target: Target) -> str:
     obstacle = obstacle_to_prove(target)
     found = str(obstacle).partition(";")[0] if obstacle else "another machine built it"
-    return str(HardwareError(f"target {target} needs an NVIDIA GPU, and {found}", "one to prove it on",
-                             f"on a machine of the pool {target.provider}, type: slmpack verify {uri}"))  # fmt: skip
+    return str(
+        HardwareError(
+            f"target {target} needs an NVIDIA GPU, and {found}",
+            "one to prove it on",
+            f"on a machine of the pool {target.provider}, type: slmpack verify {uri}",
+        )
+    )

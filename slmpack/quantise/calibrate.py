@@ -96,14 +96,21 @@ def calibrate(snapshot: Snapshot, text: str | None, workspace: Path) -> Path:
         logger.info("calibrating %s on %d tokens", snapshot.source.name, TOKENS)
         (into / TEXT_FILE).write_text(read, encoding="utf-8", newline="")
         return CalibrationRequest(
-            snapshot=snapshot.path, dtype=dtype_of(snapshot), context_length=snapshot.context_length,
-            text_tokens=text_tokens, random_tokens=random_tokens, into=into,
-        )  # fmt: skip
+            snapshot=snapshot.path,
+            dtype=dtype_of(snapshot),
+            context_length=snapshot.context_length,
+            text_tokens=text_tokens,
+            random_tokens=random_tokens,
+            into=into,
+        )
 
     def facts(calibrated: CalibrationResult) -> Facts:
         if calibrated.silent:
-            logger.warning("%d matrices saw only zeros, the first is %s: they are quantised without a calibration",
-                           len(calibrated.silent), calibrated.silent[0])  # fmt: skip
+            logger.warning(
+                "%d matrices saw only zeros, the first is %s: they are quantised without a calibration",
+                len(calibrated.silent),
+                calibrated.silent[0],
+            )
         return {"tokens": calibrated.tokens, "silent": "\n".join(calibrated.silent)}
 
     work = ChildWork(run_calibration, "calibration", CALIBRATION_LIMIT_SECONDS, BuildError, "the calibration")
@@ -136,8 +143,9 @@ def run_calibration(request: CalibrationRequest) -> CalibrationResult:
         raise
     silent = tuple(sorted(name for name, squares in energy.items() if not bool(squares.any())))
     if len(silent) == len(energy):
-        raise BuildError("a calibration in which every matrix saw only zeros", "activations",
-                         "check the checkpoint's weights")  # fmt: skip
+        raise BuildError(
+            "a calibration in which every matrix saw only zeros", "activations", "check the checkpoint's weights"
+        )
     save_file({name: squares for name, squares in energy.items() if name not in silent}, request.into / ENERGY_FILE)
     return CalibrationResult(tokens=sum(map(len, windows)), silent=silent)
 
@@ -179,8 +187,9 @@ def measure_energy(model: Any, windows: Sequence[Sequence[int]]) -> "dict[str, T
     def add(module: "Module", inputs: "Tensor") -> None:
         name, squares = names[module], _squares(inputs)
         if not bool(squares.isfinite().all()):
-            raise BuildError(f"the inputs of {name} are not finite", "finite activations",
-                             "check the checkpoint's weights")  # fmt: skip
+            raise BuildError(
+                f"the inputs of {name} are not finite", "finite activations", "check the checkpoint's weights"
+            )
         sums[name] = sums[name] + squares if name in sums else squares
         counts[name] += inputs.shape[:-1].numel()
 

@@ -57,10 +57,15 @@ class Prepared(Record):
 
 def preparation_digest(options: BuilderOptions, calibration_text: str | None) -> str:
     """Return what a package depends on beside its snapshot and its options."""
-    return digest_of([
-        CALIBRATION, calibration_text, FOLD if options.fold else None,
-        SENSITIVITY if options.most_bytes else None, GPTQ if options.quantiser == "gptq" else None,
-    ])  # fmt: skip
+    return digest_of(
+        [
+            CALIBRATION,
+            calibration_text,
+            FOLD if options.fold else None,
+            SENSITIVITY if options.most_bytes else None,
+            GPTQ if options.quantiser == "gptq" else None,
+        ]
+    )
 
 
 def is_kept(snapshot: Snapshot, options: BuilderOptions) -> bool:

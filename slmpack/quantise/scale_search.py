@@ -64,8 +64,11 @@ def search_rows(weights: "Tensor", energy: "Tensor", bits: Bits, block_size: int
 
     columns = weights.shape[1]
     if energy.shape != (columns,):
-        raise BuildError(f"a calibration of shape {list(energy.shape)}", f"[{columns}], as the weight's rows",
-                         "calibrate this very model")  # fmt: skip
+        raise BuildError(
+            f"a calibration of shape {list(energy.shape)}",
+            f"[{columns}], as the weight's rows",
+            "calibrate this very model",
+        )
     relative = _relative(energy, block_size)
     pieces = torch.split(weights, max(1, PIECE_WEIGHTS // columns))
     parts = [_search(piece, relative, bits, block_size) for piece in pieces]

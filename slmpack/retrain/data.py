@@ -87,9 +87,13 @@ def tokens_by(snapshot: Snapshot, path: Path, workspace: Path) -> Iterator[Token
     with TemporaryDirectory(prefix="lengths-", dir=workspace / "scratch") as folder:
         request = LengthsRequest(snapshot=snapshot.path, chats=path, into=Path(folder) / "lengths.jsonl")
         run_in_child(
-            count_lengths, request, log=log_folder(workspace) / f"lengths-{snapshot.digest[:12]}.log",
-            limit_seconds=LENGTHS_LIMIT_SECONDS, failure=DataError, doing="the count of the chats' tokens",
-        )  # fmt: skip
+            count_lengths,
+            request,
+            log=log_folder(workspace) / f"lengths-{snapshot.digest[:12]}.log",
+            limit_seconds=LENGTHS_LIMIT_SECONDS,
+            failure=DataError,
+            doing="the count of the chats' tokens",
+        )
         with request.into.open(encoding="utf-8") as file:
             known: dict[str, int | str] = dict(map(json.loads, file))
 

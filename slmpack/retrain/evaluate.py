@@ -175,11 +175,15 @@ def packaged_outcome(
     bad = [f"{each.target}: {each.reason}" for each in packages if each.reason is not None]
     has_moved = outcome.status == "published" or any(each.status == "published" for each in packages)
     nothing_done = all(each.target in refused or each.status == "unchanged" for each in packages)
-    return outcome.model_copy(update={
-        "status": "failed" if bad else "published" if has_moved else "unchanged",
-        "model_uri": outcome.tuned_uri, "targets": tuple(packages), "reason": "; ".join(bad) or None,
-        "settled": outcome.settled and nothing_done,
-    })  # fmt: skip
+    return outcome.model_copy(
+        update={
+            "status": "failed" if bad else "published" if has_moved else "unchanged",
+            "model_uri": outcome.tuned_uri,
+            "targets": tuple(packages),
+            "reason": "; ".join(bad) or None,
+            "settled": outcome.settled and nothing_done,
+        }
+    )
 
 
 def usable_versions(name: str, key: str) -> "list[ModelVersion]":
@@ -234,13 +238,13 @@ def judge_tuned(figures: TunedFigures, policy: RetrainPolicy) -> None:
             figures.held_out.compared("held-out"),
             f"at most {ratio_shown(1.0 - policy.min_gain)} times {perplexity_shown(figures.held_out.in_use)}",
             "nothing moves; look at the data, or train longer",
-        )  # fmt: skip
+        )
     if figures.general.ratio > 1.0 + policy.max_forgetting:
         raise QualityError(
             figures.general.compared("general"),
             f"at most {ratio_shown(1.0 + policy.max_forgetting)} times {perplexity_shown(figures.general.in_use)}",
             "nothing moves; train less, or mix general chats into the data",
-        )  # fmt: skip
+        )
 
 
 def refusal_reason(figures: TunedFigures, policy: RetrainPolicy) -> str | None:

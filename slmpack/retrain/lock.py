@@ -43,6 +43,9 @@ def _take(handle: int, name: str) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         since = datetime.fromtimestamp(os.fstat(handle).st_mtime, UTC)
-        raise WorkspaceError(f"another retraining of {name} runs here, since {since:%Y-%m-%d %H:%M:%S} UTC",
-                             "one at a time", "wait for it or stop it") from error  # fmt: skip
+        raise WorkspaceError(
+            f"another retraining of {name} runs here, since {since:%Y-%m-%d %H:%M:%S} UTC",
+            "one at a time",
+            "wait for it or stop it",
+        ) from error
     os.utime(handle)

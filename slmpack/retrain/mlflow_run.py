@@ -54,10 +54,13 @@ def open_run(retraining: Retraining, data_source: str | None, trace: dict[str, s
     with final_errors(PublishError, f"to begin retraining {retraining.name}"):
         run_id = _begun_before(client, retraining.key, trace) or _begin(client, retraining, trace)
         facts = {
-            "name": retraining.name, "base": retraining.base.shown, "base_revision": retraining.base.revision,
-            "data": retraining.data.name, "data_digest": retraining.data.digest,
+            "name": retraining.name,
+            "base": retraining.base.shown,
+            "base_revision": retraining.base.revision,
+            "data": retraining.data.name,
+            "data_digest": retraining.data.digest,
             **{f"training.{key}": str(value) for key, value in retraining.settings.model_dump().items()},
-        }  # fmt: skip
+        }
         client.log_batch(run_id, params=[Param(key, tag_text(str(value))) for key, value in facts.items()])
         log_chat_dataset(run_id, retraining.data, retraining.data.name, data_source)
     return run_id
@@ -240,14 +243,20 @@ def register_tuned(
         known = usable_versions(name, retraining.key)
         in_use = version_in_use(name)
         if in_use != beaten and in_use not in {int(version.version) for version in known}:
-            raise PublishError(f"{name} version {in_use} came into use meanwhile",
-                               f"version {beaten}, which this one was compared with" if beaten else "none",
-                               "start again: it is compared with the new one, and not trained again")  # fmt: skip
+            raise PublishError(
+                f"{name} version {in_use} came into use meanwhile",
+                f"version {beaten}, which this one was compared with" if beaten else "none",
+                "start again: it is compared with the new one, and not trained again",
+            )
         # First: a version without it would be packaged without its chats.
         client.set_logged_model_tags(model.model_id, {QUALITY_CHATS: f"runs:/{run_id}/{HELD_OUT_CHATS}"})
-        version = known[-1] if known else client.create_model_version(
-            name, model.uri, run_id, tags, description=_description(retraining, figures), model_id=model.model_id
-        )  # fmt: skip
+        version = (
+            known[-1]
+            if known
+            else client.create_model_version(
+                name, model.uri, run_id, tags, description=_description(retraining, figures), model_id=model.model_id
+            )
+        )
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
         client.set_registered_model_alias(name, TUNED_ALIAS, version.version)
         client.set_tag(run_id, "slmpack.version", version.version)
@@ -258,11 +267,19 @@ def register_tuned(
 
 def _tags_of(model: LoggedModel, retraining: Retraining, run_id: str, figures: TunedFigures) -> dict[str, str]:
     data = retraining.data
-    return version_tags({
-        "retrained": retraining.key, "parent": retraining.parent, "base": retraining.base.shown,
-        "base_revision": retraining.base.revision, "data": data.name, "data_digest": data.digest, "mlflow_run": run_id,
-        "licence": model.package.snapshot.licence or "unknown", **figures.metrics(),
-    })  # fmt: skip
+    return version_tags(
+        {
+            "retrained": retraining.key,
+            "parent": retraining.parent,
+            "base": retraining.base.shown,
+            "base_revision": retraining.base.revision,
+            "data": data.name,
+            "data_digest": data.digest,
+            "mlflow_run": run_id,
+            "licence": model.package.snapshot.licence or "unknown",
+            **figures.metrics(),
+        }
+    )
 
 
 def _description(retraining: Retraining, figures: TunedFigures) -> str:

@@ -39,15 +39,19 @@ def missing_model(name: str) -> Absence | None:
     names = [model.name for model in MlflowClient().search_registered_models(max_results=MOST_NAMES)]
     if name in names:
         return None
-    return Absence(f"no model {name}", f"MLflow has {listed(names, 'no registered model')}",
-                   did_you_mean(name, names, _CHECK))  # fmt: skip
+    return Absence(
+        f"no model {name}", f"MLflow has {listed(names, 'no registered model')}", did_you_mean(name, names, _CHECK)
+    )
 
 
 def missing_alias(name: str, alias: str) -> Absence:
     """Return the absence of an alias of a model that there is."""
     aliases = sorted(aliases_of(name))
-    return Absence(f"no alias {alias}", f"{name} has {listed(aliases, 'no alias')}",
-                   did_you_mean(alias, aliases, "take one of these" if aliases else _CHECK))  # fmt: skip
+    return Absence(
+        f"no alias {alias}",
+        f"{name} has {listed(aliases, 'no alias')}",
+        did_you_mean(alias, aliases, "take one of these" if aliases else _CHECK),
+    )
 
 
 def aliases_of(name: str) -> dict[str, str]:
@@ -67,5 +71,8 @@ def _missing_version(name: str, number: str) -> Absence | None:
     versions = sorted({int(each.version) for each in MlflowClient().search_model_versions(f"name = '{name}'")})
     if int(number) in versions:
         return None
-    return Absence(f"no version {number}", f"{name} has {listed(map(str, versions), 'no version')}",
-                   "take one of these" if versions else _CHECK)  # fmt: skip
+    return Absence(
+        f"no version {number}",
+        f"{name} has {listed(map(str, versions), 'no version')}",
+        "take one of these" if versions else _CHECK,
+    )

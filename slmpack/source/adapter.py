@@ -37,14 +37,41 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_PICKLE = "adapter_model.bin"
 _MERGE = "merge it with peft's merge_and_unload, save that and name it"
 # What peft merges exactly, at any setting; `init_lora_weights` is looked at apart.
-_UNDERSTOOD = frozenset({
-    "peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
-    "r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias", "use_rslora",
-    "modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
-    "trainable_token_indices", "use_dora", "lora_bias", "target_parameters", "ensure_weight_tying",
-    # of no effect by themselves: others switch them on, or they are about how training began
-    "megatron_core", "qalora_group_size", "eva_config", "runtime_config",
-})  # fmt: skip
+_UNDERSTOOD = frozenset(
+    {
+        "peft_type",
+        "task_type",
+        "auto_mapping",
+        "peft_version",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+        "r",
+        "target_modules",
+        "exclude_modules",
+        "lora_alpha",
+        "lora_dropout",
+        "fan_in_fan_out",
+        "bias",
+        "use_rslora",
+        "modules_to_save",
+        "init_lora_weights",
+        "layers_to_transform",
+        "layers_pattern",
+        "rank_pattern",
+        "alpha_pattern",
+        "trainable_token_indices",
+        "use_dora",
+        "lora_bias",
+        "target_parameters",
+        "ensure_weight_tying",
+        # of no effect by themselves: others switch them on, or they are about how training began
+        "megatron_core",
+        "qalora_group_size",
+        "eva_config",
+        "runtime_config",
+    }
+)
 # How training may begin without changing the base; `pissa`, `olora`, `corda`, `loftq` and `lora_ga` take their start
 # out of the base's weights. Source: peft, tuners/lora/layer.py, `update_layer`.
 _STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
@@ -101,9 +128,10 @@ def require_weights(names: Iterable[str], where: str) -> None:
         return
     if ADAPTER_PICKLE in found:  # a pickle may run any code when it is loaded
         raise SourceError(
-            f"{where} has its weights as a pickle ({ADAPTER_PICKLE})", ADAPTER_WEIGHTS,
+            f"{where} has its weights as a pickle ({ADAPTER_PICKLE})",
+            ADAPTER_WEIGHTS,
             "save it again with peft's save_pretrained, on a machine that may run its code",
-        )  # fmt: skip
+        )
     raise SourceError(f"{where} has {ADAPTER_CONFIG} and no weights", ADAPTER_WEIGHTS, "fetch or save it again")
 
 
@@ -128,9 +156,10 @@ def inspect_adapter(path: Path, where: str) -> AdapterFacts:
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not (isinstance(base, str) and base.strip()):
         raise SourceError(
-            f"{where} names no base model", f"base_model_name_or_path in {ADAPTER_CONFIG}",
+            f"{where} names no base model",
+            f"base_model_name_or_path in {ADAPTER_CONFIG}",
             "write the Hub id or the folder of the model that it was trained on",
-        )  # fmt: skip
+        )
     return AdapterFacts(base=base.strip(), revision=revision if isinstance(revision, str) and revision else None)
 
 
@@ -138,13 +167,17 @@ def _require_mergeable(config: Mapping[str, Any], where: str) -> None:
     start = config.get("init_lora_weights", True)
     if start not in _STARTS:
         raise SourceError(
-            f"{where} began with init_lora_weights {start!r}, which changes the base", "an adapter of the base itself",
+            f"{where} began with init_lora_weights {start!r}, which changes the base",
+            "an adapter of the base itself",
             "save it with path_initial_model_for_weight_conversion, or merge it where it was trained",
-        )  # fmt: skip
+        )
     for name, value in sorted(config.items()):
         if value and name not in _UNDERSTOOD:
-            raise SourceError(f"{where} has {name} {str(value)[:60]!r} in {ADAPTER_CONFIG}",
-                              "a LoRA that can be merged exactly", _MERGE)  # fmt: skip
+            raise SourceError(
+                f"{where} has {name} {str(value)[:60]!r} in {ADAPTER_CONFIG}",
+                "a LoRA that can be merged exactly",
+                _MERGE,
+            )
 
 
 def inspect_folder(folder: Path) -> AdapterFacts:

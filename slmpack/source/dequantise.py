@@ -89,9 +89,10 @@ def _write_plain(folder: Path, original: "_QuantisedCheckpoint", config: Mapping
     headers = plain_tensors(original.folder, original.form, original.tensors)
     planned = {name: Planned(header, partial(original.plain_pieces, name)) for name, header in headers.items()}
     write_tensors(
-        folder / WEIGHTS, planned,
+        folder / WEIGHTS,
+        planned,
         lambda number: progress.report("fetch", number, len(planned), "tensors dequantised"),
-    )  # fmt: skip
+    )
     left_out = ("quantization_config", "torch_dtype")
     plain = {name: value for name, value in config.items() if name not in left_out}
     write_json(folder / CONFIG, plain | {"dtype": "float32"} | _own_head(original))
@@ -110,8 +111,14 @@ def _write_kept(folder: Path, original: "_QuantisedCheckpoint", config: Mapping[
             if matrix.bits != form.bits or matrix.module in form.overrides:
                 overrides[module] = {"bits": matrix.bits, "group_size": matrix.group_size}
     write_tensors(folder / WEIGHTS, planned)
-    quantization = {"quant_method": "olive", "bits": form.bits, "group_size": form.group_size, "symmetric": False,
-            "lm_head": HEAD in original.matrices, "overrides": overrides}  # fmt: skip
+    quantization = {
+        "quant_method": "olive",
+        "bits": form.bits,
+        "group_size": form.group_size,
+        "symmetric": False,
+        "lm_head": HEAD in original.matrices,
+        "overrides": overrides,
+    }
     write_json(folder / CONFIG, {**config, "quantization_config": quantization} | _own_head(original))
 
 

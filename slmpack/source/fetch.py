@@ -149,8 +149,11 @@ def _unfaithful(source: ModelSource, path: Path, files: tuple[FileDigest, ...]) 
             blob = (path / file.name).resolve()
             # The Hub client names a large file's blob by its sha256. Source: its guide, "Understand caching", blobs.
             if re.fullmatch(r"[0-9a-f]{64}", blob.name) and blob.name != file.sha256:
-                return SourceError(f"{file.name} of {source.location} is damaged in the Hub client's cache",
-                                   f"sha256 {blob.name}", f"delete {blob} and start again")  # fmt: skip
+                return SourceError(
+                    f"{file.name} of {source.location} is damaged in the Hub client's cache",
+                    f"sha256 {blob.name}",
+                    f"delete {blob} and start again",
+                )
     return None
 
 
@@ -268,11 +271,19 @@ def _run_merge(source: ModelSource, base: Path, adapter: Path, into: Path, log: 
     merge_adapter.require_merge_memory(base, adapter)
     require_space(into, sum(path.stat().st_size for path in base.iterdir()), "the merged checkpoint")
     merged, run = run_in_child(
-        merge_adapter.merge_adapter, merge_adapter.MergeRequest(base=base, adapter=adapter, into=into),
-        log=log, limit_seconds=CONVERT_LIMIT_SECONDS, failure=SourceError, doing="the merge",
-    )  # fmt: skip
-    logger.info("merged %s into its base in %.0f s; its logits are %.1g from those of both apart",
-                source.text, run.seconds, merged.distance)  # fmt: skip
+        merge_adapter.merge_adapter,
+        merge_adapter.MergeRequest(base=base, adapter=adapter, into=into),
+        log=log,
+        limit_seconds=CONVERT_LIMIT_SECONDS,
+        failure=SourceError,
+        doing="the merge",
+    )
+    logger.info(
+        "merged %s into its base in %.0f s; its logits are %.1g from those of both apart",
+        source.text,
+        run.seconds,
+        merged.distance,
+    )
 
 
 def _convert_own(source: ModelSource, into: Path, log: Path, workspace: Path) -> dict[str, str | int | None]:
@@ -289,9 +300,13 @@ def _convert(gguf: Path, into: Path, log: Path) -> dict[str, str | int | None]:
     facts = inspect_gguf(gguf)
     require_space(into, facts.checkpoint_bytes, f"the checkpoint from {gguf.name}")
     run_in_child(
-        convert_gguf, GgufConversion(path=gguf, into=into), log=log, limit_seconds=CONVERT_LIMIT_SECONDS,
-        failure=SourceError, doing=f"the conversion of {gguf.name}",
-    )  # fmt: skip
+        convert_gguf,
+        GgufConversion(path=gguf, into=into),
+        log=log,
+        limit_seconds=CONVERT_LIMIT_SECONDS,
+        failure=SourceError,
+        doing=f"the conversion of {gguf.name}",
+    )
     return {"licence": facts.licence} | original_fact(original_gguf(facts.storages))
 
 
@@ -326,9 +341,13 @@ def _run_dequantise(original: Path, plain: Path, kept: Path, log: Path) -> Origi
         _place({name: path for name, path in relevant_files(original).items() if not is_weights(name)}, folder, folder)
         (folder / INDEX).unlink(missing_ok=True)
     record, _ = run_in_child(
-        dequantise.dequantise_checkpoint, dequantise.DequantiseRequest(original=original, plain=plain, kept=kept),
-        log=log, limit_seconds=CONVERT_LIMIT_SECONDS, failure=SourceError, doing="the dequantisation",
-    )  # fmt: skip
+        dequantise.dequantise_checkpoint,
+        dequantise.DequantiseRequest(original=original, plain=plain, kept=kept),
+        log=log,
+        limit_seconds=CONVERT_LIMIT_SECONDS,
+        failure=SourceError,
+        doing="the dequantisation",
+    )
     return record
 
 

@@ -93,15 +93,17 @@ def _entries(folder: Path) -> dict[str, Path]:
 def _require_few(folder: Path, names: Collection[str]) -> None:
     small = sum(not is_weights(name) for name in names)
     if small > MOST_SMALL_FILES:
-        raise SourceError(f"{folder} has {small:,} licences, templates and settings", f"at most {MOST_SMALL_FILES}",
-                          "name a folder that holds one model")  # fmt: skip
+        raise SourceError(
+            f"{folder} has {small:,} licences, templates and settings",
+            f"at most {MOST_SMALL_FILES}",
+            "name a folder that holds one model",
+        )
 
 
 def _require_inside(path: Path, root: Path) -> None:
     place = path.resolve()
     if not (place.is_relative_to(root) or place.parent == _blobs_of(root)):
-        raise SourceError(f"{path} leads to {place}", f"a file in {root}",
-                          "put a copy of it in the link's place")  # fmt: skip
+        raise SourceError(f"{path} leads to {place}", f"a file in {root}", "put a copy of it in the link's place")
 
 
 def _blobs_of(root: Path) -> Path | None:

@@ -205,9 +205,10 @@ def _require_room(source: ModelSource, sizes: dict[str, int]) -> int:
     from huggingface_hub import constants, try_to_load_from_cache
 
     needed = sum(
-        size for name, size in sizes.items()
+        size
+        for name, size in sizes.items()
         if not isinstance(try_to_load_from_cache(source.location, name, revision=source.revision), str)
-    )  # fmt: skip
+    )
     if needed:
         require_space(Path(constants.HF_HUB_CACHE), needed, f"the download of {source.location}")
     return needed
@@ -232,14 +233,16 @@ def _translated(repository: str, revision: str | None) -> Iterator[None]:
         raise UsageError(f"{repository!r} is no repository's name", "hf://OWNER/NAME[@REVISION]") from error
     except GatedRepoError as error:
         raise SourceError(
-            f"{repository} is gated and the Hub refuses its files", "an account that accepted its licence",
+            f"{repository} is gated and the Hub refuses its files",
+            "an account that accepted its licence",
             "accept it on the model's page and set HF_TOKEN to a token of that account",
-        ) from error  # fmt: skip
+        ) from error
     except RepositoryNotFoundError as error:
         raise SourceError(
-            f"the Hub shows no repository {repository}", "one that exists and that you may read",
+            f"the Hub shows no repository {repository}",
+            "one that exists and that you may read",
             "check the name, or set HF_TOKEN if it is private",
-        ) from error  # fmt: skip
+        ) from error
     except RevisionNotFoundError as error:
         raise SourceError(
             f"{repository} has no revision {revision}", "a branch, a tag or a commit", "look at its history on the Hub"
@@ -251,9 +254,10 @@ def _translated(repository: str, revision: str | None) -> Iterator[None]:
     except HfHubHTTPError as error:
         if error.response.status_code in (_UNAUTHORISED, _FORBIDDEN):
             raise SourceError(
-                f"the Hub refuses {repository} ({error.response.status_code})", "a token that may read it",
+                f"the Hub refuses {repository} ({error.response.status_code})",
+                "a token that may read it",
                 "set HF_TOKEN to a valid one",
-            ) from error  # fmt: skip
+            ) from error
         raise
 
 
@@ -261,8 +265,9 @@ def _not_cached(repository: str, revision: str | None) -> SourceError:
     at = f" at {revision}" if revision else ""
     return SourceError(
         f"the Hub client is offline (HF_HUB_OFFLINE) and its cache has no whole {repository}{at}",
-        "a model that was downloaded before", "unset HF_HUB_OFFLINE, or name a source that is on this machine",
-    )  # fmt: skip
+        "a model that was downloaded before",
+        "unset HF_HUB_OFFLINE, or name a source that is on this machine",
+    )
 
 
 def _progress_class(total: int, cached: int) -> type[Any]:

@@ -112,16 +112,18 @@ def _require_bounded(uri: str, path: Path) -> None:
         parse_yaml(read_bounded(path, MIB).decode())
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise SourceError(f"the MLmodel file of {uri} cannot be used ({reason})", "one that MLflow wrote",
-                          "log the model again") from error  # fmt: skip
+        raise SourceError(
+            f"the MLmodel file of {uri} cannot be used ({reason})", "one that MLflow wrote", "log the model again"
+        ) from error
 
 
 def _check_flavour(uri: str, flavours: dict[str, Any]) -> None:
     if _FLAVOUR not in flavours:
         raise SourceError(
-            f"{uri} has the flavours {', '.join(sorted(flavours))}", f"the flavour {_FLAVOUR}",
+            f"{uri} has the flavours {', '.join(sorted(flavours))}",
+            f"the flavour {_FLAVOUR}",
             "log it with mlflow.transformers.log_model",
-        )  # fmt: skip
+        )
     flavour = flavours[_FLAVOUR]
     if "peft_adaptor" in flavour:
         raise SourceError(f"{uri} is an adapter", "a whole model", "download its peft folder and name that")

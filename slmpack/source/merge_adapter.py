@@ -115,8 +115,11 @@ def merge_adapter(request: MergeRequest) -> MergeResult:
         found = _logits(_load(request.into), ids)
     distance = float((found - expected).norm() / expected.norm())
     if not distance <= TOLERANCE[dtype]:  # NaN is not
-        raise SourceError(f"{request.adapter}, merged, gives logits {distance:.2g} away from its own",
-                          f"at most {TOLERANCE[dtype]:g} in {dtype}", "merge it where it was trained")  # fmt: skip
+        raise SourceError(
+            f"{request.adapter}, merged, gives logits {distance:.2g} away from its own",
+            f"at most {TOLERANCE[dtype]:g} in {dtype}",
+            "merge it where it was trained",
+        )
     _tell(request, STEPS)
     return MergeResult(distance=distance)
 
@@ -131,8 +134,11 @@ def _read_tensors(adapter: Path) -> "dict[str, torch.Tensor]":
     tensors: dict[str, torch.Tensor] = load_file(adapter / ADAPTER_WEIGHTS)
     for name, tensor in sorted(tensors.items()):
         if not tensor.isfinite().all():
-            raise SourceError(f"{name} in {adapter} has numbers that are not finite", "finite numbers",
-                              "train it again, or take an earlier checkpoint of it")  # fmt: skip
+            raise SourceError(
+                f"{name} in {adapter} has numbers that are not finite",
+                "finite numbers",
+                "train it again, or take an earlier checkpoint of it",
+            )
     return tensors
 
 
@@ -141,9 +147,13 @@ def _load(folder: Path) -> Any:
 
     plain: Any = GenerationConfig
     model: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype="auto", local_files_only=True, use_safetensors=True, trust_remote_code=False,
+        folder,
+        dtype="auto",
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=False,
         generation_config=plain(),  # the folder's is not read: saving would refuse what loading takes
-    )  # fmt: skip
+    )
     return model.eval()
 
 
@@ -162,8 +172,9 @@ def _resize(model: Any, tensors: "dict[str, torch.Tensor]") -> None:
     if len(rows) > 1 or (lost and not model.config.get_text_config().tie_word_embeddings):
         raise SourceError(
             f"the adapter was trained with {max(rows):,} rows for tokens and has none for {lost[0] if lost else 'all'}",
-            f"those of every one, since its base has {found:,}", "save both by modules_to_save",
-        )  # fmt: skip
+            f"those of every one, since its base has {found:,}",
+            "save both by modules_to_save",
+        )
     logger.info("the adapter has %d rows for tokens, its base %d", max(rows), found)
     model.resize_token_embeddings(max(rows), mean_resizing=False)
 
@@ -216,14 +227,20 @@ def _adapted(model: Any, adapter: Path, tensors: "dict[str, torch.Tensor]") -> A
         loaded = adapted.load_adapter(str(adapter), "default", local_files_only=True)  # again: only this tells
     except (RuntimeError, ValueError, TypeError, KeyError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise SourceError(f"{adapter} does not fit its base ({reason})", "the model that it was trained on",
-                          f"correct base_model_name_or_path in its {ADAPTER_CONFIG}") from error  # fmt: skip
+        raise SourceError(
+            f"{adapter} does not fit its base ({reason})",
+            "the model that it was trained on",
+            f"correct base_model_name_or_path in its {ADAPTER_CONFIG}",
+        ) from error
     doubled = {f"{name.removesuffix('.weight')}.{part}.weight" for name in tensors for part in PARTS_SAVED_TWICE}
     strangers = sorted(set(loaded.unexpected_keys) - doubled)
     for what, names in (("has", strangers), ("lacks", sorted(loaded.missing_keys))):
         if names:
-            raise SourceError(f"{adapter} {what} {names[0]}", "the tensors that its configuration and its base ask for",
-                              f"correct base_model_name_or_path in its {ADAPTER_CONFIG}, or save it again")  # fmt: skip
+            raise SourceError(
+                f"{adapter} {what} {names[0]}",
+                "the tensors that its configuration and its base ask for",
+                f"correct base_model_name_or_path in its {ADAPTER_CONFIG}, or save it again",
+            )
     return adapted
 
 
@@ -236,8 +253,9 @@ def _merged(adapted: Any) -> Any:
         return adapted.merge_and_unload(safe_merge=True)
     except (RuntimeError, ValueError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise SourceError(f"peft cannot merge the adapter ({reason})", "a LoRA that can be merged",
-                          "merge it where it was trained") from error  # fmt: skip
+        raise SourceError(
+            f"peft cannot merge the adapter ({reason})", "a LoRA that can be merged", "merge it where it was trained"
+        ) from error
 
 
 def _untie(adapted: Any) -> None:

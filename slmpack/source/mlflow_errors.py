@@ -15,11 +15,19 @@ if TYPE_CHECKING:
 # is also what its database says when two writers set the same tag at once.
 FINAL_CODES = frozenset(
     {
-        "CUSTOMER_UNAUTHORIZED", "ENDPOINT_NOT_FOUND", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "NOT_IMPLEMENTED",
-        "PERMISSION_DENIED", "QUOTA_EXCEEDED", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST",
-        "RESOURCE_LIMIT_EXCEEDED", "UNAUTHENTICATED",
+        "CUSTOMER_UNAUTHORIZED",
+        "ENDPOINT_NOT_FOUND",
+        "INVALID_PARAMETER_VALUE",
+        "INVALID_STATE",
+        "NOT_IMPLEMENTED",
+        "PERMISSION_DENIED",
+        "QUOTA_EXCEEDED",
+        "RESOURCE_ALREADY_EXISTS",
+        "RESOURCE_DOES_NOT_EXIST",
+        "RESOURCE_LIMIT_EXCEEDED",
+        "UNAUTHENTICATED",
     }
-)  # fmt: skip
+)
 
 
 FINAL_ERRNOS = frozenset({errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.ENOSPC, errno.ENOTDIR, errno.EROFS})

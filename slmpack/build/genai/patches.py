@@ -42,8 +42,11 @@ def complete_config(config: Any) -> None:
         BuildError: the configuration asks for what the builder would leave out without a word.
     """
     if config.model_type == "phi" and config.qk_layernorm:
-        raise BuildError("a Phi with qk_layernorm", "one without: the ONNX Runtime GenAI builder leaves it out",
-                         "use --target transformers")  # fmt: skip
+        raise BuildError(
+            "a Phi with qk_layernorm",
+            "one without: the ONNX Runtime GenAI builder leaves it out",
+            "use --target transformers",
+        )
     _complete_epsilon(config)
     rope = getattr(config, "rope_parameters", None) or {}
     if config.model_type == "gemma3_text" and "full_attention" in rope:
@@ -116,8 +119,9 @@ def _refuse_unknown_positions(model: Any, llama: Any) -> None:
         except NotImplementedError as error:
             raise BuildError(
                 f"positions scaled by {config.rope_parameters['rope_type']} in {config.architectures[0]}",
-                "a rope_type that the ONNX Runtime GenAI builder knows", "use --target transformers",
-            ) from error  # fmt: skip
+                "a rope_type that the ONNX Runtime GenAI builder knows",
+                "use --target transformers",
+            ) from error
 
     def make_llama_rope_init(self: Any, config: Any) -> None:
         kind = config.rope_parameters["rope_type"]

@@ -98,16 +98,18 @@ def run_builder(request: BuildRequest) -> BuilderRun:
             create_model(*arguments, cache, **extra)
     except NotImplementedError as error:
         raise BuildError(
-            f"architecture {request.architecture}", "one that the ONNX Runtime GenAI builder knows",
+            f"architecture {request.architecture}",
+            "one that the ONNX Runtime GenAI builder knows",
             "use --target transformers",
-        ) from error  # fmt: skip
+        ) from error
     except ValueError as error:
         if "cannot reshape array" not in str(error):  # k_quant needs an even number of blocks a row
             raise
         raise RecipeError(
             f"rows that {options.algo_config} cannot cut into pairs of blocks of {options.block_size}",
-            "an even number of blocks a row", "use --recipe small",
-        ) from error  # fmt: skip
+            "an even number of blocks a row",
+            "use --recipe small",
+        ) from error
     move_window_into_attention(request.into)
     with limited(f"the tokenizer or a chat template of {request.snapshot}"):
         source = read_tokenizer(request.snapshot)

@@ -175,7 +175,7 @@ def _lay_out(graph: "ir.Graph", folder: Path, data: str) -> int:
         size = math.prod(value.shape) * value.dtype.bitwidth // 8
         value.const_value = ir.ExternalTensor(
             data, end, size, value.dtype, shape=value.shape, name=name, base_dir=folder
-        )  # fmt: skip
+        )
         end += size
     return end
 

@@ -104,9 +104,11 @@ def graph_logits(graph: Path, ids: list[int]) -> "Floats":
             past = {name: answers[name.replace(PAST, PRESENT)] for name in past}
             start = stop
     except Exception as error:  # onnxruntime has an exception class for every status
-        raise BuildError(f"the exported graph does not run: {' '.join(str(error).split())[:300]}",
-                         "a graph that takes a prompt and then its answer's tokens", "use --target transformers",
-                         ) from error  # fmt: skip
+        raise BuildError(
+            f"the exported graph does not run: {' '.join(str(error).split())[:300]}",
+            "a graph that takes a prompt and then its answer's tokens",
+            "use --target transformers",
+        ) from error
     return np.concatenate(rows)
 
 
@@ -143,8 +145,11 @@ def compare_logits(found: "Floats", expected: "Floats", prefilled: int) -> Compa
     import numpy as np
 
     if found.shape != expected.shape:
-        raise BuildError(f"logits {list(found.shape)} of the exported graph", f"{list(expected.shape)}, as the source",
-                         "use --target transformers")  # fmt: skip
+        raise BuildError(
+            f"logits {list(found.shape)} of the exported graph",
+            f"{list(expected.shape)}, as the source",
+            "use --target transformers",
+        )
     spreads = np.maximum(np.ptp(expected, axis=1), np.finfo(np.float32).tiny)
     shares = np.nan_to_num(np.abs(found - expected).max(axis=1) / spreads, nan=np.inf)
     tops = found.argmax(axis=1), expected.argmax(axis=1)
@@ -157,5 +162,6 @@ def compare_logits(found: "Floats", expected: "Floats", prefilled: int) -> Compa
     raise BuildError(
         f"the exported graph is another model: its logits differ from the source's at {int(wrong.sum())} of "
         f"{len(expected)} positions, most at position {at} ({stage}), by {shares[at]:.2g} of their spread{other}",
-        f"at most {TOLERANCE:g} and the same likeliest token", "use --target transformers",
-    )  # fmt: skip
+        f"at most {TOLERANCE:g} and the same likeliest token",
+        "use --target transformers",
+    )

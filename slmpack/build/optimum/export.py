@@ -55,9 +55,13 @@ def build_exported(snapshot: Snapshot, options: GraphOptions, into: Path, key: s
     """
     exported = export_graph(snapshot, workspace)
     request = PackageRequest(
-        graph=exported / GRAPH, snapshot=snapshot.path, layers=snapshot.layers,
-        context_length=snapshot.context_length, options=options, into=into,
-    )  # fmt: skip
+        graph=exported / GRAPH,
+        snapshot=snapshot.path,
+        layers=snapshot.layers,
+        context_length=snapshot.context_length,
+        options=options,
+        into=into,
+    )
     written, run = run_work(WRITING, request, key, snapshot, workspace)
     facts = Manifest.read(exported).facts
     return BuildResult(
@@ -91,14 +95,18 @@ def export_graph(snapshot: Snapshot, workspace: Path) -> Path:
         require_space(workspace, int(snapshot.parameters * ON_DISK_BYTES_PER_PARAMETER), "an export in float32")
         run = _export(snapshot, into, log_folder(workspace) / f"export-{key[:12]}.log", workspace)
         check = CheckRequest(
-            snapshot=snapshot.path, dtype=dtype_of(snapshot), context_length=snapshot.context_length,
+            snapshot=snapshot.path,
+            dtype=dtype_of(snapshot),
+            context_length=snapshot.context_length,
             graph=into / GRAPH,
-        )  # fmt: skip
+        )
         compared, _ = run_work(COMPARISON, check, key, snapshot, workspace)
         return {
-            "snapshot": snapshot.digest, "positions": compared.positions, "largest": f"{compared.largest:.1e}",
+            "snapshot": snapshot.digest,
+            "positions": compared.positions,
+            "largest": f"{compared.largest:.1e}",
             "peak_private_bytes": run.peak_private_bytes,
-        }  # fmt: skip
+        }
 
     return derive_folder(snapshot, workspace, "exports", key, make)
 
@@ -112,9 +120,13 @@ def _export(snapshot: Snapshot, into: Path, log: Path, workspace: Path) -> Child
     request = {"checkpoint": str(checkpoint), "into": str(written), "architecture": snapshot.architecture}
     command = [str(python), "-P", export_script.__file__, json.dumps(request)]
     output, run = run_command(
-        command, log=log, failure=BuildError, doing="the export", environment=_offline(into / "hub"),
+        command,
+        log=log,
+        failure=BuildError,
+        doing="the export",
+        environment=_offline(into / "hub"),
         limit_seconds=limit_seconds(EXPORT_LIMIT_SECONDS, snapshot.size_bytes),
-    )  # fmt: skip
+    )
     graph: Any = output
     for path in written.iterdir():
         if path.name.startswith(graph["graph"]):
@@ -140,8 +152,9 @@ def _require_known(snapshot: Snapshot) -> None:
         raise BuildError(
             f"architecture {snapshot.architecture}: the builder of ONNX Runtime GenAI {builder} does not know it, and "
             f"optimum-onnx {optimum} does not know its model_type {kind!r}",
-            "one that either of them knows", "use --target transformers",
-        )  # fmt: skip
+            "one that either of them knows",
+            "use --target transformers",
+        )
 
 
 def _require_memory(snapshot: Snapshot) -> None:

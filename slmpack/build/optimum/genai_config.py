@@ -103,11 +103,17 @@ def _ends(snapshot: Path, tokenizer: Any, vocabulary: int) -> list[int]:
     """
     end_ids = end_ids_of(snapshot, tokenizer)
     if not end_ids:
-        raise BuildError("a model that names no end-of-turn token", "eos_token_id in generation_config.json",
-                         "add it to the checkpoint")  # fmt: skip
+        raise BuildError(
+            "a model that names no end-of-turn token",
+            "eos_token_id in generation_config.json",
+            "add it to the checkpoint",
+        )
     if (last := max(end_ids)) >= vocabulary:
-        raise BuildError(f"{end_ids[last]} asks for the end-of-turn token {last}",
-                         f"ids below the model's {vocabulary}", "correct it in the checkpoint")  # fmt: skip
+        raise BuildError(
+            f"{end_ids[last]} asks for the end-of-turn token {last}",
+            f"ids below the model's {vocabulary}",
+            "correct it in the checkpoint",
+        )
     return sorted(end_ids)
 
 
@@ -119,11 +125,21 @@ def _first(*ids: int | None, below: int) -> int:
 def _search(context_length: int) -> dict[str, Any]:
     """Return the builder's defaults: greedy."""
     return {
-        "diversity_penalty": 0.0, "do_sample": False, "early_stopping": True, "length_penalty": 1.0,
-        "max_length": context_length, "min_length": 0, "no_repeat_ngram_size": 0, "num_beams": 1,
-        "num_return_sequences": 1, "past_present_share_buffer": False, "repetition_penalty": 1.0, "temperature": 1.0,
-        "top_k": 50, "top_p": 1.0,
-    }  # fmt: skip
+        "diversity_penalty": 0.0,
+        "do_sample": False,
+        "early_stopping": True,
+        "length_penalty": 1.0,
+        "max_length": context_length,
+        "min_length": 0,
+        "no_repeat_ngram_size": 0,
+        "num_beams": 1,
+        "num_return_sequences": 1,
+        "past_present_share_buffer": False,
+        "repetition_penalty": 1.0,
+        "temperature": 1.0,
+        "top_k": 50,
+        "top_p": 1.0,
+    }
 
 
 class _Shapes:
@@ -152,9 +168,11 @@ class _Shapes:
         heads, head_size = sizes.pop() if len(sizes) == 1 else (None, None)
         if strange or missing or heads is None or head_size is None:
             odd = ", ".join(sorted(strange | missing)[:3]) or "caches of several shapes"
-            raise BuildError(f"an exported graph with other inputs or outputs ({odd})",
-                             "token ids, keys and values in, logits, keys and values out",
-                             "use --target transformers")  # fmt: skip
+            raise BuildError(
+                f"an exported graph with other inputs or outputs ({odd})",
+                "token ids, keys and values in, logits, keys and values out",
+                "use --target transformers",
+            )
         return heads, head_size
 
     def vocabulary(self) -> int:
@@ -165,8 +183,9 @@ class _Shapes:
         """
         size = self.outputs["logits"][-1]
         if size is None:
-            raise BuildError("an exported graph whose logits have no fixed size", "one a token",
-                             "use --target transformers")  # fmt: skip
+            raise BuildError(
+                "an exported graph whose logits have no fixed size", "one a token", "use --target transformers"
+            )
         return size
 
 

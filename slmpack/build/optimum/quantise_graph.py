@@ -52,9 +52,7 @@ def write_graph(exported: Path, options: GraphOptions, layers: int, into: Path) 
     if options.bits is not None:
         _make_matmuls(model.graph)
         model, remarks = _quantised(model, options, layers)
-    onnx.save_model(
-        model, into / GRAPH, save_as_external_data=True, location=DATA, size_threshold=INLINE_BYTES
-    )  # fmt: skip
+    onnx.save_model(model, into / GRAPH, save_as_external_data=True, location=DATA, size_threshold=INLINE_BYTES)
     return remarks
 
 
@@ -105,9 +103,14 @@ def _quantise(model: Any, bits: int, block_size: int, leave_out: list[str]) -> A
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     quantiser = MatMulNBitsQuantizer(
-        model, bits=bits, block_size=block_size, is_symmetric=True, accuracy_level=ACCURACY_LEVEL,
-        nodes_to_exclude=leave_out, op_types_to_quantize=("MatMul",),
-    )  # fmt: skip
+        model,
+        bits=bits,
+        block_size=block_size,
+        is_symmetric=True,
+        accuracy_level=ACCURACY_LEVEL,
+        nodes_to_exclude=leave_out,
+        op_types_to_quantize=("MatMul",),
+    )
     quantiser.process()
     return quantiser.model.model
 
@@ -126,8 +129,9 @@ def _head_of(graph: Any) -> str:
     while node is not None and node.name not in matrices:
         node = next((makers[name] for name in node.input if name in makers), None)
     if node is None:
-        raise BuildError("an exported graph without a MatMul before its logits", "a head that is one",
-                         "use --target transformers")  # fmt: skip
+        raise BuildError(
+            "an exported graph without a MatMul before its logits", "a head that is one", "use --target transformers"
+        )
     return str(node.name)
 
 

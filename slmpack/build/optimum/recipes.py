@@ -24,11 +24,43 @@ EXPORTED: dict[Target, dict[Recipe, GraphOptions]] = {
 
 # Decoders that optimum-onnx exports for `text-generation-with-past`; a test compares the list with what it says.
 # Source: optimum-onnx 0.1.0, `optimum/exporters/onnx/model_configs.py`.
-MODEL_TYPES = frozenset((
-    "arcee", "bloom", "codegen", "cohere", "deepseek_v3", "falcon", "gemma", "gemma2", "gemma3_text", "glm", "gpt2",
-    "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_oss", "gptj", "granite", "helium", "internlm2", "llama", "mistral",
-    "mpt", "nemotron", "olmo", "olmo2", "opt", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "stablelm",
-))  # fmt: skip
+MODEL_TYPES = frozenset(
+    (
+        "arcee",
+        "bloom",
+        "codegen",
+        "cohere",
+        "deepseek_v3",
+        "falcon",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "glm",
+        "gpt2",
+        "gpt_bigcode",
+        "gpt_neo",
+        "gpt_neox",
+        "gpt_oss",
+        "gptj",
+        "granite",
+        "helium",
+        "internlm2",
+        "llama",
+        "mistral",
+        "mpt",
+        "nemotron",
+        "olmo",
+        "olmo2",
+        "opt",
+        "phi",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "qwen3_moe",
+        "smollm3",
+        "stablelm",
+    )
+)
 
 
 def exporter_versions() -> dict[str, str]:
@@ -63,5 +95,6 @@ def graph_options(target: Target, recipe: Recipe | None, architecture: str) -> G
     there_is = ", ".join(offered) if offered else all_of_them
     raise RecipeError(
         f"{subject} of {architecture}, which optimum exports, since the ONNX Runtime GenAI builder does not know it",
-        f"one that exported graphs have: {there_is}", "use --recipe auto" if offered else "use --target cpu-int4",
-    )  # fmt: skip
+        f"one that exported graphs have: {there_is}",
+        "use --recipe auto" if offered else "use --target cpu-int4",
+    )

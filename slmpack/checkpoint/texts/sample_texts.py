@@ -91,8 +91,16 @@ LONG = (
 )
 
 CORPUS = (
-    *PROSE, *CODE, *DIGITS, *WHITE_SPACE, *SCRIPTS, *MARKS, *EMOJI, *SPECIAL_LOOKALIKES, *LONG,
-)  # fmt: skip
+    *PROSE,
+    *CODE,
+    *DIGITS,
+    *WHITE_SPACE,
+    *SCRIPTS,
+    *MARKS,
+    *EMOJI,
+    *SPECIAL_LOOKALIKES,
+    *LONG,
+)
 
 
 def texts_with(specials: tuple[str, ...]) -> tuple[str, ...]:
@@ -105,36 +113,48 @@ Chat = list[dict[str, str]]
 
 CHATS: tuple[tuple[str, Chat], ...] = (
     ("one turn", [{"role": "user", "content": "What is the capital of France?"}]),
-    ("several turns", [
-        {"role": "user", "content": "My name is Ada."},
-        {"role": "assistant", "content": "Hello, Ada."},
-        {"role": "user", "content": "What is my name?"},
-        {"role": "assistant", "content": "Ada\n"},
-        {"role": "user", "content": "Thanks."},
-    ]),
-    ("a system message", [
-        {"role": "system", "content": "Answer in one word."},
-        {"role": "user", "content": "Name an animal."},
-    ]),
-    ("a system message and several turns", [
-        {"role": "system", "content": "Be brief.\n\nBe kind."},
-        {"role": "user", "content": "Hi"},
-        {"role": "assistant", "content": "Hello!"},
-        {"role": "user", "content": "Bye"},
-    ]),
-    ("a system message in the middle", [
-        {"role": "user", "content": "Hi"},
-        {"role": "assistant", "content": "Hello!"},
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "Bye"},
-    ]),
+    (
+        "several turns",
+        [
+            {"role": "user", "content": "My name is Ada."},
+            {"role": "assistant", "content": "Hello, Ada."},
+            {"role": "user", "content": "What is my name?"},
+            {"role": "assistant", "content": "Ada\n"},
+            {"role": "user", "content": "Thanks."},
+        ],
+    ),
+    (
+        "a system message",
+        [
+            {"role": "system", "content": "Answer in one word."},
+            {"role": "user", "content": "Name an animal."},
+        ],
+    ),
+    (
+        "a system message and several turns",
+        [
+            {"role": "system", "content": "Be brief.\n\nBe kind."},
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "Hello!"},
+            {"role": "user", "content": "Bye"},
+        ],
+    ),
+    (
+        "a system message in the middle",
+        [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "Hello!"},
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Bye"},
+        ],
+    ),
     ("two users in a row", [{"role": "user", "content": "Hi"}, {"role": "user", "content": "Anyone?"}]),
     ("the assistant first", [{"role": "assistant", "content": "Hello!"}, {"role": "user", "content": "Hi"}]),
     ("newlines and white space", [{"role": "user", "content": "  a\n\nb\r\n\tc \n"}]),
     ("quotes and backslashes", [{"role": "user", "content": "\"double\" 'single' \\n {{ x }} {% y %} <b>&amp;</b>"}]),
     ("scripts and emoji", [{"role": "user", "content": "Привет 你好 नमस्ते 👩‍👩‍👧‍👦 e\u0301 \u2028 end"}]),
     ("no content", [{"role": "user", "content": ""}]),
-)  # fmt: skip
+)
 
 
 def special_chat(specials: tuple[str, ...]) -> tuple[str, Chat]:

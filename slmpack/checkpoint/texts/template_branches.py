@@ -68,9 +68,12 @@ class BranchMeter:
         """Render a chat; a refusal by `raise_exception` or by any error of an expression is no error here."""
         self._passed, self._marks = set(), 0
         variables = {
-            "messages": messages, "tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt,
+            "messages": messages,
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
             **self._specials,
-        }  # fmt: skip
+        }
         text: str | None = None
         # A template may raise what it likes: that is its way to refuse. `render` itself would rewrite the traceback,
         # which takes seconds where a macro calls itself until Python stops it.

@@ -175,11 +175,16 @@ def _between(opening: str, closing: str, system: bool) -> Iterator[TemplateChat]
     """Yield chats with text between two tags, whole and broken, in earlier and last answers and in questions."""
     whole = f"{opening}\nso it is\n{closing}\n\nThe answer."
     variants = (
-        whole, f"{opening}{closing}x", f"{opening}one line{closing}", f"no opening{closing}after",
+        whole,
+        f"{opening}{closing}x",
+        f"{opening}one line{closing}",
+        f"no opening{closing}after",
         f"{opening}no closing",
-        f"before{opening}a{closing}between{opening}b{closing}after", f"{closing}reversed{opening}", f"{whole}\n",
+        f"before{opening}a{closing}between{opening}b{closing}after",
+        f"{closing}reversed{opening}",
+        f"{whole}\n",
         f"\n\n{opening}\n\n a \n\n{closing}\n\n\n b \n\n",
-    )  # fmt: skip
+    )
     for index, text in enumerate(variants):
         yield _chat(f"{opening} to {closing}, {index}", text, text, text, system=system)
         answered = (user("Hi"), assistant(text), user(text), assistant(text))

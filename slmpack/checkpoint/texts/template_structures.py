@@ -23,11 +23,41 @@ Structure = tuple[str, tuple[Message, ...], tuple[Message, ...] | None, bool]
 T = TypeVar("T")
 TURNS = 8
 MOST_KEYS = 12
-_LOOP = {"index", "index0", "revindex", "revindex0", "first", "last", "length", "previtem", "nextitem", "depth",
-         "depth0", "cycle", "changed"}  # fmt: skip
+_LOOP = {
+    "index",
+    "index0",
+    "revindex",
+    "revindex0",
+    "first",
+    "last",
+    "length",
+    "previtem",
+    "nextitem",
+    "depth",
+    "depth0",
+    "cycle",
+    "changed",
+}
 _METHODS = {name for kind in (str, list, dict) for name in dir(kind)} | _LOOP
-_USUAL = {"role", "content", "tool_calls", "function", "arguments", "parameters", "properties", "type", "text", "id",
-          "description", "required", "enum", "items", "tool_call_id", "image", "return"}  # fmt: skip
+_USUAL = {
+    "role",
+    "content",
+    "tool_calls",
+    "function",
+    "arguments",
+    "parameters",
+    "properties",
+    "type",
+    "text",
+    "id",
+    "description",
+    "required",
+    "enum",
+    "items",
+    "tool_call_id",
+    "image",
+    "return",
+}
 _PARTS_KEYS = {"type", "text", "image"}
 
 
@@ -75,17 +105,27 @@ def _tools() -> Iterator[Structure]:
 def _orders(roles: tuple[str, ...]) -> Iterator[Structure]:
     hi, hello, brief = user("Hi"), assistant("Hello."), system("Be brief.")
     orders = {
-        "two users": (hi, user("Anyone?")), "two users later": (hi, hello, user("And?"), user("Anyone?")),
-        "two answers": (hi, hello, assistant("Again.")), "the assistant first": (hello, hi),
-        "only an answer": (hello,), "only a system message": (brief,),
-        "system in the middle": (hi, hello, brief, hi), "system last": (hi, brief), "two systems": (brief, brief, hi),
-        "system, then the assistant": (brief, hello, hi), "system twice": (brief, hi, hello, brief, hi),
-    }  # fmt: skip
+        "two users": (hi, user("Anyone?")),
+        "two users later": (hi, hello, user("And?"), user("Anyone?")),
+        "two answers": (hi, hello, assistant("Again.")),
+        "the assistant first": (hello, hi),
+        "only an answer": (hello,),
+        "only a system message": (brief,),
+        "system in the middle": (hi, hello, brief, hi),
+        "system last": (hi, brief),
+        "two systems": (brief, brief, hi),
+        "system, then the assistant": (brief, hello, hi),
+        "system twice": (brief, hi, hello, brief, hi),
+    }
     for role in dict.fromkeys(["developer", "tool", *roles, "critic"]):
         other = {"role": role, "content": f"From {role}."}
-        orders |= {f"{role} first": (other, hi), f"{role} in the middle": (hi, hello, other, hi),
-                   f"{role} after a question": (hi, other, hello, hi), f"{role} last": (hi, hello, other),
-                   f"{role} for an answer": (hi, other)}  # fmt: skip
+        orders |= {
+            f"{role} first": (other, hi),
+            f"{role} in the middle": (hi, hello, other, hi),
+            f"{role} after a question": (hi, other, hello, hi),
+            f"{role} last": (hi, hello, other),
+            f"{role} for an answer": (hi, other),
+        }
     for name, messages in orders.items():
         yield name, messages, None, True
         yield f"{name}, with tools", messages, TOOLS, True
@@ -93,11 +133,19 @@ def _orders(roles: tuple[str, ...]) -> Iterator[Structure]:
 
 def _contents() -> Iterator[Structure]:
     odd = {
-        "empty": "", "a space": " ", "a word": "a", "padded": "  a \n b\t\n\n", "line ends": "\n\n",
-        "other white space": "\u00a0\u2003a\x1f\x85\u3000", "carriage returns": "\r\na\r",
-        "quotes": "\"a\" 'b' \\n \\ {{ x }} {% y %} {# z #}", "markup": "<b>&amp;</b> &lt;",
-        "beyond ASCII": "é 你好 😀 \u2028", "long": "word " * 300, "null": None,
-    }  # fmt: skip
+        "empty": "",
+        "a space": " ",
+        "a word": "a",
+        "padded": "  a \n b\t\n\n",
+        "line ends": "\n\n",
+        "other white space": "\u00a0\u2003a\x1f\x85\u3000",
+        "carriage returns": "\r\na\r",
+        "quotes": "\"a\" 'b' \\n \\ {{ x }} {% y %} {# z #}",
+        "markup": "<b>&amp;</b> &lt;",
+        "beyond ASCII": "é 你好 😀 \u2028",
+        "long": "word " * 300,
+        "null": None,
+    }
     for name, text in odd.items():
         yield f"{name} everywhere", (system(text), user(text), assistant(text), user(text)), None, True
         yield f"{name}, no system", (user(text), assistant(text), user(text), assistant(text)), None, False
@@ -139,8 +187,14 @@ def _with_key(key: str, value: Any) -> Iterator[Structure]:
 
 def _parts() -> Iterator[Structure]:
     text, image = {"type": "text", "text": " Look. "}, {"type": "image"}
-    for name, parts in {"text": [text], "two": [text, text], "an image": [image, text], "none": [], "a string": ["a"],
-                        "an unknown kind": [{"type": "smell"}]}.items():  # fmt: skip
+    for name, parts in {
+        "text": [text],
+        "two": [text, text],
+        "an image": [image, text],
+        "none": [],
+        "a string": ["a"],
+        "an unknown kind": [{"type": "smell"}],
+    }.items():
         yield f"parts: {name}", (user(parts), assistant([text]), user(parts)), None, True
         yield f"parts: {name}, system", (system([text]), user(parts)), None, True
         yield f"parts: {name}, assistant last", (user(parts), assistant(parts)), TOOLS, False

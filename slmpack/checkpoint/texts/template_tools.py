@@ -8,30 +8,50 @@ Message = dict[str, Any]
 CALL_ID = "abcdefghi"  # nine letters or digits, as Mistral's templates ask for
 
 TOOLS: tuple[Message, ...] = (
-    {"type": "function", "function": {
-        "name": "find_train", "description": "Find a train's \"times\", früh & <late>.",
-        "parameters": {"type": "object", "required": ["from"], "properties": {
-            "from": {"type": "string", "description": "A town's \"name\""},
-            "class": {"type": "string", "enum": ["first", "second"]},
-            "stops": {"type": "array", "items": {"type": "string"}, "description": "ünïcode <b>"},
-            "when": {"type": "object", "properties": {"hour": {"type": "integer"}}, "description": "Nested."},
-            "seats": {"type": "integer", "description": "How many"},
-            "price": {"type": ["number", "string"], "default": 1.5},
-            "tags": {"type": "array"},
-            "more": {"type": "object", "additionalProperties": {"type": "boolean"}},
-            "kind": {"anyOf": [{"type": "string"}, {"type": "boolean"}]},
-        }},
-        "return": {"type": "string", "description": "A time."},
-    }},
-    {"type": "function", "function": {
-        "name": "time", "description": "Tell the time.", "parameters": {"type": "object", "properties": {}}}},
-)  # fmt: skip
+    {
+        "type": "function",
+        "function": {
+            "name": "find_train",
+            "description": 'Find a train\'s "times", früh & <late>.',
+            "parameters": {
+                "type": "object",
+                "required": ["from"],
+                "properties": {
+                    "from": {"type": "string", "description": 'A town\'s "name"'},
+                    "class": {"type": "string", "enum": ["first", "second"]},
+                    "stops": {"type": "array", "items": {"type": "string"}, "description": "ünïcode <b>"},
+                    "when": {"type": "object", "properties": {"hour": {"type": "integer"}}, "description": "Nested."},
+                    "seats": {"type": "integer", "description": "How many"},
+                    "price": {"type": ["number", "string"], "default": 1.5},
+                    "tags": {"type": "array"},
+                    "more": {"type": "object", "additionalProperties": {"type": "boolean"}},
+                    "kind": {"anyOf": [{"type": "string"}, {"type": "boolean"}]},
+                },
+            },
+            "return": {"type": "string", "description": "A time."},
+        },
+    },
+    {
+        "type": "function",
+        "function": {
+            "name": "time",
+            "description": "Tell the time.",
+            "parameters": {"type": "object", "properties": {}},
+        },
+    },
+)
 # A template may take `null` for a list of types and call itself without end, or may not do without parameters.
 ODD_TOOLS: tuple[Message, ...] = (
-    {"type": "function", "function": {"name": "odd", "description": "Odd.", "parameters": {
-        "type": "object", "properties": {"a": {"type": ["string", "null"]}, "b": {"anyOf": []}}}}},
+    {
+        "type": "function",
+        "function": {
+            "name": "odd",
+            "description": "Odd.",
+            "parameters": {"type": "object", "properties": {"a": {"type": ["string", "null"]}, "b": {"anyOf": []}}},
+        },
+    },
     {"type": "function", "function": {"name": "none", "description": "Without parameters."}},
-)  # fmt: skip
+)
 BARE_TOOLS: tuple[Message, ...] = tuple(tool["function"] for tool in TOOLS)
 _TWO = {"from": "Łódź", "stops": ["a", "b"], "class": None, "n": 1}
 
@@ -109,9 +129,14 @@ def _with_odd_calls() -> Iterator[tuple[str, tuple[Message, ...]]]:
 def _with_results() -> Iterator[tuple[str, tuple[Message, ...]]]:
     call_turns = (user("When?"), assistant(None, tool_calls=[call(_TWO)]))
     contents = {
-        "parts": [{"type": "text", "text": "12"}], "a dict": {"t": 12, "u": ["ü"]}, "an empty dict": {},
-        "a content in a dict": {"content": "12"}, "nothing": None, "a number": 12, "padded": "\n 12 \n",
-    }  # fmt: skip
+        "parts": [{"type": "text", "text": "12"}],
+        "a dict": {"t": 12, "u": ["ü"]},
+        "an empty dict": {},
+        "a content in a dict": {"content": "12"},
+        "nothing": None,
+        "a number": 12,
+        "padded": "\n 12 \n",
+    }
     for name, content in contents.items():
         yield f"a result: {name}", (*call_turns, result(content), assistant("At 12."))
     yield "a result without a name", (*call_turns, {"role": "tool", "content": "12:30"})

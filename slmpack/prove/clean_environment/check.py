@@ -114,8 +114,11 @@ def check_resolution(model: LoggedModel, workspace: Path) -> Check:
             raise _unmade(refused, log) from refused
     names = {line.partition("==")[0].strip() for line in lines}
     if wrong := sorted(names & set(SETS["cpu"])):
-        raise CheckError(f"clean environment: {wrong[0]} beside {SETS['cuda'][0]}", "one of the two",
-                         f"see which of its {REQUIREMENTS} asks for it; the log is {log}")  # fmt: skip
+        raise CheckError(
+            f"clean environment: {wrong[0]} beside {SETS['cuda'][0]}",
+            "one of the two",
+            f"see which of its {REQUIREMENTS} asks for it; the log is {log}",
+        )
     return Check(name="clean environment resolves", found=f"{len(lines)} packages for {CUDA_PLATFORM}, none installed")
 
 
@@ -237,13 +240,17 @@ def _consumer_environment(folder: Path) -> dict[str, str]:
 
     stores = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "MLFLOW_REGISTRY_URI": mlflow.get_registry_uri()}
     servers = {name: uri for name, uri in stores.items() if urlsplit(uri).scheme in {"http", "https"}}
-    return inherited() | servers | {
-        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "HF_HOME": str(folder / "hub"),
-        "TMPDIR": str(folder / "tmp"),
-    }  # fmt: skip
+    return (
+        inherited()
+        | servers
+        | {
+            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+            "HF_HUB_OFFLINE": "1",
+            "TRANSFORMERS_OFFLINE": "1",
+            "HF_HOME": str(folder / "hub"),
+            "TMPDIR": str(folder / "tmp"),
+        }
+    )
 
 
 def _cost(environment: Path, make_seconds: float, ask_seconds: float) -> str:

@@ -36,10 +36,22 @@ CONFIG = "genai_config.json"
 RESULT = "parity.json"
 READERS = ("onnxruntime-genai", "onnxruntime-genai-cuda", "transformers", "tokenizers", "jinja2")
 CODE = (
-    check, pair, sample_texts, inputs, tokenizer, runtime_reading, chat_templates,
-    template_branches, template_chats, template_structures, template_tools, template_words, tokenizer_texts,
-    tokenizer_edges, unicode_texts,
-)  # fmt: skip
+    check,
+    pair,
+    sample_texts,
+    inputs,
+    tokenizer,
+    runtime_reading,
+    chat_templates,
+    template_branches,
+    template_chats,
+    template_structures,
+    template_tools,
+    template_words,
+    tokenizer_texts,
+    tokenizer_edges,
+    unicode_texts,
+)
 
 
 def known_parity(package: Package, workspace: Path) -> tuple[Check, ...]:

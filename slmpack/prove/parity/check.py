@@ -122,8 +122,9 @@ def _check_vocabulary(pair: Pair) -> Check:
     if highest >= pair.vocabulary:
         raise CheckError(
             f"vocabulary: the tokenizer has {text!r} with the id {highest}",
-            f"ids below the {pair.vocabulary} that genai_config.json has", "fetch the checkpoint again",
-        )  # fmt: skip
+            f"ids below the {pair.vocabulary} that genai_config.json has",
+            "fetch the checkpoint again",
+        )
     return Check(name="vocabulary", found=f"{highest + 1} of {pair.vocabulary} ids")
 
 
@@ -134,8 +135,9 @@ def _check_file(pair: Pair) -> Check:
     if found["vocab"] != expected["vocab"]:
         raise CheckError(
             f"tokenizer file: {len(found['vocab'])} tokens, not all the source's",
-            f"the source's {len(expected['vocab'])}", "build the package again",
-        )  # fmt: skip
+            f"the source's {len(expected['vocab'])}",
+            "build the package again",
+        )
     for index, (merge, source_merge) in enumerate(zip_longest(_merges(found), _merges(expected))):
         if merge != source_merge:
             raise CheckError(
@@ -267,8 +269,9 @@ def _check_end_of_turn(pair: Pair) -> Check:
     if more := sorted(found - end_ids.keys()):
         raise CheckError(
             f"end of turn: {_named(pair, more[0])} is in eos_token_id of genai_config.json",
-            f"only {', '.join(_named(pair, token) for token in sorted(end_ids))}", "build the package again",
-        )  # fmt: skip
+            f"only {', '.join(_named(pair, token) for token in sorted(end_ids))}",
+            "build the package again",
+        )
     return Check(name="end of turn", found=", ".join(_named(pair, token) for token in sorted(found)))
 
 

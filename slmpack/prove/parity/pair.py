@@ -37,8 +37,9 @@ class Pair:
                 raise
             raise CheckError(
                 f"text files: the wrapper cannot read the package's ({' '.join(str(error).split())[:200]})",
-                "tokenizer.json and chat_format.json, as the build writes them", "build the package again",
-            ) from error  # fmt: skip
+                "tokenizer.json and chat_format.json, as the build writes them",
+                "build the package again",
+            ) from error
 
     @cached_property
     def inputs(self) -> ParityInputs:
@@ -73,8 +74,9 @@ def ids_differ(name: str, text: str, found: list[int], expected: list[int]) -> C
     at = next(equal, min(len(found), len(expected)))
     return CheckError(
         f"{name}: {shown(text)} gives {_around(found, at)} in the package, {len(found)} ids",
-        f"{_around(expected, at)}, {len(expected)} ids, by the source's tokenizer", ADVICE,
-    )  # fmt: skip
+        f"{_around(expected, at)}, {len(expected)} ids, by the source's tokenizer",
+        ADVICE,
+    )
 
 
 def _around(ids: list[int], at: int) -> str:

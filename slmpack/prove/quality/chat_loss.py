@@ -83,15 +83,20 @@ def chat_loss(checkpoint: Path, chats: Path, workspace: Path) -> ChatLoss:
     """
     facts = inspect_model(checkpoint)
     request = LossRequest(
-        checkpoint=checkpoint, dtype=DTYPES.get(facts.dtype, "float32"), context_length=facts.context_length,
+        checkpoint=checkpoint,
+        dtype=DTYPES.get(facts.dtype, "float32"),
+        context_length=facts.context_length,
         chats=chats,
-    )  # fmt: skip
+    )
     key = digest_of([str(checkpoint), str(chats)])
     found, run = run_in_child(
-        measure_loss, request, log=log_folder(workspace) / f"chat-loss-{key[:12]}.log",
-        limit_seconds=limit_seconds(LOSS_LIMIT_SECONDS, 4 * facts.parameters), failure=QualityError,
+        measure_loss,
+        request,
+        log=log_folder(workspace) / f"chat-loss-{key[:12]}.log",
+        limit_seconds=limit_seconds(LOSS_LIMIT_SECONDS, 4 * facts.parameters),
+        failure=QualityError,
         doing="the run on held-out chats",
-    )  # fmt: skip
+    )
     logger.info(
         "perplexity %s on %d tokens of answers (%.0f s)", perplexity_shown(found.perplexity), found.tokens, run.seconds
     )

@@ -99,8 +99,12 @@ def chat_reference(snapshot: Snapshot, chats: Path, workspace: Path, expected: s
         )
 
     def facts(reference: ChatReference) -> Facts:
-        logger.info("the source read %d chats with %d tokens of answers; %d were left out",
-                    len(reference.windows), reference.positions, reference.left_out)  # fmt: skip
+        logger.info(
+            "the source read %d chats with %d tokens of answers; %d were left out",
+            len(reference.windows),
+            reference.positions,
+            reference.left_out,
+        )
         return {"positions": reference.positions}
 
     work = ChildWork(
@@ -127,7 +131,7 @@ def run_source_on_chats(request: ChatReferenceRequest) -> ChatReference:
         marked=tuple(answer_positions(example) for example in kept),
         left_out=examples.left_out + len(examples.kept) - len(kept),
         vocabulary=len(read_tokenizer(request.snapshot)),
-    )  # fmt: skip
+    )
     (request.into / CHATS_FILE).write_text(reference.model_dump_json())
     require_space(request.into, 2 * reference.positions * vocabulary, "the record of what the source says")
     with (request.into / LOG_PROBABILITIES_FILE).open("wb") as file:

@@ -106,10 +106,13 @@ def _run_chats(model: Any, folder: Path) -> ChatQuality:
     fed = FedTokens(chats.windows, chats.marked, chats.vocabulary, folder / LOG_PROBABILITIES_FILE, "tokens of chats")
     found = summarise(_run_windows(model, fed), (), 0.0)
     return ChatQuality(
-        perplexity=found.perplexity, source_perplexity=found.source_perplexity,
-        perplexity_ratio=found.perplexity / found.source_perplexity, top1_agreement=found.top1_agreement,
-        chats=len(chats.windows), tokens=chats.positions,
-    )  # fmt: skip
+        perplexity=found.perplexity,
+        source_perplexity=found.source_perplexity,
+        perplexity_ratio=found.perplexity / found.source_perplexity,
+        top1_agreement=found.top1_agreement,
+        chats=len(chats.windows),
+        tokens=chats.positions,
+    )
 
 
 def _run_windows(model: Any, fed: FedTokens) -> Compared:
@@ -151,8 +154,11 @@ def require_vocabulary(tokenizer: int, source: int, package: int) -> None:
         QualityError: the package's vocabulary is smaller than both the tokenizer's and the source's.
     """
     if package < min(tokenizer, source):
-        raise QualityError(f"logits of {package} tokens", f"the {min(tokenizer, source)} that the source can say",
-                           "package it again with --force")  # fmt: skip
+        raise QualityError(
+            f"logits of {package} tokens",
+            f"the {min(tokenizer, source)} that the source can say",
+            "package it again with --force",
+        )
 
 
 def compare(source: "NDArray[np.float16]", logits: "NDArray[np.float32]", following: "NDArray[np.int64]") -> Compared:
@@ -216,8 +222,11 @@ def summarise(compared: Compared, answers: tuple[Answer, ...], seconds: float) -
     with np.errstate(over="ignore"):
         perplexity = float(np.exp(compared.loss.mean()))
     if not np.isfinite(perplexity):
-        raise QualityError(f"a loss of {compared.loss.mean():.0f} nats a token", "that of a language model",
-                           "check the checkpoint, then package it again with --force")  # fmt: skip
+        raise QualityError(
+            f"a loss of {compared.loss.mean():.0f} nats a token",
+            "that of a language model",
+            "check the checkpoint, then package it again with --force",
+        )
     return Measured(
         perplexity=perplexity,
         source_perplexity=float(np.exp(compared.source_loss.mean())),

@@ -99,8 +99,10 @@ def source_reference(snapshot: Snapshot, text: str, workspace: Path) -> Path:
     def request(into: Path) -> ReferenceRequest:
         logger.info(
             "running the source of %s on the text: %.1f billion weights, up to %d tokens",
-            snapshot.source.name, snapshot.parameters / 1e9, MAX_TOKENS,
-        )  # fmt: skip
+            snapshot.source.name,
+            snapshot.parameters / 1e9,
+            MAX_TOKENS,
+        )
         (into / TEXT_FILE).write_text(text, encoding="utf-8", newline="")
         return ReferenceRequest(snapshot=snapshot.path, dtype=dtype, context_length=snapshot.context_length, into=into)
 

@@ -153,9 +153,14 @@ def answer_as_source(questions: AnswersRequest) -> SourceAnswers:
 
     with torch.inference_mode():
         answered = model.generate(
-            ids, attention_mask=mask, do_sample=False, max_new_tokens=ANSWER_TOKENS, repetition_penalty=1.0,
-            pad_token_id=min(stops, default=None), stopping_criteria=[tell],
-        )  # fmt: skip
+            ids,
+            attention_mask=mask,
+            do_sample=False,
+            max_new_tokens=ANSWER_TOKENS,
+            repetition_penalty=1.0,
+            pad_token_id=min(stops, default=None),
+            stopping_criteria=[tell],
+        )
     answers = SourceAnswers(answers=tuple(_answer_of(row.tolist(), stops) for row in answered[:, longest:]))
     (questions.into / ANSWERS_FILE).write_text(answers.model_dump_json())
     return answers

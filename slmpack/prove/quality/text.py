@@ -26,8 +26,11 @@ def checked_waiver(waiver: str) -> str:
     """
     reason = " ".join(waiver.split())
     if sum(letter.isalnum() for letter in reason) < MIN_WAIVER_LETTERS:
-        raise UsageError(f"the waiver {reason!r}", f"a reason of at least {MIN_WAIVER_LETTERS} letters",
-                         "say why the loss does not matter here")  # fmt: skip
+        raise UsageError(
+            f"the waiver {reason!r}",
+            f"a reason of at least {MIN_WAIVER_LETTERS} letters",
+            "say why the loss does not matter here",
+        )
     return reason
 
 
@@ -52,6 +55,9 @@ def read_text(path: Path | None, option: str = "--quality-text") -> str:
     if "\0" in text:
         raise UsageError(f"a NUL byte in {path.name}", "text, not data", advice)
     if len(text.strip().encode()) < MIN_TEXT_BYTES:
-        raise UsageError(f"{len(text.strip().encode())} bytes of text in {path.name}",
-                         f"at least 200 tokens, so {MIN_TEXT_BYTES} bytes or more", advice)  # fmt: skip
+        raise UsageError(
+            f"{len(text.strip().encode())} bytes of text in {path.name}",
+            f"at least 200 tokens, so {MIN_TEXT_BYTES} bytes or more",
+            advice,
+        )
     return text

@@ -46,13 +46,14 @@ COMPARED = (
     Compared(label="perplexity ratio", key="perplexity_ratio", form=ratio_shown, less_is_better=True, noise=0.005),
     Compared(label="mean KL, nats", key="mean_kl", form=divergence_shown, less_is_better=True, noise=0.02),
     Compared(label="top-1 agreement", key="top1_agreement", form=share_shown, less_is_better=False, noise=0.005),
-    Compared(label="decode, tokens/s", key="decode_tokens_per_second", form=rate_shown, less_is_better=False,
-             noise=None),
+    Compared(
+        label="decode, tokens/s", key="decode_tokens_per_second", form=rate_shown, less_is_better=False, noise=None
+    ),
     Compared(label="first token, ms", key="ttft_ms", form=milliseconds_shown, less_is_better=True, noise=None),
     Compared(label="load, s", key="load_seconds", form=seconds_shown, less_is_better=True, noise=None),
     Compared(label="peak memory", key="peak_rss_bytes", form=bytes_shown, less_is_better=True, noise=0.02),
     Compared(label="size", key="size_bytes", form=bytes_shown, less_is_better=True, noise=0.002),
-)  # fmt: skip
+)
 
 
 class Difference(Record):
@@ -155,8 +156,11 @@ def changes_of(facts: PageFacts) -> str:
     previous = facts.previous
     if previous is None:
         return f"First version under the alias {facts.alias}."
-    changes = [f"{row.label.partition(',')[0]} {row.change} ({row.judged})" for row in differences_of(facts, previous)
-            if row.judged in {"better", "worse"}]  # fmt: skip
+    changes = [
+        f"{row.label.partition(',')[0]} {row.change} ({row.judged})"
+        for row in differences_of(facts, previous)
+        if row.judged in {"better", "worse"}
+    ]
     if previous.chat_template is not None and previous.chat_template != facts.chat_template:
         changes.append("chat template changed")
     if previous.requirements is not None and requirement_changes(previous.requirements, facts.requirements):

@@ -164,18 +164,39 @@ def facts_of(
     package, snapshot = model.package, model.package.snapshot
     base = snapshot.source.base
     return PageFacts(
-        name=model.name, version=version, alias=alias, target=package.target, interface=model.interface,
-        created=created, machine=machine, chat_template=chat_template, rungs=rungs, previous=previous,
-        source=snapshot.source.shown, revision=snapshot.source.revision, licence=snapshot.licence,
-        architecture=snapshot.architecture, parameters=snapshot.parameters, context_length=snapshot.context_length,
-        source_bytes=snapshot.size_bytes, recipe=package.recipe, size_bytes=package.size_bytes,
-        versions=package.versions, digest=model.digest, requirements=model.requirements,
+        name=model.name,
+        version=version,
+        alias=alias,
+        target=package.target,
+        interface=model.interface,
+        created=created,
+        machine=machine,
+        chat_template=chat_template,
+        rungs=rungs,
+        previous=previous,
+        source=snapshot.source.shown,
+        revision=snapshot.source.revision,
+        licence=snapshot.licence,
+        architecture=snapshot.architecture,
+        parameters=snapshot.parameters,
+        context_length=snapshot.context_length,
+        source_bytes=snapshot.size_bytes,
+        recipe=package.recipe,
+        size_bytes=package.size_bytes,
+        versions=package.versions,
+        digest=model.digest,
+        requirements=model.requirements,
         proofs=_proofs(validation, quality, smoke, others or {}),
         answers=tuple(Answer(asked=ASKED[c.name], said=c.found) for c in smoke.checks if c.name in ASKED),
-        quality=quality.quality, policy=quality.policy, waiver=quality.waiver, speed=smoke.speed,
-        quantisation=package.quantisation, repairs=(*snapshot.repairs, *package.repairs),
-        base=base and base.shown, base_revision=base and base.revision,
-    )  # fmt: skip
+        quality=quality.quality,
+        policy=quality.policy,
+        waiver=quality.waiver,
+        speed=smoke.speed,
+        quantisation=package.quantisation,
+        repairs=(*snapshot.repairs, *package.repairs),
+        base=base and base.shown,
+        base_revision=base and base.revision,
+    )
 
 
 def _proofs(
@@ -231,11 +252,19 @@ def _judged_findings(
     loops = "any number" if policy.allow_new_loops else "0"
     comparison = _compared(ratio, quality.perplexity, quality.source_perplexity, quality.tokens)
     return (
-        Finding(name=RATIO, found=comparison, threshold=f"at most {limit_shown(limit)}",
-                state="passed" if ratio <= limit else over),
-        Finding(name="new loops", found=str(quality.new_loops), threshold=loops,
-                state="passed" if policy.allow_new_loops or quality.new_loops == 0 else over),
-    )  # fmt: skip
+        Finding(
+            name=RATIO,
+            found=comparison,
+            threshold=f"at most {limit_shown(limit)}",
+            state="passed" if ratio <= limit else over,
+        ),
+        Finding(
+            name="new loops",
+            found=str(quality.new_loops),
+            threshold=loops,
+            state="passed" if policy.allow_new_loops or quality.new_loops == 0 else over,
+        ),
+    )
 
 
 def _chat_findings(
@@ -247,10 +276,14 @@ def _chat_findings(
     ratio, limit = chats.perplexity_ratio, policy.max_chat_perplexity_ratio
     comparison = _compared(ratio, chats.perplexity, chats.source_perplexity, chats.tokens)
     return (
-        Finding(name=CHAT_RATIO, found=comparison, threshold=f"at most {limit_shown(limit)}",
-                state="passed" if ratio <= limit else over),
+        Finding(
+            name=CHAT_RATIO,
+            found=comparison,
+            threshold=f"at most {limit_shown(limit)}",
+            state="passed" if ratio <= limit else over,
+        ),
         Finding(name="top-1 agreement on chats", found=share_shown(chats.top1_agreement), state="reported"),
-    )  # fmt: skip
+    )
 
 
 def _compared(ratio: float, perplexity: float, of_source: float, tokens: int) -> str:

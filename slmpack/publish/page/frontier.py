@@ -97,8 +97,12 @@ def frontier_svg(attempts: tuple[Attempt, ...], policy: QualityPolicy) -> str:
     with style.context(settings, after_reset=True):  # not as the user's own matplotlibrc says
         figure = Figure(figsize=(WIDTH / 72, max(height, LINE_HEIGHT) / 72))
         if drawn:
-            place = (PLOT_LEFT / WIDTH, (AXIS_HEIGHT + below) / height,
-                     (PLOT_RIGHT - PLOT_LEFT) / WIDTH, PLOT_HEIGHT / height)  # fmt: skip
+            place = (
+                PLOT_LEFT / WIDTH,
+                (AXIS_HEIGHT + below) / height,
+                (PLOT_RIGHT - PLOT_LEFT) / WIDTH,
+                PLOT_HEIGHT / height,
+            )
             axes = figure.add_axes(place)
             _draw_axes(axes, drawn, policy)
             _draw_attempts(axes, drawn)
@@ -128,8 +132,15 @@ def _draw_axes(axes: "Axes", drawn: list[Attempt], policy: QualityPolicy) -> Non
     _dress(axes)
     limit = policy.max_perplexity_ratio
     axes.axhline(limit, color=LIMIT, linewidth=1, dashes=(4, 3), zorder=1)
-    axes.text(0.012, limit, f"limit {limit_shown(limit)}", transform=axes.get_yaxis_transform(), color=LIMIT,
-              fontsize=FONT_POINTS - 1, va="bottom")  # fmt: skip
+    axes.text(
+        0.012,
+        limit,
+        f"limit {limit_shown(limit)}",
+        transform=axes.get_yaxis_transform(),
+        color=LIMIT,
+        fontsize=FONT_POINTS - 1,
+        va="bottom",
+    )
 
 
 def _scale_ratios(axes: "Axes", ratios: list[float], limit: float) -> None:
@@ -142,8 +153,10 @@ def _scale_ratios(axes: "Axes", ratios: list[float], limit: float) -> None:
         margin = 0.08 * (high - low or 0.01)
         axes.set_ylim(low - margin, high + margin)
         return
-    axes.set_yscale("function", functions=(lambda ratio: np.arcsinh((np.asarray(ratio) - 1) / unit),
-                                           lambda height: np.sinh(height) * unit + 1))  # fmt: skip
+    axes.set_yscale(
+        "function",
+        functions=(lambda ratio: np.arcsinh((np.asarray(ratio) - 1) / unit), lambda height: np.sinh(height) * unit + 1),
+    )
     heights = np.arcsinh((np.array([low, high]) - 1) / unit)
     margin = 0.08 * (heights[1] - heights[0])
     bottom, top = np.sinh(heights + np.array([-margin, margin])) * unit + 1
@@ -180,20 +193,37 @@ def _draw_attempts(axes: "Axes", drawn: list[Attempt]) -> None:
     for attempt, point, height in zip(drawn, points, heights, strict=True):
         chosen = attempt.status == "published"
         colour = CHOSEN if chosen else INK
-        axes.annotate("", xy=point, xytext=(1.03, height), textcoords="axes fraction", annotation_clip=False,
-                      arrowprops=leader)  # fmt: skip
-        axes.plot(*point, marker="o" if attempt.status != "failed" else "x", markersize=9 if chosen else 6,
-                  color=colour, markerfacecolor=colour if chosen else "none", zorder=3, clip_on=False)  # fmt: skip
+        axes.annotate(
+            "", xy=point, xytext=(1.03, height), textcoords="axes fraction", annotation_clip=False, arrowprops=leader
+        )
+        axes.plot(
+            *point,
+            marker="o" if attempt.status != "failed" else "x",
+            markersize=9 if chosen else 6,
+            color=colour,
+            markerfacecolor=colour if chosen else "none",
+            zorder=3,
+            clip_on=False,
+        )
         name = _short(attempt.recipe, NAME_CHARACTERS) + (", chosen" if chosen else "")
         _label(axes, height, name, colour, bold=chosen, above=True)
         _label(axes, height, _speed(attempt), MUTED, bold=False, above=False)
 
 
 def _label(axes: "Axes", height: float, text: str, colour: str, *, bold: bool, above: bool) -> None:
-    axes.annotate(text, xy=(1.045, height), xycoords="axes fraction", xytext=(0, 0.5 if above else -1.5),
-                  textcoords="offset points", color=colour, va="bottom" if above else "top", annotation_clip=False,
-                  fontsize=FONT_POINTS if above else FONT_POINTS - 1, fontweight="bold" if bold else "normal",
-                  parse_math=False)  # fmt: skip
+    axes.annotate(
+        text,
+        xy=(1.045, height),
+        xycoords="axes fraction",
+        xytext=(0, 0.5 if above else -1.5),
+        textcoords="offset points",
+        color=colour,
+        va="bottom" if above else "top",
+        annotation_clip=False,
+        fontsize=FONT_POINTS if above else FONT_POINTS - 1,
+        fontweight="bold" if bold else "normal",
+        parse_math=False,
+    )
 
 
 def _spread(ideal: list[float], gap: float) -> list[float]:
@@ -211,8 +241,15 @@ def _spread(ideal: list[float], gap: float) -> list[float]:
 def _list_attempts(figure: "Figure", listed: list[Attempt], height: float) -> None:
     for row, attempt in enumerate(reversed(listed)):
         weight = "bold" if attempt.status == "published" else "normal"
-        figure.text(4 / WIDTH, (row * LINE_HEIGHT + 4) / height, _unmeasured(attempt), color=MUTED, parse_math=False,
-                    fontsize=FONT_POINTS - 0.5, fontweight=weight)  # fmt: skip
+        figure.text(
+            4 / WIDTH,
+            (row * LINE_HEIGHT + 4) / height,
+            _unmeasured(attempt),
+            color=MUTED,
+            parse_math=False,
+            fontsize=FONT_POINTS - 0.5,
+            fontweight=weight,
+        )
 
 
 def _unmeasured(attempt: Attempt) -> str:
@@ -244,8 +281,10 @@ def _place_of(attempt: Attempt) -> str:
 
 def _in_words(drawn: list[Attempt], listed: list[Attempt], policy: QualityPolicy) -> str:
     parts = [f"{_short(attempt.recipe, NAME_CHARACTERS)} {_place_of(attempt)}" for attempt in drawn]
-    parts += [f"{_short(attempt.recipe, NAME_CHARACTERS)} "
-              f"{'not built' if attempt.size_bytes is None else 'not measured'}" for attempt in listed]  # fmt: skip
+    parts += [
+        f"{_short(attempt.recipe, NAME_CHARACTERS)} {'not built' if attempt.size_bytes is None else 'not measured'}"
+        for attempt in listed
+    ]
     limit = limit_shown(policy.max_perplexity_ratio)
     return f"Size against perplexity ratio, limit {limit}: {'; '.join(parts) or 'no recipe'}"
 

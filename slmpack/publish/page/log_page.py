@@ -42,9 +42,12 @@ class Proofs(Record):
         """Return every check that held, a row each: the proof, the check and what was found."""
         validation = self.validation
         proofs = {
-            "smoke": self.smoke.checks, "quality": self.quality.checks, "validation": validation.checks,
-            "parity": validation.parity, "clean environment": validation.clean_environment,
-        }  # fmt: skip
+            "smoke": self.smoke.checks,
+            "quality": self.quality.checks,
+            "validation": validation.checks,
+            "parity": validation.parity,
+            "clean environment": validation.clean_environment,
+        }
         return [
             {"proof": proof, "check": check.name, "found": " ".join(check.found.split())}
             for proof, checks in proofs.items()

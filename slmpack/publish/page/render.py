@@ -36,36 +36,48 @@ from slmpack.records import Interface, Record
 
 SHOWN_CHARACTERS = 1000  # of one text; more is cut, and the page says so
 HEADLINES = {
-    "proved": "Proved", "partly": "Proved in part", "waived": "Published with a waiver", "failed": "Not proved",
-}  # fmt: skip
+    "proved": "Proved",
+    "partly": "Proved in part",
+    "waived": "Published with a waiver",
+    "failed": "Not proved",
+}
 
 
 def version_page(facts: PageFacts) -> str:
     """Return the page as one HTML file: no script, nothing to fetch, the same bytes for the same facts."""
     state = state_of(facts)
-    return _environment().get_template("version.html.j2").render(
-        facts=facts,
-        state=state,
-        headline=HEADLINES[state],
-        verdict=verdict_of(facts),
-        changes=changes_of(facts),
-        shown={row.key: figure_shown(figures_of(facts).get(row.key), row.form) for row in COMPARED},
-        figures=figures,
-        spread=spread_of(facts.speed),
-        differences=differences_of(facts, facts.previous) if facts.previous else (),
-        requirement_changes=requirement_changes,
-        template_difference=template_difference,
-        # what frontier_svg returns is markup by construction: matplotlib escapes every text in it
-        frontier=Markup(frontier_svg(facts.rungs, facts.policy)) if facts.rungs else None,  # noqa: S704
-        commands=commands_of(facts),
-    )  # fmt: skip
+    return (
+        _environment()
+        .get_template("version.html.j2")
+        .render(
+            facts=facts,
+            state=state,
+            headline=HEADLINES[state],
+            verdict=verdict_of(facts),
+            changes=changes_of(facts),
+            shown={row.key: figure_shown(figures_of(facts).get(row.key), row.form) for row in COMPARED},
+            figures=figures,
+            spread=spread_of(facts.speed),
+            differences=differences_of(facts, facts.previous) if facts.previous else (),
+            requirement_changes=requirement_changes,
+            template_difference=template_difference,
+            # what frontier_svg returns is markup by construction: matplotlib escapes every text in it
+            frontier=Markup(frontier_svg(facts.rungs, facts.policy)) if facts.rungs else None,  # noqa: S704
+            commands=commands_of(facts),
+        )
+    )
 
 
 def _environment() -> Environment:
     return Environment(
-        loader=PackageLoader("slmpack.publish.page", "templates"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, finalize=_cut,
-    )  # fmt: skip
+        loader=PackageLoader("slmpack.publish.page", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=_cut,
+    )
 
 
 def _cut(value: Any) -> Any:
@@ -91,8 +103,17 @@ def page_summary(facts: PageFacts) -> str:
     title = f"**{_plain(facts.name)} version {facts.version} for {facts.target}: {HEADLINES[state_of(facts)].lower()}**"
     base = f" merged into {facts.base}" if facts.base else ""
     origin = f"{facts.source}{base}, licence {facts.licence or 'not stated'}, digest {facts.digest[:12]}"
-    lines = [title, "", _plain(f"{verdict_of(facts)} {changes_of(facts)}"), "",
-             f"| | version {facts.version} | {against} |", "|---|--:|--:|", *table, "", _plain(origin)]  # fmt: skip
+    lines = [
+        title,
+        "",
+        _plain(f"{verdict_of(facts)} {changes_of(facts)}"),
+        "",
+        f"| | version {facts.version} | {against} |",
+        "|---|--:|--:|",
+        *table,
+        "",
+        _plain(origin),
+    ]
     return "\n".join(lines) + "\n"
 
 

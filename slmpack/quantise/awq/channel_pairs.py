@@ -94,9 +94,12 @@ class _Architecture(NamedTuple):
 
 
 _FUSED = _Names(
-    q="self_attn.qkv_proj", k="self_attn.qkv_proj", v="self_attn.qkv_proj", gate="mlp.gate_up_proj",
+    q="self_attn.qkv_proj",
+    k="self_attn.qkv_proj",
+    v="self_attn.qkv_proj",
+    gate="mlp.gate_up_proj",
     up="mlp.gate_up_proj",
-)  # fmt: skip
+)
 _SANDWICH = _Names(mlp_norm="pre_feedforward_layernorm")
 _BRANCH_ENDS = ("post_attention_layernorm", "post_feedforward_layernorm")
 _HEAD_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
@@ -166,12 +169,17 @@ def _pairs(names: _Names, shapes: Shapes, config: Any) -> list[Pair]:
     return [
         Pair(f"{names.input_norm}.weight", hidden, hidden, _weights(names.q, names.k, names.v), norm=True),
         Pair(
-            f"{names.v}.weight", projected, values, _weights(names.o), start=projected - values,
-            heads=key_heads, repeats=heads // key_heads,
+            f"{names.v}.weight",
+            projected,
+            values,
+            _weights(names.o),
+            start=projected - values,
+            heads=key_heads,
+            repeats=heads // key_heads,
         ),
         Pair(f"{names.mlp_norm}.weight", hidden, hidden, _weights(names.gate, names.up), norm=True),
         Pair(f"{names.up}.weight", expanded, inner, _weights(names.down), start=expanded - inner),
-    ]  # fmt: skip
+    ]
 
 
 def _weights(*modules: str) -> tuple[str, ...]:

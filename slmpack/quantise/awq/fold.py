@@ -48,9 +48,9 @@ FOLD_FILE = "fold.safetensors"
 FOLD_LIMIT_SECONDS = 3600.0
 CHECK_TOKENS = 96
 # What a fold depends on beside the snapshot and its calibration.
-FOLD = digest_of([
-    LAYOUT, VERSION, POWERS, LARGEST_SCALE, SAMPLED_ROWS, BLOCK_SIZE, CHECK_TOKENS, LARGEST_DIFFERENCE, LARGEST_KL
-])  # fmt: skip
+FOLD = digest_of(
+    [LAYOUT, VERSION, POWERS, LARGEST_SCALE, SAMPLED_ROWS, BLOCK_SIZE, CHECK_TOKENS, LARGEST_DIFFERENCE, LARGEST_KL]
+)
 
 
 class FoldRequest(Record):

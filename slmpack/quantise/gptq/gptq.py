@@ -101,10 +101,15 @@ def quantise_by_gptq(
         _tell_time(snapshot, log_folder(workspace) / f"gptq-speed-{key[:12]}.log")
         (into / TEXT_FILE).write_text(BUILT_IN_TEXT if text is None else text, encoding="utf-8", newline="")
         return GptqRequest(
-            snapshot=snapshot.path, dtype=dtype_of(snapshot), context_length=snapshot.context_length, fold=fold,
-            int8=tuple(int8), text_tokens=BUILT_IN_TOKENS if text is None else TOKENS,
-            random_tokens=TOKENS - BUILT_IN_TOKENS if text is None else 0, into=into,
-        )  # fmt: skip
+            snapshot=snapshot.path,
+            dtype=dtype_of(snapshot),
+            context_length=snapshot.context_length,
+            fold=fold,
+            int8=tuple(int8),
+            text_tokens=BUILT_IN_TOKENS if text is None else TOKENS,
+            random_tokens=TOKENS - BUILT_IN_TOKENS if text is None else 0,
+            into=into,
+        )
 
     def facts(solved: GptqResult) -> Facts:
         return {"tokens": solved.tokens, "matrices": solved.matrices}
@@ -116,9 +121,13 @@ def quantise_by_gptq(
 def _tell_time(snapshot: Snapshot, log: Path) -> None:
     """Log how long it will take, as fast as this machine is now."""
     speed, _ = run_in_child(
-        measure_speed, SampleRequest(block_size=BLOCK_SIZE), log=log,
-        limit_seconds=SPEED_LIMIT_SECONDS, failure=BuildError, doing="the measurement before GPTQ",
-    )  # fmt: skip
+        measure_speed,
+        SampleRequest(block_size=BLOCK_SIZE),
+        log=log,
+        limit_seconds=SPEED_LIMIT_SECONDS,
+        failure=BuildError,
+        doing="the measurement before GPTQ",
+    )
     seconds = predicted_seconds(cost_of(read_weights(snapshot.path), TOKENS), speed)
     about = f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"
     logger.info("GPTQ of %s will take about %s", snapshot.source.name, about)

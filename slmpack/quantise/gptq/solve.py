@@ -66,16 +66,18 @@ def factorise(hessian: "Tensor", name: str, damping: float = DAMPING) -> Factor:
     diagonal = hessian.diagonal()
     energy = diagonal.clone()
     if not bool(hessian.tril().isfinite().all()):
-        raise BuildError(f"the inputs of {name} are not finite", "finite activations",
-                         "check the checkpoint's weights")  # fmt: skip
+        raise BuildError(f"the inputs of {name} are not finite", "finite activations", "check the checkpoint's weights")
     mean = energy.mean() or torch.ones_like(energy[0])  # of zeros: a column then makes up for nothing
     for attempt in range(ATTEMPTS):
         diagonal.copy_(energy + damping * MORE_DAMPING**attempt * mean)
         lower, failed = torch.linalg.cholesky_ex(hessian)
         if not int(failed):
             return Factor(lower.float(), energy.float())
-    raise BuildError(f"the inputs of {name} have no covariance that can be factorised", "a positive definite one",
-                     "calibrate on another text, or take another --recipe")  # fmt: skip
+    raise BuildError(
+        f"the inputs of {name} have no covariance that can be factorised",
+        "a positive definite one",
+        "calibrate on another text, or take another --recipe",
+    )
 
 
 def solve(weights: "Tensor", factor: Factor, block_size: int) -> Quantised:
@@ -88,8 +90,11 @@ def solve(weights: "Tensor", factor: Factor, block_size: int) -> Quantised:
 
     columns = weights.shape[1]
     if factor.energy.shape != (columns,):
-        raise BuildError(f"a calibration of shape {list(factor.energy.shape)}", f"[{columns}], as the weight's rows",
-                         "calibrate this very model")  # fmt: skip
+        raise BuildError(
+            f"a calibration of shape {list(factor.energy.shape)}",
+            f"[{columns}], as the weight's rows",
+            "calibrate this very model",
+        )
     lost = weights.T.contiguous()  # a column of weights is a row here; it becomes what rounding lost of it
     blocks = [
         _solve_block(lost, factor, slice(start, min(start + block_size, columns)), block_size)

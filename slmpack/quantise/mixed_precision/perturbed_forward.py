@@ -155,8 +155,9 @@ def _rounds(name: str, row: int, batch: _Batch, int4: Int4) -> "Callable[[Any, A
     def after(linear: Any, args: tuple[Any, ...], output: "Tensor") -> None:
         inputs = args[0]
         if not bool(torch.isfinite(inputs).all()):
-            raise BuildError(f"the inputs of {name} are not finite", "finite activations",
-                             "check the checkpoint's weights")  # fmt: skip
+            raise BuildError(
+                f"the inputs of {name} are not finite", "finite activations", "check the checkpoint's weights"
+            )
         if inputs.dim() != 3:
             raise UnfitError(f"{name} works on {list(inputs.shape)}, which is not a batch of tokens")
         at = row - batch.first
@@ -231,6 +232,9 @@ def _losses(model: Any, output: Any, names: Sequence[str]) -> tuple[float, ...]:
             total[row] += (likely * (source - log_probabilities[:, row : row + 1])).sum(dtype=torch.float64)
     for name, loss in zip(names, total[1:], strict=True):
         if not bool(torch.isfinite(loss)):
-            raise BuildError(f"with {name} in 4 bits the logits are not finite", "finite activations",
-                             "check the checkpoint's weights")  # fmt: skip
+            raise BuildError(
+                f"with {name} in 4 bits the logits are not finite",
+                "finite activations",
+                "check the checkpoint's weights",
+            )
     return tuple((total[1:] / tokens).clamp_(min=0.0).tolist())

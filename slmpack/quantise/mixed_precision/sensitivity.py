@@ -106,9 +106,14 @@ def measure_sensitivity(snapshot: Snapshot, calibration: Path, fold: Path, works
     def request(into: Path) -> SensitivityRequest:
         _tell(snapshot, effort)
         return SensitivityRequest(
-            snapshot=snapshot.path, dtype=dtype_of(snapshot), calibration=calibration, fold=fold, tokens=effort.tokens,
-            reason=None if effort.tokens else _too_long(effort), into=into,
-        )  # fmt: skip
+            snapshot=snapshot.path,
+            dtype=dtype_of(snapshot),
+            calibration=calibration,
+            fold=fold,
+            tokens=effort.tokens,
+            reason=None if effort.tokens else _too_long(effort),
+            into=into,
+        )
 
     def facts(found: Sensitivity) -> Facts:
         if found.reason:
@@ -150,9 +155,12 @@ def _tell(snapshot: Snapshot, work: Work) -> None:
         logger.info(
             "measuring what each group of matrices of %s loses in 4 bits, on %d tokens: %.1f trillion operations, "
             "about %.0f minutes on these %d cores",
-            snapshot.source.name, work.tokens, work.operations / 1e12,
-            max(1.0, work.operations / OPERATIONS_A_SECOND / cores / 60), cores,
-        )  # fmt: skip
+            snapshot.source.name,
+            work.tokens,
+            work.operations / 1e12,
+            max(1.0, work.operations / OPERATIONS_A_SECOND / cores / 60),
+            cores,
+        )
 
 
 def _too_long(work: Work) -> str:

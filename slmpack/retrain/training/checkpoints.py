@@ -82,8 +82,9 @@ def no_room(error: BaseException, folder: Path) -> WorkspaceError | None:
         return None
     return WorkspaceError(
         f"no room for a checkpoint in {folder} ({shutil.disk_usage(folder).free:,} bytes are free)",
-        "room for three of them", "free some space or name another --workspace; the run then goes on where it was",
-    )  # fmt: skip
+        "room for three of them",
+        "free some space or name another --workspace; the run then goes on where it was",
+    )
 
 
 def adapter_parameters(matrices: Mapping[str, tuple[int, int]], rank: int) -> int:

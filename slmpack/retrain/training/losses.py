@@ -44,8 +44,10 @@ class TrainingPoint(Record):
     @property
     def shown(self) -> str:
         left = f"{self.seconds_left / 60:.0f} min" if self.seconds_left >= 90 else f"{self.seconds_left:.0f} s"
-        return (f"step {self.step} of {self.steps}: loss {self.loss:.3f}, {self.tokens_per_second:,.0f} tokens/s, "
-                f"{left} left")  # fmt: skip
+        return (
+            f"step {self.step} of {self.steps}: loss {self.loss:.3f}, {self.tokens_per_second:,.0f} tokens/s, "
+            f"{left} left"
+        )
 
 
 OnPoint = Callable[[TrainingPoint], object]

@@ -28,9 +28,7 @@ class TrainSettings(Record):
     batches_per_step: int = Field(
         1, ge=1, le=256, description="Batches before the weights change: 8 of 1 learn as 1 of 8."
     )
-    max_length: int = Field(
-        1024, ge=16, le=1_000_000, description="Tokens; longer chats are left out, and counted."
-    )  # fmt: skip
+    max_length: int = Field(1024, ge=16, le=1_000_000, description="Tokens; longer chats are left out, and counted.")
     seed: int = Field(0, ge=0, lt=2**32, description="The same seed on the same machine gives the same weights.")
     save_minutes: float = Field(
         2.0, ge=0, le=1440, description="Between two checkpoints: the work that a killed run loses; 0 is every step."

@@ -135,9 +135,13 @@ def train_adapter(
     shutil.rmtree(workspace / "training" / key, ignore_errors=True)
     training = read_training(path)
     return Tuned(
-        key=key, path=path, steps=len(training.curve), first_loss=training.curve[0].loss,
-        last_loss=training.curve[-1].loss, seconds=training.seconds,
-    )  # fmt: skip
+        key=key,
+        path=path,
+        steps=len(training.curve),
+        first_loss=training.curve[0].loss,
+        last_loss=training.curve[-1].loss,
+        seconds=training.seconds,
+    )
 
 
 @contextmanager
@@ -162,11 +166,17 @@ def _request(snapshot: Snapshot, chats: Path, settings: TrainSettings, folder: P
     step, resume = last_whole(folder) or (0, None)
     write_points(folder / LOSSES, read_points(folder / LOSSES)[:step])
     return TrainRequest(
-        checkpoint=snapshot.path, dtype=dtype_of(snapshot), base_name=snapshot.source.shown,
-        base_revision=snapshot.source.revision, chats=chats, settings=settings,
-        max_length=min(settings.max_length, snapshot.context_length), folder=folder, resume=resume,
+        checkpoint=snapshot.path,
+        dtype=dtype_of(snapshot),
+        base_name=snapshot.source.shown,
+        base_revision=snapshot.source.revision,
+        chats=chats,
+        settings=settings,
+        max_length=min(settings.max_length, snapshot.context_length),
+        folder=folder,
+        resume=resume,
         save_seconds=60 * settings.save_minutes,
-    )  # fmt: skip
+    )
 
 
 def _run_at_rest(
@@ -194,12 +204,19 @@ def _run(request: TrainRequest, snapshot: Snapshot, log: Path, on_point: OnPoint
 
     with following(request.folder / LOSSES, tell):
         trained, run = run_in_child(
-            run_training, request, log=log, limit_seconds=limit_seconds(TRAIN_LIMIT_SECONDS, snapshot.size_bytes),
-            failure=TrainError, doing="training",
-        )  # fmt: skip
+            run_training,
+            request,
+            log=log,
+            limit_seconds=limit_seconds(TRAIN_LIMIT_SECONDS, snapshot.size_bytes),
+            failure=TrainError,
+            doing="training",
+        )
     if trained.left_out:
-        logger.warning("%d of %d answers are longer than max_length and were left out", trained.left_out,
-                       trained.left_out + trained.examples)  # fmt: skip
+        logger.warning(
+            "%d of %d answers are longer than max_length and were left out",
+            trained.left_out,
+            trained.left_out + trained.examples,
+        )
     logger.info("that took %.0f s and %.1f GB", run.seconds, run.peak_private_bytes / 1e9)
     return trained, run
 
@@ -210,10 +227,16 @@ def _keep(
     """Write how it went beside what came of it, so that this is not trained again."""
     curve = tuple(read_points(request.folder / LOSSES))
     training = Training(
-        **trained.model_dump(), base=base, data=data, settings=request.settings, versions=versions,
-        seconds=curve[-1].seconds, peak_private_bytes=run.peak_private_bytes,
-        resumed_at=step_of(request.resume) if request.resume else None, curve=curve,
-    )  # fmt: skip
+        **trained.model_dump(),
+        base=base,
+        data=data,
+        settings=request.settings,
+        versions=versions,
+        seconds=curve[-1].seconds,
+        peak_private_bytes=run.peak_private_bytes,
+        resumed_at=step_of(request.resume) if request.resume else None,
+        curve=curve,
+    )
     unfinished = request.folder / TRAINING
     unfinished.write_text(training.model_dump_json(indent=1) + "\n")
     unfinished.rename(request.folder / TUNED / TRAINING)
@@ -224,10 +247,13 @@ def _fill(snapshot: Snapshot, tuned: Path, into: Path, log: Path) -> None:
     shutil.copytree(tuned, into, dirs_exist_ok=True)
     if (into / ADAPTER).is_dir():
         merged, _ = run_in_child(
-            merge_adapter, MergeRequest(base=snapshot.path, adapter=into / ADAPTER, into=into, stage="train"),
-            log=log, limit_seconds=limit_seconds(MERGE_LIMIT_SECONDS, snapshot.size_bytes), failure=TrainError,
+            merge_adapter,
+            MergeRequest(base=snapshot.path, adapter=into / ADAPTER, into=into, stage="train"),
+            log=log,
+            limit_seconds=limit_seconds(MERGE_LIMIT_SECONDS, snapshot.size_bytes),
+            failure=TrainError,
             doing="the merge",
-        )  # fmt: skip
+        )
         logger.info("merged the adapter into its base; its logits are %.1g from those of both apart", merged.distance)
     for path in into.glob("*.json"):
         if path.name not in (TRAINING, INDEX):

@@ -128,10 +128,15 @@ def _train(request: TrainRequest) -> TrainResult:
     weights = [weight.numel() for weight in model.parameters() if weight.requires_grad]
     _save(model, request)
     return TrainResult(
-        device=torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu", dtype=plan.dtype,
-        recomputes=plan.recomputes, trained_parameters=sum(weights), examples=len(examples.kept),
-        left_out=examples.left_out, learnt_tokens=examples.learnt, longest=examples.longest,
-    )  # fmt: skip
+        device=torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
+        dtype=plan.dtype,
+        recomputes=plan.recomputes,
+        trained_parameters=sum(weights),
+        examples=len(examples.kept),
+        left_out=examples.left_out,
+        learnt_tokens=examples.learnt,
+        longest=examples.longest,
+    )
 
 
 def _plan(request: TrainRequest, examples: Examples, at_a_time: int) -> Plan:
@@ -177,10 +182,13 @@ def _model(request: TrainRequest, dtype: str) -> Any:
 
     plain: Any = GenerationConfig
     model: Any = AutoModelForCausalLM.from_pretrained(
-        request.checkpoint, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True,
+        request.checkpoint,
+        dtype=getattr(torch, dtype),
+        local_files_only=True,
+        use_safetensors=True,
         trust_remote_code=False,
         generation_config=plain(),  # the base's is not read: saving would refuse what loading takes
-    )  # fmt: skip
+    )
     return _with_adapter(model, request.settings.rank) if request.settings.rank else model
 
 
@@ -204,16 +212,30 @@ def _trainer(model: Any, request: TrainRequest, examples: Examples, plan: Plan, 
 
     settings, on_gpu = request.settings, torch.cuda.is_available()
     arguments: Any = TrainingArguments(
-        output_dir=str(request.folder), num_train_epochs=settings.epochs,
+        output_dir=str(request.folder),
+        num_train_epochs=settings.epochs,
         per_device_train_batch_size=at_a_time,
         gradient_accumulation_steps=settings.batches_per_step * settings.batch_size // at_a_time,
-        learning_rate=settings.learning_rate, lr_scheduler_type="cosine", warmup_steps=WARM_UP,
-        max_grad_norm=LARGEST_GRADIENT, weight_decay=0.0, seed=settings.seed, data_seed=settings.seed,
-        gradient_checkpointing=plan.recomputes, gradient_checkpointing_kwargs={"use_reentrant": False},
-        use_cpu=not on_gpu, bf16=on_gpu and torch.cuda.is_bf16_supported(), dataloader_pin_memory=on_gpu,
-        logging_steps=1, logging_nan_inf_filter=False, include_num_input_tokens_seen="non_padding",
-        save_strategy="no", save_total_limit=KEPT, report_to="none", disable_tqdm=True,
-    )  # fmt: skip
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=WARM_UP,
+        max_grad_norm=LARGEST_GRADIENT,
+        weight_decay=0.0,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        gradient_checkpointing=plan.recomputes,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        use_cpu=not on_gpu,
+        bf16=on_gpu and torch.cuda.is_bf16_supported(),
+        dataloader_pin_memory=on_gpu,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        include_num_input_tokens_seen="non_padding",
+        save_strategy="no",
+        save_total_limit=KEPT,
+        report_to="none",
+        disable_tqdm=True,
+    )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several would be fed by threads, and sum in another order
     rows = [{"input_ids": example.ids, "labels": example.labels} for example in examples.kept]
     trainer: Any = Trainer
@@ -262,19 +284,24 @@ def _watch(request: TrainRequest) -> "TrainerCallback":
                     self.forget()
                     raise TrainError(
                         f"the {name.replace('grad_norm', 'gradient')} is {logs[name]} at step {state.global_step} of "
-                        f"{state.max_steps}", "a finite number",
+                        f"{state.max_steps}",
+                        "a finite number",
                         f"lower the learning rate ({args.learning_rate:g}), or look for what is odd in the chats",
-                    )  # fmt: skip
+                    )
             self.tell(state, logs)
 
         def tell(self, state: Any, logs: dict[str, float]) -> None:
             seconds, steps = time.monotonic() - self.began, state.global_step - self.first_step
             point = TrainingPoint(
-                step=state.global_step, steps=state.max_steps, loss=logs["loss"], learning_rate=logs["learning_rate"],
-                tokens=int(state.num_input_tokens_seen), seconds=self.earlier_seconds + seconds,
+                step=state.global_step,
+                steps=state.max_steps,
+                loss=logs["loss"],
+                learning_rate=logs["learning_rate"],
+                tokens=int(state.num_input_tokens_seen),
+                seconds=self.earlier_seconds + seconds,
                 tokens_per_second=(state.num_input_tokens_seen - self.first_tokens) / seconds,
                 seconds_left=(state.max_steps - state.global_step) * seconds / steps,
-            )  # fmt: skip
+            )
             with (request.folder / LOSSES).open("a") as file:
                 file.write(point.model_dump_json() + "\n")
             report("train", point.step, point.steps, "steps")

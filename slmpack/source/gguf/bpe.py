@@ -28,15 +28,18 @@ def build_byte_level(vocabulary: "Vocabulary") -> "Tokenizer":
         if left not in ids or right not in ids or left + right not in ids:
             raise SourceError(
                 f"tokenizer.ggml.merges has {left + ' ' + right!r}",
-                "both tokens and the two joined in tokenizer.ggml.tokens", CONVERT_AGAIN,
-            )  # fmt: skip
+                "both tokens and the two joined in tokenizer.ggml.tokens",
+                CONVERT_AGAIN,
+            )
     words = PRE_TOKENIZERS[vocabulary.pre]
     tokenizer = Tokenizer(models.BPE(ids, list(vocabulary.merges), ignore_merges=words.ignore_merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        *(pre_tokenizers.Split(Regex(expression), "isolated") for expression in words.expressions),
-        *(pre_tokenizers.CharDelimiterSplit(character) for character in _characters_without_token(ids)),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False),
-    ])  # fmt: skip
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            *(pre_tokenizers.Split(Regex(expression), "isolated") for expression in words.expressions),
+            *(pre_tokenizers.CharDelimiterSplit(character) for character in _characters_without_token(ids)),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     return _with_specials(tokenizer, vocabulary)
 
@@ -116,10 +119,12 @@ def _with_specials(tokenizer: "Tokenizer", vocabulary: "Vocabulary") -> "Tokeniz
     from tokenizers import AddedToken
     from tokenizers.processors import TemplateProcessing
 
-    tokenizer.add_tokens([
-        AddedToken(token.text, normalized=False, special=token.hidden, rstrip=token.strips_right)
-        for token in vocabulary.specials
-    ])  # fmt: skip
+    tokenizer.add_tokens(
+        [
+            AddedToken(token.text, normalized=False, special=token.hidden, rstrip=token.strips_right)
+            for token in vocabulary.specials
+        ]
+    )
     around = {}
     if vocabulary.add_bos and vocabulary.bos_id is not None:
         around["bos"] = vocabulary.bos_id

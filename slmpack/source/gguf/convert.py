@@ -26,10 +26,32 @@ from slmpack.source.gguf.tokenizer import read_vocabulary, write_tokenizer
 ARCHITECTURES = ("gemma2", "gemma3", "llama", "phi3", "qwen2", "qwen3")
 
 # What the gguf package dequantises. Source: gguf/quants.py, the classes derived from __Quant.
-QUANTISED = frozenset({
-    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "TQ1_0", "TQ2_0", "MXFP4",
-    "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S", "IQ1_M", "IQ4_NL", "IQ4_XS",
-})  # fmt: skip
+QUANTISED = frozenset(
+    {
+        "Q4_0",
+        "Q4_1",
+        "Q5_0",
+        "Q5_1",
+        "Q8_0",
+        "Q2_K",
+        "Q3_K",
+        "Q4_K",
+        "Q5_K",
+        "Q6_K",
+        "TQ1_0",
+        "TQ2_0",
+        "MXFP4",
+        "IQ2_XXS",
+        "IQ2_XS",
+        "IQ2_S",
+        "IQ3_XXS",
+        "IQ3_S",
+        "IQ1_S",
+        "IQ1_M",
+        "IQ4_NL",
+        "IQ4_XS",
+    }
+)
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
@@ -129,9 +151,10 @@ def _require_single_file(header: GgufHeader, fields: Metadata) -> None:
     parts = fields.count("split.count") or 1
     if parts > 1:
         raise SourceError(
-            f"{header.path.name} is one of {parts} parts", "the whole model in one file",
+            f"{header.path.name} is one of {parts} parts",
+            "the whole model in one file",
             "join the parts with llama-gguf-split --merge",
-        )  # fmt: skip
+        )
     if not header.tensors:
         raise SourceError(f"{header.path.name} has no tensors", "a model, not a vocabulary", "name another file")
 
@@ -159,9 +182,10 @@ def _converted_dtype(header: GgufHeader) -> str:
     for storage, name in storages.items():
         if storage not in FLOATS and storage not in QUANTISED:
             raise SourceError(
-                f"tensor {name} is stored as {storage}", f"one of {', '.join([*FLOATS, *sorted(QUANTISED)])}",
+                f"tensor {name} is stored as {storage}",
+                f"one of {', '.join([*FLOATS, *sorted(QUANTISED)])}",
                 "use another quantisation of the model",
-            )  # fmt: skip
+            )
     halves = {"F16", "BF16"} & storages.keys()
     if storages.keys() - FLOATS.keys() or len(halves) != 1:
         return "F32"
@@ -206,8 +230,9 @@ def _write_weights(request: GgufConversion, header: GgufHeader, facts: GgufFacts
         raise SourceError(
             f"{facts.parameters:,} weights in the file"
             + (f", none for {missing[0]} and {len(missing) - 1} more" if missing else ""),
-            f"the {parameters:,} of {type(model).__name__}", "use the model's original checkpoint",
-        )  # fmt: skip
+            f"the {parameters:,} of {type(model).__name__}",
+            "use the model's original checkpoint",
+        )
     window = Metadata(header.metadata).whole(f"{facts.architecture}.attention.sliding_window")
     if facts.architecture == "phi3" and window:
         model.config.sliding_window = window

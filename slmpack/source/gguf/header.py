@@ -89,8 +89,9 @@ def _require_gguf(path: Path, start: bytes) -> None:
         found = next((name for magic, name in _OTHER_FORMATS.items() if start.startswith(magic)), None)
         raise SourceError(
             f"{path.name} is {found}" if found else f"{path.name} starts with {start[:4]!r}",
-            "a GGUF file, which starts with b'GGUF'", "download it again or name another file",
-        )  # fmt: skip
+            "a GGUF file, which starts with b'GGUF'",
+            "download it again or name another file",
+        )
     if len(start) < 24:
         raise _cut_short(path)
     little, big = int.from_bytes(start[4:8], "little"), int.from_bytes(start[4:8], "big")
@@ -197,8 +198,9 @@ class _Reader:
         except ValueError:
             raise SourceError(
                 f"tensor {name} of {self._path.name} has the unknown type {kind}",
-                "a tensor type that the installed gguf package knows", "upgrade gguf or use another quantisation",
-            ) from None  # fmt: skip
+                "a tensor type that the installed gguf package knows",
+                "upgrade gguf or use another quantisation",
+            ) from None
         values, size = GGML_QUANT_SIZES[storage]
         if shape and shape[-1] % values:
             raise self._damaged(f"has a tensor {name} with rows of {shape[-1]} in blocks of {values}")
@@ -206,6 +208,7 @@ class _Reader:
         if place.start + place.size_bytes > len(self._content):
             raise SourceError(
                 f"{self._path.name} has {len(self._content):,} bytes",
-                f"at least {place.start + place.size_bytes:,}, where tensor {name} ends", "download it again",
-            )  # fmt: skip
+                f"at least {place.start + place.size_bytes:,}, where tensor {name} ends",
+                "download it again",
+            )
         return place
