@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from flows.display import Display
     from slmpack.publish.options import PackageOptions
     from slmpack.publish.request import Request
-    from slmpack.records import Outcome, Target
+    from slmpack.records import Target
+    from slmpack.reports import Outcome
 
 PROOF_OPTIONS = {"quality_text": "FILE", "quality_chats": "FILE", "waive_quality": "REASON"}
 PACKAGE_OPTIONS = {"recipe": "R", "interface": "I", "force": "", "calibration_text": "FILE"} | PROOF_OPTIONS

@@ -24,7 +24,8 @@ from slmpack.publish.outcome import StageTimer, previous_outcome, published_outc
 from slmpack.publish.page.log_page import Proofs
 from slmpack.publish.request import Request, check_request
 from slmpack.publish.request_key import content_digests, resolved_request
-from slmpack.records import LoggedModel, Outcome, Package, Snapshot, Target
+from slmpack.records import LoggedModel, Package, Snapshot, Target
+from slmpack.reports import Outcome
 from slmpack.source.resolve import DEFAULT_SOURCE, shown_source
 from tasks.build import build_package
 from tasks.deployment import require_own_target

@@ -20,7 +20,8 @@ from slmpack.errors import SlmpackError
 from slmpack.publish.options import PackageOptions, ProofOptions
 from slmpack.publish.outcome import StageTimer, failed_outcome, needs_other_hardware, verified_outcome
 from slmpack.publish.request import check_requests, registered_name, workspace_of
-from slmpack.records import Dispatch, ModelSource, Outcome, Target
+from slmpack.records import Dispatch, ModelSource, Target
+from slmpack.reports import Outcome
 from slmpack.source.resolve import DEFAULT_SOURCE, shown_source
 from tasks.dispatch import await_target, cancel_started, start_target, start_verifying
 from tasks.fetch import fetch_snapshot

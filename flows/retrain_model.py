@@ -32,7 +32,8 @@ from slmpack.log.datasets import FoundData
 from slmpack.publish.options import PackageOptions
 from slmpack.publish.outcome import StageTimer
 from slmpack.publish.request import check_requests, registered_name, workspace_of
-from slmpack.records import Dispatch, Outcome, Snapshot, Target
+from slmpack.records import Dispatch, Snapshot, Target
+from slmpack.reports import Outcome
 from slmpack.retrain.evaluate import (
     Perplexities,
     RetrainOutcome,

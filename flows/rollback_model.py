@@ -17,7 +17,8 @@ from slmpack.errors import SlmpackError
 from slmpack.publish.outcome import StageTimer
 from slmpack.publish.request import workspace_of
 from slmpack.publish.rollback import UNUSABLE, check_rollback, failed_candidates, rolled_back_outcome
-from slmpack.records import Interface, Outcome, Target
+from slmpack.records import Interface, Target
+from slmpack.reports import Outcome
 from tasks.outcome import completed, keeping_failure
 from tasks.registry import require_registry
 from tasks.rollback import move_alias_back, plan_rollback, read_version

@@ -18,7 +18,8 @@ from slmpack.publish.options import ProofOptions
 from slmpack.publish.outcome import REFUSALS, StageTimer, published_outcome, verified_before
 from slmpack.publish.page.log_page import Proofs
 from slmpack.publish.request import Request, verify_request, with_quality_chats
-from slmpack.records import Check, LoggedModel, Outcome, SmokeReport
+from slmpack.records import LoggedModel
+from slmpack.reports import Check, Outcome, SmokeReport
 from tasks.fetch import receive_snapshot
 from tasks.measure import measure_quality
 from tasks.outcome import completed, keeping_failure

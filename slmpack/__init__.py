@@ -20,20 +20,8 @@ if TYPE_CHECKING:
     from slmpack.publish.page.log_page import Proofs
     from slmpack.publish.publish import publish_version
     from slmpack.publish.request import default_workspace
-    from slmpack.records import (
-        Interface,
-        LoggedModel,
-        ModelSource,
-        Package,
-        PublishedVersion,
-        QualityPolicy,
-        QualityReport,
-        Recipe,
-        SmokeReport,
-        Snapshot,
-        Target,
-        ValidationReport,
-    )
+    from slmpack.records import Interface, LoggedModel, ModelSource, Package, Recipe, Snapshot, Target
+    from slmpack.reports import PublishedVersion, QualityPolicy, QualityReport, SmokeReport, ValidationReport
     from slmpack.source.fetch import fetch_snapshot
     from slmpack.source.resolve import resolve_source
 
@@ -73,6 +61,11 @@ _MODULES = {
     "fetch_snapshot": "source.fetch",
     "log_model": "log.log",
     "measure_quality": "prove.measure",
+    "PublishedVersion": "reports",
+    "QualityPolicy": "reports",
+    "QualityReport": "reports",
+    "SmokeReport": "reports",
+    "ValidationReport": "reports",
     "publish_version": "publish.publish",
     "resolve_source": "source.resolve",
     "smoke_test": "prove.smoke",

@@ -23,7 +23,7 @@ found; what was expected; what to do.
 """
 
 from slmpack.plain_text import tag_text
-from slmpack.records import Quality
+from slmpack.reports import Quality
 
 
 class SlmpackError(Exception):

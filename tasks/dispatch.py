@@ -22,7 +22,8 @@ from prefect.states import Cancelled, Cancelling
 from slmpack.errors import UsageError
 from slmpack.machine.waits import no_worker_seconds
 from slmpack.publish.outcome import failed_outcome, lost_outcome
-from slmpack.records import Outcome, Target
+from slmpack.records import Target
+from slmpack.reports import Outcome
 from tasks.outcome import read_outcome
 from tasks.policies import LOCAL, REMOTE
 

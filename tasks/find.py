@@ -5,7 +5,7 @@ from prefect import task
 from slmpack.publish import previous
 from slmpack.publish.find import PublishedLookup
 from slmpack.publish.request import Request
-from slmpack.records import UnprovedModel
+from slmpack.reports import UnprovedModel
 from tasks.policies import REMOTE
 
 

@@ -9,7 +9,8 @@ from slmpack.machine.cores import share_of_cores, threads_of_children
 from slmpack.machine.side_by_side import Job
 from slmpack.prove import measure
 from slmpack.publish.request import Request
-from slmpack.records import LoggedModel, QualityReport, Recipe, Snapshot, Target
+from slmpack.records import LoggedModel, Recipe, Snapshot, Target
+from slmpack.reports import QualityReport
 from tasks.policies import PROOF
 from tasks.progress import progress_artifact
 

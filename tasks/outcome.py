@@ -15,7 +15,8 @@ from prefect.states import Completed, Failed
 from slmpack.errors import SlmpackError
 from slmpack.log.links import linked, version_link
 from slmpack.publish.outcome import describe_outcome, failed_outcome, is_published, summary_of
-from slmpack.records import Outcome, Record, Target
+from slmpack.records import Record, Target
+from slmpack.reports import Outcome
 from slmpack.retrain.evaluate import RetrainOutcome, describe_retraining
 
 KEY = "outcome"

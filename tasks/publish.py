@@ -12,7 +12,8 @@ from slmpack.publish import publish
 from slmpack.publish.attempts import RefusalMark, Trial, refusal_mark
 from slmpack.publish.page.log_page import Proofs
 from slmpack.publish.request import Request
-from slmpack.records import LoggedModel, PublishedVersion
+from slmpack.records import LoggedModel
+from slmpack.reports import PublishedVersion
 from tasks.policies import INTERRUPTIONS, LOCAL, REMOTE
 from tasks.progress import progress_artifact
 from tasks.trace import trace_of_run

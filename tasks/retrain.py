@@ -11,7 +11,8 @@ from slmpack.log import checkpoint, datasets
 from slmpack.log.datasets import FoundData
 from slmpack.prove.quality import general_text
 from slmpack.publish.request import Request
-from slmpack.records import LoggedModel, Outcome, Snapshot, Target
+from slmpack.records import LoggedModel, Snapshot, Target
+from slmpack.reports import Outcome
 from slmpack.retrain import data, evaluate, mlflow_run, refusals, tuned_model
 from slmpack.retrain.evaluate import PreviousResult, TunedFigures
 from slmpack.retrain.retraining import Retraining

@@ -5,7 +5,8 @@ from pathlib import Path
 from prefect import task
 
 from slmpack.prove import smoke
-from slmpack.records import LoggedModel, SmokeReport
+from slmpack.records import LoggedModel
+from slmpack.reports import SmokeReport
 from tasks.policies import PROOF
 from tasks.progress import progress_artifact
 

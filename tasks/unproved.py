@@ -5,7 +5,8 @@ from prefect import task
 from slmpack.publish import unproved
 from slmpack.publish.page.log_page import Proofs
 from slmpack.publish.request import Request
-from slmpack.records import LoggedModel, UnprovedModel
+from slmpack.records import LoggedModel
+from slmpack.reports import UnprovedModel
 from tasks.policies import REMOTE
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from prefect import task
 
 from slmpack.prove import validate
-from slmpack.records import LoggedModel, ValidationReport
+from slmpack.records import LoggedModel
+from slmpack.reports import ValidationReport
 from tasks.policies import PROOF
 from tasks.progress import progress_artifact
 

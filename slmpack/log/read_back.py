@@ -18,7 +18,8 @@ from slmpack.log.tags import MODEL_ID, PUBLISHED
 from slmpack.log.versions import versions_with
 from slmpack.machine.store import MANIFEST, Manifest, sha256_of
 from slmpack.progress import report
-from slmpack.records import Check, LoggedModel, Target, digest_of
+from slmpack.records import LoggedModel, Target, digest_of
+from slmpack.reports import Check
 from slmpack.source.mlflow_errors import final_errors
 
 ADVICE = "log the model again, and find out who changes files in the artifact store"

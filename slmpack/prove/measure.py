@@ -32,19 +32,8 @@ from slmpack.prove.quality.compare import ComparisonRequest, run_package
 from slmpack.prove.quality.reference import PROMPTS, Reference, source_reference
 from slmpack.prove.quality.repetition import count_new_loops
 from slmpack.prove.quality.text import checked_waiver, read_text
-from slmpack.records import (
-    CHAT_RATIO,
-    RATIO,
-    Check,
-    LoggedModel,
-    Quality,
-    QualityPolicy,
-    QualityReport,
-    Record,
-    Snapshot,
-    Target,
-    digest_of,
-)
+from slmpack.records import LoggedModel, Record, Snapshot, Target, digest_of
+from slmpack.reports import CHAT_RATIO, RATIO, Check, Quality, QualityPolicy, QualityReport
 from slmpack.source.mlflow_errors import final_errors
 
 logger = logging.getLogger(__name__)

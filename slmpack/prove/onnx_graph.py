@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from slmpack.errors import CheckError
 from slmpack.machine.child import run_in_child
 from slmpack.machine.forks import MLFLOW, forked_with
-from slmpack.records import Check, Record
+from slmpack.records import Record
+from slmpack.reports import Check
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto

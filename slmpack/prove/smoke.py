@@ -21,7 +21,8 @@ from slmpack.machine.limits import limit_seconds
 from slmpack.machine.store import log_folder
 from slmpack.progress import report
 from slmpack.prove.timing import measure_speed
-from slmpack.records import Check, Interface, LoggedModel, Provider, Record, SmokeReport, Speed, Target
+from slmpack.records import Interface, LoggedModel, Provider, Record, Target
+from slmpack.reports import Check, SmokeReport, Speed
 
 SMOKE_LIMIT_SECONDS = 1800.0
 SHORT_TOKENS = 24

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from slmpack.progress import report
-from slmpack.records import Speed
+from slmpack.reports import Speed
 
 REPEATS, LEAST_REPEATS = 5, 3
 ENOUGH_SECONDS = 20.0  # after that, a slow model is not asked more often than LEAST_REPEATS

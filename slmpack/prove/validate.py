@@ -32,7 +32,8 @@ from slmpack.progress import report
 from slmpack.prove.clean_environment.check import check_clean_environment, check_resolution
 from slmpack.prove.onnx_graph import check_graph
 from slmpack.prove.parity.cache import known_parity
-from slmpack.records import Check, Interface, LoggedModel, Provider, Record, Target, ValidationReport
+from slmpack.records import Interface, LoggedModel, Provider, Record, Target
+from slmpack.reports import Check, ValidationReport
 from slmpack.source.mlflow_errors import final_errors, one_line
 
 if TYPE_CHECKING:

@@ -14,16 +14,8 @@ from slmpack.errors import NetworkError, PublishError, QualityError, RecipeError
 from slmpack.publish.page.frontier import Attempt
 from slmpack.publish.page.log_page import Proofs
 from slmpack.publish.request import Request
-from slmpack.records import (
-    Package,
-    Quality,
-    QualityReport,
-    Recipe,
-    Record,
-    SmokeReport,
-    Speed,
-    ValidationReport,
-)
+from slmpack.records import Package, Recipe, Record
+from slmpack.reports import Quality, QualityReport, SmokeReport, Speed, ValidationReport
 
 logger = logging.getLogger(__name__)
 

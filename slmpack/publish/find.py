@@ -12,7 +12,8 @@ from slmpack.log.health import UNHEALTHY, clear_version, damage_known, damage_of
 from slmpack.log.mlflow_server import check_alias, check_name
 from slmpack.log.tags import DIGEST, HELD_ALIAS, MODEL_ID, PUBLISHED, SUPERSEDED_BY, WANTED, facts_in
 from slmpack.log.versions import versions_with
-from slmpack.records import Interface, LoggedModel, PublishedVersion, QualityFigures, Record, Speed, Target
+from slmpack.records import Interface, LoggedModel, Record, Target
+from slmpack.reports import PublishedVersion, QualityFigures, Speed
 from slmpack.source.mlflow_errors import is_absent
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from slmpack.records import Interface, QualityPolicy, Recipe, Record, Target
+from slmpack.records import Interface, Recipe, Record, Target
+from slmpack.reports import QualityPolicy
 from slmpack.targets import recipe_for
 
 

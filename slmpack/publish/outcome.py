@@ -13,16 +13,8 @@ from slmpack.publish.attempts import NoRecipePassedError, last_refused
 from slmpack.publish.find import PublishedLookup
 from slmpack.publish.page.log_page import Proofs
 from slmpack.publish.summary import figures_line, headline_of
-from slmpack.records import (
-    Outcome,
-    PublishedVersion,
-    Quality,
-    QualityFigures,
-    Recipe,
-    Status,
-    Target,
-    UnprovedModel,
-)
+from slmpack.records import Recipe, Target
+from slmpack.reports import Outcome, PublishedVersion, Quality, QualityFigures, Status, UnprovedModel
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from slmpack.publish.outcome import StageTimer, previous_outcome
 from slmpack.publish.request import Request
 from slmpack.publish.request_key import resolved_request
 from slmpack.publish.unproved import waiting_before
-from slmpack.records import Outcome, UnprovedModel
+from slmpack.reports import Outcome, UnprovedModel
 from slmpack.source.logged_model import chats_of
 from slmpack.source.resolve import resolve_source
 

@@ -47,7 +47,8 @@ from slmpack.publish.find import (
     with_fingerprint,
 )
 from slmpack.publish.page.log_page import Proofs, log_page, page_facts, page_uri
-from slmpack.records import LoggedModel, PublishedVersion, Quality, Speed
+from slmpack.records import LoggedModel
+from slmpack.reports import PublishedVersion, Quality, Speed
 from slmpack.source.mlflow_errors import final_errors
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from slmpack.machine.surroundings import cache_folder, require_writable, typed_p
 from slmpack.prove.measure import CheckedTexts
 from slmpack.prove.quality.text import checked_waiver, read_text
 from slmpack.publish.options import PackageOptions, ProofOptions
-from slmpack.records import Interface, ModelSource, QualityPolicy, Recipe, Record, Target, digest_of
+from slmpack.records import Interface, ModelSource, Recipe, Record, Target, digest_of
+from slmpack.reports import QualityPolicy
 from slmpack.source.names import is_generic
 from slmpack.targets import options_for, recipes_to_try
 

@@ -28,7 +28,8 @@ from slmpack.log.versions import versions_with
 from slmpack.machine.hardware import require_hardware, require_runtime
 from slmpack.publish.find import PublishedLookup, alias_of, holder_of, lookup_of
 from slmpack.publish.outcome import StageTimer, unchanged_outcome
-from slmpack.records import Interface, LoggedModel, Outcome, Record, SmokeReport, Target
+from slmpack.records import Interface, LoggedModel, Record, Target
+from slmpack.reports import Outcome, SmokeReport
 from slmpack.source.absence import missing_alias, missing_model
 from slmpack.source.mlflow_errors import final_errors
 

@@ -4,7 +4,7 @@ import shlex
 
 from slmpack.figures import bytes_shown, milliseconds_shown, rate_shown, ratio_shown
 from slmpack.publish.page.changes import spread_of
-from slmpack.records import Outcome
+from slmpack.reports import Outcome
 
 
 def summary_lines(outcome: Outcome, *, proved_again: bool = False) -> list[str]:

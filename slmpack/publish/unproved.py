@@ -16,7 +16,8 @@ from slmpack.machine.hardware import obstacle_to_prove
 from slmpack.publish.find import ASKED, Search, figures_in, fingerprints_in, key_tag, with_fingerprint
 from slmpack.publish.page.log_page import Proofs
 from slmpack.publish.publish import figures_of, log_figures
-from slmpack.records import LoggedModel, QualityFigures, Target, UnprovedModel
+from slmpack.records import LoggedModel, Target
+from slmpack.reports import QualityFigures, UnprovedModel
 from slmpack.source.mlflow_errors import final_errors
 from slmpack.source.names import name_of_logged
 

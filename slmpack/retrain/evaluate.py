@@ -18,7 +18,8 @@ from slmpack.log.experiment import EXPERIMENT
 from slmpack.log.health import clear_version, damage_of, mark_version
 from slmpack.log.tags import REFUSED
 from slmpack.log.versions import versions_with
-from slmpack.records import ModelSource, Outcome, Record, Status, Target, digest_of
+from slmpack.records import ModelSource, Record, Target, digest_of
+from slmpack.reports import Outcome, Status
 from slmpack.retrain.training.settings import TrainSettings
 from slmpack.source.mlflow_errors import is_absent
 

@@ -11,7 +11,8 @@ from slmpack.build.select import recipe_digest
 from slmpack.errors import PublishError
 from slmpack.log.tags import REFUSED
 from slmpack.publish.request import Request
-from slmpack.records import Interface, Outcome, Target, digest_of
+from slmpack.records import Interface, Target, digest_of
+from slmpack.reports import Outcome
 from slmpack.source.mlflow_errors import final_errors
 
 KEY_CHARACTERS = 24

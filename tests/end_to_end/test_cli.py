@@ -54,11 +54,11 @@ def test_a_recipe_below_the_policy_is_refused_and_published_only_with_a_reason(
 
 
 @pytest.mark.slow
-def test_a_terminal_shows_live_bars(small_phi3: Path, workspace: Path, tmp_path: Path, prefect_api: str) -> None:
+def test_a_terminal_shows_live_bars(tiny_phi3: Path, workspace: Path, tmp_path: Path, prefect_api: str) -> None:
     """Also once Prefect has set up logging, which closes every handler that it finds."""
     ours, terminal = os.openpty()
     with subprocess.Popen(
-        [SLMPACK, "package", str(small_phi3), "--workspace", str(workspace)], cwd=tmp_path, stderr=terminal,
+        [SLMPACK, "package", str(tiny_phi3), "--workspace", str(workspace)], cwd=tmp_path, stderr=terminal,
         env=environment(PREFECT_API_URL=prefect_api, TERM="xterm", COLUMNS="120", CI="", NO_COLOR=""),
     ) as process:  # fmt: skip
         os.close(terminal)

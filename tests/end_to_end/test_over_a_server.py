@@ -25,7 +25,8 @@ from slmpack.prove.validate import validate_model
 from slmpack.publish.find import alias_of, find_published
 from slmpack.publish.page.log_page import Proofs
 from slmpack.publish.publish import publish_version
-from slmpack.records import Interface, LoggedModel, Package, QualityPolicy, Snapshot, Target
+from slmpack.records import Interface, LoggedModel, Package, Snapshot, Target
+from slmpack.reports import QualityPolicy
 
 pytestmark = pytest.mark.slow
 

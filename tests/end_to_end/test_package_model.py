@@ -20,7 +20,8 @@ from slmpack.errors import RecipeError, SmokeError, SourceError, UsageError
 from slmpack.publish.options import PackageOptions
 from slmpack.publish.outcome import StageTimer
 from slmpack.publish.request import check_request
-from slmpack.records import Interface, Outcome, Package, QualityPolicy, Recipe, Target
+from slmpack.records import Interface, Package, Recipe, Target
+from slmpack.reports import Outcome, QualityPolicy
 from slmpack.source.fetch import fetch_snapshot
 from slmpack.source.resolve import resolve_source
 

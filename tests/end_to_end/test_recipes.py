@@ -7,7 +7,8 @@ import pytest
 from slmpack.build.build import build_package
 from slmpack.log.log import log_model
 from slmpack.prove.measure import measure_quality
-from slmpack.records import Interface, Package, Quality, QualityPolicy, Recipe, Snapshot, Target
+from slmpack.records import Interface, Package, Recipe, Snapshot, Target
+from slmpack.reports import Quality, QualityPolicy
 
 pytestmark = pytest.mark.slow
 

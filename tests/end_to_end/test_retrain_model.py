@@ -16,7 +16,8 @@ from slmpack.chats.dataset import DataPolicy
 from slmpack.errors import DataError, QualityError, UsageError
 from slmpack.log.tags import facts_in
 from slmpack.publish.options import PackageOptions
-from slmpack.records import QualityPolicy, Target
+from slmpack.records import Target
+from slmpack.reports import QualityPolicy
 from slmpack.retrain.evaluate import Perplexities, RetrainOutcome, RetrainPolicy, TunedFigures, judge_tuned
 from slmpack.retrain.training.settings import TrainSettings
 

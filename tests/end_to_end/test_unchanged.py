@@ -18,7 +18,8 @@ from machines import write_variant
 from slmpack.publish.options import PackageOptions
 from slmpack.publish.request import Request, check_request
 from slmpack.publish.request_key import request_key
-from slmpack.records import Interface, ModelSource, QualityPolicy, Recipe, SourceKind, Target
+from slmpack.records import Interface, ModelSource, Recipe, SourceKind, Target
+from slmpack.reports import QualityPolicy
 
 pytestmark = pytest.mark.slow
 

@@ -26,7 +26,8 @@ from slmpack.publish.outcome import StageTimer, published_outcome, unchanged_out
 from slmpack.publish.page.frontier import Attempt, frontier_svg
 from slmpack.publish.publish import publish_version
 from slmpack.publish.summary import json_of, summary_lines
-from slmpack.records import LoggedModel, QualityPolicy
+from slmpack.records import LoggedModel
+from slmpack.reports import QualityPolicy
 
 # Each of them lies just above the middle of two shown numbers, and its six digits just at it.
 BETWEEN = QUALITY.model_copy(update={"perplexity_ratio": 1.07950004, "mean_kl": 0.18765003, "perplexity": 12.345003})

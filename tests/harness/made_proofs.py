@@ -12,11 +12,9 @@ from slmpack.log.log import log_model
 from slmpack.publish.page.frontier import Attempt
 from slmpack.publish.page.log_page import Proofs
 from slmpack.publish.publish import publish_version
-from slmpack.records import (
+from slmpack.records import Interface, LoggedModel, Package
+from slmpack.reports import (
     Check,
-    Interface,
-    LoggedModel,
-    Package,
     PublishedVersion,
     Quality,
     QualityPolicy,

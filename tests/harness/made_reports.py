@@ -1,6 +1,7 @@
 """Quality reports of figures that a test chooses: judged, never measured."""
 
-from slmpack.records import LoggedModel, Quality, QualityPolicy, QualityReport
+from slmpack.records import LoggedModel
+from slmpack.reports import Quality, QualityPolicy, QualityReport
 
 
 def a_quality(ratio: float, new_loops: int = 0) -> Quality:

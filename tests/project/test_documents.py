@@ -15,7 +15,8 @@ import slmpack
 from flows.cli import COMMANDS, command_parser
 from flows.cli_parser import CommandParser
 from slmpack.log.tags import APART
-from slmpack.records import QualityPolicy, Recipe, Target
+from slmpack.records import Recipe, Target
+from slmpack.reports import QualityPolicy
 
 DOCUMENTS = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").glob("*.md")])
 HISTORY = "CHANGELOG.md"  # has the names of its time

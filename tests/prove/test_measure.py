@@ -26,16 +26,8 @@ from slmpack.prove.quality.repetition import Answer, count_new_loops, source_ans
 from slmpack.prove.quality.text import CORPUS, checked_waiver, read_text
 from slmpack.publish.options import PackageOptions
 from slmpack.publish.request import check_request, checked_chats
-from slmpack.records import (
-    Interface,
-    LoggedModel,
-    Package,
-    Quality,
-    QualityPolicy,
-    Snapshot,
-    Target,
-    digest_of,
-)
+from slmpack.records import Interface, LoggedModel, Package, Snapshot, Target, digest_of
+from slmpack.reports import Quality, QualityPolicy
 
 PINNED = "10e3f9696ac8d88e6ba6557b7db63e5ce3c11efb5ce7e1b1c9439dd2554a07ae"
 LOOSE = QualityPolicy(max_perplexity_ratio=1000.0, allow_new_loops=True)

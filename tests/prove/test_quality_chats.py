@@ -18,7 +18,8 @@ from slmpack.prove.quality.chat_loss import chat_loss
 from slmpack.prove.quality.chat_reference import MAX_ANSWER_TOKENS, MAX_TOKENS, answer_positions, first_examples
 from slmpack.publish.options import PackageOptions
 from slmpack.publish.request import Request, check_request
-from slmpack.records import ChatQuality, Interface, LoggedModel, Outcome, Package, QualityPolicy, Recipe, Target
+from slmpack.records import Interface, LoggedModel, Package, Recipe, Target
+from slmpack.reports import ChatQuality, Outcome, QualityPolicy
 
 LOOSE = QualityPolicy(max_perplexity_ratio=1000.0, allow_new_loops=True, max_chat_perplexity_ratio=1000.0)
 

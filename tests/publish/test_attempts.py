@@ -9,17 +9,8 @@ from slmpack.errors import CheckError, NetworkError, PublishError, QualityError,
 from slmpack.publish.attempts import Attempts, NoRecipePassedError, RefusalMark, Trial, refusal_mark
 from slmpack.publish.options import PackageOptions
 from slmpack.publish.request import check_request
-from slmpack.records import (
-    Interface,
-    LoggedModel,
-    ModelSource,
-    Package,
-    Recipe,
-    SmokeReport,
-    Snapshot,
-    SourceKind,
-    Target,
-)
+from slmpack.records import Interface, LoggedModel, ModelSource, Package, Recipe, Snapshot, SourceKind, Target
+from slmpack.reports import SmokeReport
 
 SNAPSHOT = Snapshot(
     source=ModelSource(text="a", kind=SourceKind.FOLDER, location="/a", revision="1", name="a"), path=Path("/a"),

@@ -16,7 +16,8 @@ from slmpack.log.restore import find_logged
 from slmpack.publish.find import PublishedLookup, Search, alias_of, find_published, published_before
 from slmpack.publish.outcome import StageTimer, describe_outcome, published_outcome
 from slmpack.publish.publish import publish_version
-from slmpack.records import Interface, LoggedModel, QualityFigures, Target
+from slmpack.records import Interface, LoggedModel, Target
+from slmpack.reports import QualityFigures
 from slmpack.retrain.evaluate import RETRAINED, TUNED_ALIAS, PreviousResult, find_previous_result, version_in_use
 
 LogIt = Callable[..., LoggedModel]

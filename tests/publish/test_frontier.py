@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from slmpack.publish.page.frontier import Attempt, frontier_svg
-from slmpack.records import Quality, QualityPolicy, Speed
+from slmpack.reports import Quality, QualityPolicy, Speed
 
 POLICY = QualityPolicy(max_perplexity_ratio=1.1)
 SVG = "{http://www.w3.org/2000/svg}"

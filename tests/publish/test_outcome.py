@@ -4,7 +4,8 @@ from slmpack.errors import BuildError, QualityError, RecipeError
 from slmpack.publish.attempts import error_of, last_refused, unbuilt_attempt
 from slmpack.publish.outcome import failed_outcome
 from slmpack.publish.page.frontier import Attempt
-from slmpack.records import Quality, Recipe, Speed, Target
+from slmpack.records import Recipe, Target
+from slmpack.reports import Quality, Speed
 
 QUALITY = Quality(
     perplexity=14.4, source_perplexity=12, perplexity_ratio=1.2, mean_kl=0.02, p99_kl=0.3, top1_agreement=0.9,

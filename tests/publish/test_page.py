@@ -16,23 +16,17 @@ from slmpack.publish.page.frontier import Attempt
 from slmpack.publish.page.machine import this_machine
 from slmpack.publish.page.render import commands_of, page_summary, state_of, verdict_of, version_page
 from slmpack.records import (
-    Check,
     FileDigest,
     Interface,
     LoggedModel,
     ModelSource,
     Package,
-    Quality,
-    QualityPolicy,
-    QualityReport,
     Recipe,
-    SmokeReport,
     Snapshot,
     SourceKind,
-    Speed,
     Target,
-    ValidationReport,
 )
+from slmpack.reports import Check, Quality, QualityPolicy, QualityReport, SmokeReport, Speed, ValidationReport
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 HOSTILE = '<script>alert("x")</script> | `x` [x](javascript:x) \u202e\x00 ' + "W" * 50_000

@@ -19,7 +19,8 @@ from slmpack.publish.find import Search, find_published, published_before
 from slmpack.publish.options import PackageOptions
 from slmpack.publish.publish import publish_version
 from slmpack.publish.rollback import RollbackPlan, move_alias_back, plan_rollback, read_version
-from slmpack.records import Interface, LoggedModel, Outcome, Recipe, Target
+from slmpack.records import Interface, LoggedModel, Recipe, Target
+from slmpack.reports import Outcome
 
 LogIt = Callable[..., LoggedModel]
 pytestmark = pytest.mark.slow  # each of them packages tiny Phi-3, where that was not done before

@@ -20,7 +20,8 @@ from slmpack.prove.clean_environment.check import check_resolution
 from slmpack.publish.options import PackageOptions
 from slmpack.publish.page.log_page import Proofs
 from slmpack.publish.publish import publish_version
-from slmpack.records import Device, LoggedModel, Outcome, QualityPolicy, Recipe, Target
+from slmpack.records import Device, LoggedModel, Recipe, Target
+from slmpack.reports import Outcome, QualityPolicy
 
 pytestmark = [
     pytest.mark.slow,

@@ -9,7 +9,8 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 from prefect.client.schemas.objects import State
 
 from slmpack.progress import report
-from slmpack.records import Outcome, Target
+from slmpack.records import Target
+from slmpack.reports import Outcome
 from tasks.dispatch import await_target
 from tasks.outcome import keep_outcome
 from tasks.progress import progress_artifact

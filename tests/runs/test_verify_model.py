@@ -19,20 +19,8 @@ from slmpack.publish.outcome import verified_outcome
 from slmpack.publish.page.log_page import Proofs
 from slmpack.publish.publish import publish_version
 from slmpack.publish.rollback import read_version
-from slmpack.records import (
-    Check,
-    Interface,
-    LoggedModel,
-    Outcome,
-    Package,
-    QualityPolicy,
-    QualityReport,
-    Recipe,
-    SmokeReport,
-    Speed,
-    Target,
-    ValidationReport,
-)
+from slmpack.records import Interface, LoggedModel, Package, Recipe, Target
+from slmpack.reports import Check, Outcome, QualityPolicy, QualityReport, SmokeReport, Speed, ValidationReport
 from slmpack.source.fetch import fetch_snapshot
 from slmpack.source.resolve import resolve_source
 from tasks.outcome import read_outcome

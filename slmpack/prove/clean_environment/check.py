@@ -29,7 +29,8 @@ from slmpack.machine.runtimes import SETS
 from slmpack.machine.store import lock, log_folder
 from slmpack.progress import report
 from slmpack.prove.clean_environment import consumer
-from slmpack.records import Check, Interface, LoggedModel, Record, Target
+from slmpack.records import Interface, LoggedModel, Record, Target
+from slmpack.reports import Check
 from slmpack.source.mlflow_errors import final_errors
 
 logger = logging.getLogger(__name__)

@@ -30,7 +30,8 @@ from slmpack.machine.json_file import read_json
 from slmpack.machine.store import Facts, log_folder, sha256_of, store_folder
 from slmpack.prove.parity import check, pair, runtime_reading
 from slmpack.prove.parity.check import ParityResult, check_parity
-from slmpack.records import Check, Package, digest_of
+from slmpack.records import Package, digest_of
+from slmpack.reports import Check
 
 CONFIG = "genai_config.json"
 RESULT = "parity.json"

@@ -35,7 +35,8 @@ from slmpack.machine.json_file import read_json
 from slmpack.progress import report
 from slmpack.prove.parity.pair import ADVICE, Pair, ids_differ, text_differs
 from slmpack.prove.parity.runtime_reading import NAME, compare_runtime
-from slmpack.records import Check, Record
+from slmpack.records import Record
+from slmpack.reports import Check
 
 PARITY_LIMIT_SECONDS = 600.0
 REPLACEMENT = "\ufffd"

@@ -11,7 +11,7 @@ from typing import Any
 
 from slmpack.checkpoint.texts.template_chats import TemplateChat
 from slmpack.prove.parity.pair import Pair, shown
-from slmpack.records import Check
+from slmpack.reports import Check
 
 NAME = "without the wrapper"
 

@@ -11,7 +11,8 @@ from slmpack.progress import report
 from slmpack.prove.quality.chat_reference import CHATS_FILE, ChatReference
 from slmpack.prove.quality.reference import Reference, rows_at_once
 from slmpack.prove.quality.repetition import Answer, package_answer
-from slmpack.records import ChatQuality, Provider, Record
+from slmpack.records import Provider, Record
+from slmpack.reports import ChatQuality
 
 if TYPE_CHECKING:
     import numpy as np

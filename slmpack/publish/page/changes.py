@@ -22,7 +22,8 @@ from slmpack.figures import (
     share_shown,
 )
 from slmpack.publish.page.facts import Earlier, PageFacts
-from slmpack.records import Record, Speed
+from slmpack.records import Record
+from slmpack.reports import Speed
 
 DIFF_LINES, DIFF_LINE_CHARACTERS, TEMPLATE_LINES = 160, 300, 2000
 

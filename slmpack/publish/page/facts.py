@@ -12,19 +12,17 @@ from pydantic import ConfigDict, ValidationError
 from slmpack.figures import divergence_shown, limit_shown, perplexity_shown, ratio_shown, share_shown
 from slmpack.prove import smoke as smoke_stage
 from slmpack.publish.page.frontier import Attempt, Text
-from slmpack.records import (
+from slmpack.records import Interface, Record, Target
+from slmpack.reports import (
     CHAT_RATIO,
     RATIO,
     ChatQuality,
     Check,
-    Interface,
     Quality,
     QualityPolicy,
     QualityReport,
-    Record,
     SmokeReport,
     Speed,
-    Target,
     ValidationReport,
 )
 from slmpack.targets import BATCH_SIZES

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator
 
 from slmpack.figures import bytes_shown, limit_shown, rate_shown, ratio_shown
-from slmpack.records import Quality, QualityPolicy, Record, Speed
+from slmpack.records import Record
+from slmpack.reports import Quality, QualityPolicy, Speed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,8 @@ from slmpack.publish.page.facts import Earlier, PageFacts, facts_of, read_earlie
 from slmpack.publish.page.frontier import Attempt, frontier_svg
 from slmpack.publish.page.machine import this_machine
 from slmpack.publish.page.render import page_summary, version_page
-from slmpack.records import Check, Package, QualityReport, Record, SmokeReport, ValidationReport
+from slmpack.records import Package, Record
+from slmpack.reports import Check, QualityReport, SmokeReport, ValidationReport
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
