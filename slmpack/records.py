@@ -202,7 +202,7 @@ class Snapshot(Record):
         parameters: number of weights in all tensors.
         layers: number of decoder layers.
         context_length: tokens, prompt and answer together.
-        repairs: what was put right in the checkpoint's small files, a sentence each, see `snapshot_repairs`.
+        repairs: what was put right in the checkpoint's small files, a sentence each, see `source.repairs`.
         original: what the weights were in the source; None if they were plain there.
     """
 

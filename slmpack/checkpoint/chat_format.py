@@ -6,7 +6,8 @@
         special_tokens         the names that a template may write, such as bos_token, to their texts
         split_special_tokens   whether special tokens in a text are read as ordinary text
 
-The package's `chat_template.jinja` is for the runtime without the wrapper, and may be spelt for it (see `repair`).
+The package's `chat_template.jinja` is for the runtime without the wrapper, and may be spelt for it (see
+`build.repair_tokenizer`).
 """
 
 from pathlib import Path

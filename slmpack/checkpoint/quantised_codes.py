@@ -8,7 +8,7 @@
 
 Scales are `[G, N]`, with Olive `[N, G]`. GPTQ's first format has zero points less one.
 
-Source: as `quantised_checkpoint`.
+Source: as `quantised_layout`.
 """
 
 from typing import TYPE_CHECKING, NamedTuple

@@ -3,7 +3,7 @@
     config.json: quantization_config --> method, bits, groups
     headers: qweight, scales, qzeros, g_idx of a module --> the matrix `[N, K]` that they stand for
 
-Here everything is known from config.json and the headers, in no time and without torch; `quantised_weights` reads the
+Here everything is known from config.json and the headers, in no time and without torch; `quantised_codes` reads the
 codes, `dequantise` makes a plain checkpoint of them.
 
 Source: the layouts are those of onnxruntime_genai/models/loaders (gptq.py, awq.py, olive.py), which are those of

@@ -2,7 +2,7 @@
 
     manifest.json, artifacts/package/manifest.json   --names and sizes--> compared with what the artifact store lists
 
-A file that was changed in place keeps its size; `integrity` finds it, which reads all of them.
+A file that was changed in place keeps its size; `read_back` finds it, which reads all of them.
 """
 
 import logging

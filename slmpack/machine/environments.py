@@ -1,6 +1,6 @@
 """uv environment: a virtual environment made by uv from a list of requirements, and processes of it.
 
-uv does the installing, from the package index that pip is set up with (`package_index`). Everything that is printed
+uv does the installing, from the package index that pip is set up with (`pip_config`). Everything that is printed
 goes to a log.
 """
 

@@ -5,7 +5,7 @@
     tokenizer and chat template  where they were saved with it, they are the ones it was trained with
     config.json, model.safetensors or an index of shards    the base itself, where somebody keeps both in one folder
 
-`resolve` finds the base and pins it, `fetch` has `adapter_merge` add one to the other. Nothing here imports torch or
+`resolve` finds the base and pins it, `fetch` has `merge_adapter` add one to the other. Nothing here imports torch or
 peft; a pickle is never opened.
 
 Source: peft 0.21, docs/source/developer_guides/checkpoint.md and tuners/lora/config.py, `LoraConfig`.

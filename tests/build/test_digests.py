@@ -20,7 +20,7 @@ from slmpack.targets import RECIPES
 BUILD_STEPS, EXPORT_STEPS = 6, 2
 INT4 = {"precision": "int4", "execution_provider": "cpu", "block_size": 32}
 RAISED = {"int8": ["last_matmul"], "fold": True, "most_bytes": 1.31}
-# `preparation` covers the built-in text, and how it is calibrated, folded, measured and solved.
+# `quantise.prepare` covers the built-in text, and how it is calibrated, folded, measured and solved.
 INT4_RECIPES: dict[Recipe, dict[str, Any]] = {
     Recipe.SMALL: INT4
     | {"quantiser": "scales", "preparation": "b7b7b9d533a9bf31b89d9a44b29c9e140ade2c7bfac50742ef44f5e828df8ff4"},

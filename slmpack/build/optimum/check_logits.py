@@ -1,6 +1,6 @@
 """Is the exported graph the same model? Its logits are compared with the source's own, position by position.
 
-    a fixed text --transformers, float32 (`source_model`)--> logits --+
+    a fixed text --transformers, float32 (`checkpoint.forward`)--> logits --+
     a fixed text --the graph: prefill, then decode steps--> logits ---+--> `Compared`, or BuildError
 
 optimum itself compares a few random tokens and only warns. What is compared here is what this machine's transformers

@@ -3,7 +3,7 @@
     requirements.txt, by URI --uv--> a new virtual environment --consumer.py--> the model's own input example, answered
 
 A requirement that is missing, or an import of what only this machine has, shows here and nowhere else. uv does the
-installing, from the package index that pip is set up with (`package_index`).
+installing, from the package index that pip is set up with (`machine.pip_config`).
 """
 
 import json

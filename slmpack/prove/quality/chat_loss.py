@@ -1,7 +1,7 @@
 """Chat loss: how likely a model finds the answers in chats, token by token, as training counts them.
 
-    chats --as `train_examples` reads them--> windows of token ids, answers marked
-    checkpoint --`source_model`, float32--> logits --at the answers' tokens--> mean loss, perplexity
+    chats --as `chats.examples` reads them--> windows of token ids, answers marked
+    checkpoint --`checkpoint.forward`, float32--> logits --at the answers' tokens--> mean loss, perplexity
 
 Prompts do not count. Weights of any precision are exact in float32, so a base, the model in use and a tuned one are
 measured with the same arithmetic, on any machine, and a model takes the memory of its largest matrix.

@@ -9,7 +9,7 @@ Log-probabilities are kept, not logits: float16 has its finest steps near zero, 
 are (an error of 0.0005 at p = 0.5, while a logit of 20 is off by 0.008), and an error counts by the token's
 probability. Renormalised when read, the rounding costs less than 1e-6 nats of KL.
 
-The source's own weights, in float32 arithmetic: see `source_model`. It is run once a snapshot and text, for all
+The source's own weights, in float32 arithmetic: see `checkpoint.forward`. It is run once a snapshot and text, for all
 that is built of it: 2,048 tokens are 4,096 operations a weight, minutes for a model of 3.8 billion on two cores.
 """
 

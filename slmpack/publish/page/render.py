@@ -4,8 +4,8 @@
                                       +-> page_summary   markdown, for the version's description
                                       +-> summary_json -> read_earlier: what the next version compares itself with
 
-What comes from outside (answers, licences, names) is text, never markup. `page_facts` has the facts and their JSON,
-`page_changes` the comparison.
+What comes from outside (answers, licences, names) is text, never markup. `facts` has the facts and their JSON,
+`changes` the comparison.
 """
 
 import html

@@ -2,10 +2,10 @@
 
     <workspace>/gptq/<key>/
         text.txt                                  what was read, UTF-8
-        <checkpoint tensor name>.safetensors      codes, scales and zero points (see `gptq_file`)
+        <checkpoint tensor name>.safetensors      codes, scales and zero points (see `codes_file`)
 
-The source runs once, in float32, a module at a time (see `source_model`), on all windows together, and is solved as it
-runs (see `gptq_model`). The head is not.
+The source runs once, in float32, a module at a time (see `checkpoint.forward`), on all windows together, and is solved as
+it runs (see `layers`). The head is not.
 
 A covariance needs more tokens than energies do, and more than random ones. SmolLM2-135M, head in 8 bits, mean KL on
 two texts, prose and packages' descriptions, neither of them read here, from 4,096 tokens, all
@@ -82,7 +82,7 @@ def quantise_by_gptq(
 ) -> Path:
     """Return the folder of the codes of `snapshot`'s matrices, but for its head; the source runs in a child, once.
 
-    The log tells beforehand how long it will take (see `gptq_cost`).
+    The log tells beforehand how long it will take (see `cost`).
 
     Args:
         fold: the stored folder of a fold, of whose matrices the codes are to be; None: of the source's own.

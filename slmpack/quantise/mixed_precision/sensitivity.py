@@ -3,8 +3,8 @@
     <workspace>/sensitivities/<key>/
         sensitivity.json    `Sensitivity`: the groups, what each loses, and how that is known
 
-Measured where that takes some minutes on two cores (see `sensitivity_run`), on the first tokens of the calibration's
-text; else estimated from the calibration alone (see `sensitivity_estimate`).
+Measured where that takes some minutes on two cores (see `perturbed_forward`), on the first tokens of the calibration's
+text; else estimated from the calibration alone (see `estimate`).
 """
 
 import logging

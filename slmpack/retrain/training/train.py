@@ -8,7 +8,7 @@
         training.json              `Training`: settings, versions, loss curve
 
 The key covers the base, the chats, the settings and the versions of what trains, so the same training is run once. It
-runs in a process of its own and writes checkpoints to <workspace>/training/<key>/ (see `train_checkpoints`): a run that
+runs in a process of its own and writes checkpoints to <workspace>/training/<key>/ (see `checkpoints`): a run that
 was killed goes on from the last of them.
 """
 

@@ -51,7 +51,7 @@ class TrainRequest(Record):
         dtype: torch's name of the precision that the base's weights are in.
         base_name: what the adapter calls its base, and `base_revision`.
         max_length: tokens of the longest example.
-        folder: see `train_checkpoints`.
+        folder: see `checkpoints`.
         resume: the checkpoint in it to go on from.
         save_seconds: a checkpoint is written after so long.
         plan: how the memory is used; None: chosen by what is free.

@@ -2,8 +2,8 @@
 
     blk.7.ffn_gate.weight, Q4_0 --> model.layers.7.mlp.gate_proj.weight, Q4_0
 
-Only matrices are named: what a tensor's storage is worth knowing for is to keep its codes (see `kept_blocks`), and
-norms have none. Source: gguf/constants.py, MODEL_TENSORS, and gguf/tensor_mapping.py of ggml-org/llama.cpp.
+Only matrices are named: what a tensor's storage is worth knowing for is to keep its codes (see `quantise.lossless`),
+and norms have none. Source: gguf/constants.py, MODEL_TENSORS, and gguf/tensor_mapping.py of ggml-org/llama.cpp.
 """
 
 import re

@@ -5,7 +5,7 @@
                                                                           chat_template.jinja
 
 llama.cpp is what the file was written for, so its reading is the right one: special tokens are found first, anywhere
-in the text; then `gpt2` vocabularies merge bytes within words (`gguf_pretokenizers`), `llama` ones merge characters
+in the text; then `gpt2` vocabularies merge bytes within words (`pretokenizers`), `llama` ones merge characters
 over the whole text, best score first, and spell in bytes what is left.
 
 Two differences remain, both where nobody can see them in ordinary text: special tokens that overlap each other in
