@@ -145,7 +145,7 @@ def _deploy_file() -> None:
     if done.returncode != 0:
         lines = done.stdout.splitlines()
         said = next((line for line in reversed(lines) if "Error" in line), " ".join(done.stdout.split())[-600:])
-        raise SlmpackError(f"`prefect deploy` refused prefect.yaml: {said}", "", "mend it and deploy again")
+        raise SlmpackError(f"`prefect deploy` refused prefect.yaml: {said}", "", "correct it and deploy again")
 
 
 def _ours(client: SyncPrefectClient) -> list[DeploymentResponse]:

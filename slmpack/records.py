@@ -240,7 +240,7 @@ class Package(Record):
         versions: builder and runtime, name to version, the ones that the digest covers.
         digest: sha256 over the snapshot's files, the target, the recipe and those versions.
         build_peak_bytes: peak private memory of the builder and its children; 0 where nothing was built.
-        repairs: what was mended in the builder's tokenizer or chat template, a sentence each.
+        repairs: what was repaired in the builder's tokenizer or chat template, a sentence each.
         quantisation: what was done to the weights and why, a sentence each.
         exporter: what made the graph: `onnxruntime-genai` is its builder, `optimum` is for what that does not know,
             `none` for `transformers`.

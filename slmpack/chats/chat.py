@@ -3,7 +3,7 @@
     {"messages": [{"role": "system", ...}, {"role": "user", "content": "..."}, {"role": "assistant", ...}, ...], ...}
 
 A chat is at most one system turn, then a user's and an assistant's in turn, and the assistant has the last word. Many
-chat templates (Gemma, Mistral) refuse any other order, so two things that people have are mended, and counted: two
+chat templates (Gemma, Mistral) refuse any other order, so two things that people have are repaired, and counted: two
 turns of a user in a row become one, with an empty line between; what comes after the last answer is left out, since
 nothing is learnt from it. Text is kept as it is, character by character. Other keys beside `messages` are ignored.
 """

@@ -178,7 +178,7 @@ def _chat_of(line: _Line) -> Chat:
         raise DataError(
             str(BadLine(file=line.file, line=line.number, reason=line.reason)),
             "a chat in every line",
-            "mend it or take it out",
+            "correct it or take it out",
         )
     return line.chat
 
@@ -286,7 +286,7 @@ class _Tally:
                 f"{self.bad:,} of {self.lines:,} lines of {name} are bad ({self.bad / self.lines:.1%}): "
                 f"{_list_lines(self.first_bad, self.bad)}",
                 f"at most {policy.max_bad_share:.1%}",
-                "mend them or take them out",
+                "correct them or take them out",
             )
         most = max(self.times.values())
         if most > 1 and 2 * most > self.lines:
@@ -350,7 +350,7 @@ def _tell(data: ChatData) -> None:
         logger.info("%d lines that repeat a chat are left out", data.duplicates)
     if data.mended:
         logger.info(
-            "%d chats were mended: turns of the user were joined, or left out after the last answer", data.mended
+            "%d chats were repaired: turns of the user were joined, or left out after the last answer", data.mended
         )
     if data.bad:
         logger.warning("%d bad lines are left out: %s", data.bad, _list_lines(list(data.first_bad), data.bad))

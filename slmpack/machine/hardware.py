@@ -42,7 +42,7 @@ def require_hardware(target: Target) -> None:
     """Refuse a target that this machine cannot prove.
 
     Raises:
-        HardwareError: what it lacks, and what mends that.
+        HardwareError: what it lacks, and how to get it.
     """
     if (obstacle := obstacle_to_prove(target)) is not None:
         raise HardwareError(f"target {target} cannot be proved here: {obstacle}")

@@ -35,7 +35,7 @@ def read_pip_config(python: str) -> dict[str, str]:
     if done.returncode:
         reason = " ".join(done.stderr.split())[:300]
         raise CheckError(
-            f"pip config list: {reason}", "a configuration that pip can read", "mend the file that it names"
+            f"pip config list: {reason}", "a configuration that pip can read", "correct the file that it names"
         )
     return parse_pip_config(done.stdout)
 

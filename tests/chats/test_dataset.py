@@ -149,7 +149,7 @@ def test_too_many_bad_lines_are_refused_with_the_first_of_them_and_their_share(t
     assert str(refused.value) == (
         "5 of 20 lines of chats.jsonl are bad (25.0%): "
         f"chats.jsonl line 16: {bad}, chats.jsonl line 17: {bad}, chats.jsonl line 18: {bad}, and 2 more; "
-        "at most 2.0%; mend them or take them out"
+        "at most 2.0%; correct them or take them out"
     )
 
 

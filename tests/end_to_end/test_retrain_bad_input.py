@@ -90,7 +90,7 @@ BAD_DATA: dict[str, tuple[Callable[[], list[str]], str]] = {
     "wrong JSON": (
         lambda: [*lines_of(chats()[:4]), '{"messages": [', *lines_of(chats()[4:12])],
         "1 of 13 lines of bad.jsonl are bad (7.7%): bad.jsonl line 5: it is not JSON "
-        "(Expecting value at character 16); at most 2.0%; mend them or take them out",
+        "(Expecting value at character 16); at most 2.0%; correct them or take them out",
     ),
     "no answer": (
         lambda: lines_of([*chats()[:12], unanswered(chats()[12])]),

@@ -1,26 +1,26 @@
-"""What the ONNX Runtime GenAI builder gets wrong of some families, mended before it builds.
+"""What the ONNX Runtime GenAI builder gets wrong of some families, patched before it builds.
 
-    config.json --transformers--> config --complete_config--> the builder's model classes, mended by mend_models
+    config.json --transformers--> config --complete_config--> the builder's model classes, patched by patch_models
 
 Where it does not stop, it returns 0 and the package answers, but not as its source:
 
-| family | what is wrong | mended by |
+| family | what is wrong | patched by |
 |---|---|---|
 | Gemma 3 | it stops: since transformers 5 `rope_parameters` are a dictionary for each kind of layer | complete_config |
-| Gemma 3 | the linear factor of the global layers' positions is used in the local layers too | mend_models |
+| Gemma 3 | the linear factor of the global layers' positions is used in the local layers too | patch_models |
 | Phi-3 with LongRoPE | it stops: it reads `type`, which transformers 5 calls `rope_type` | complete_config |
 | any with YaRN | it stops where defaults are left out, and does not round the range as transformers does | both |
 | Phi, OLMo, Nemotron | norms have an epsilon of 1e-6, not the model's | complete_config |
-| Gemma, Nemotron | 1 is added to the norms' weights in bfloat16, which rounds them to 8 bits | mend_models |
-| OLMo | norms do not take the mean off | mend_models |
-| OLMo with `clip_qkv` | queries, keys and values are not clipped | mend_models |
-| SmolLM3 | it stops: layers without positions get them from an input that is not there | mend_models |
-| any | the graph names the git commit of the folder that `.venv` lies in, not the builder's | mend_models |
-| Llama, SmolLM3, Nemotron | positions scaled otherwise than Llama 3's are taken for unscaled ones | mend_models |
+| Gemma, Nemotron | 1 is added to the norms' weights in bfloat16, which rounds them to 8 bits | patch_models |
+| OLMo | norms do not take the mean off | patch_models |
+| OLMo with `clip_qkv` | queries, keys and values are not clipped | patch_models |
+| SmolLM3 | it stops: layers without positions get them from an input that is not there | patch_models |
+| any | the graph names the git commit of the folder that `.venv` lies in, not the builder's | patch_models |
+| Llama, SmolLM3, Nemotron | positions scaled otherwise than Llama 3's are taken for unscaled ones | patch_models |
 
 Source: found by experiment with onnxruntime-genai 0.18.0 and transformers 5.22 on checkpoints of two to six layers. In
 float32 a package's greedy ids are those of transformers, and its logits are off from float64 by 0.5 to 2.4 times what
-transformers in float32 is; without the mends by 15 to 43 times (the epsilon), 8,000 and more (all others). How each
+transformers in float32 is; without the patches by 15 to 43 times (the epsilon), 8,000 and more (all others). How each
 comes about is in `builders/{base,gemma,llama,olmo,phi,smollm}.py`.
 """
 
@@ -71,7 +71,7 @@ def _complete_epsilon(config: Any) -> None:
 
 
 @cache
-def mend_models() -> None:
+def patch_models() -> None:
     """Replace methods of the builder's model classes, once; for a process that imported the builder."""
     import onnxruntime_genai
     from builders import base, gemma, llama, olmo, smollm  # type: ignore[import-not-found]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from slmpack import progress
 from slmpack.build.genai.memory import predicted_stock_peak
-from slmpack.build.genai.patches import complete_config, mend_models
+from slmpack.build.genai.patches import complete_config, patch_models
 from slmpack.build.genai.sliding_window import move_window_into_attention
 from slmpack.build.genai.streaming import Streaming, raise_to_int8, stream_weights
 from slmpack.build.repair_tokenizer import repair_tokenizer
@@ -79,7 +79,7 @@ def require_stock_memory(snapshot: Path, options: BuilderOptions) -> None:
 
 @forked_with(*TORCH, "onnx_ir")
 def run_builder(request: BuildRequest) -> BuilderRun:
-    """Run in a child: let the builder write its folder, then mend what it is known to get wrong.
+    """Run in a child: let the builder write its folder, then fix what it is known to get wrong.
 
     Raises:
         RecipeError: the recipe cannot cut the model's rows into its blocks.
@@ -161,7 +161,7 @@ def _prepare(request: BuildRequest) -> Streaming:
         require_stock_memory(request.snapshot, request.options)
         require_finite_weights(request.snapshot)
 
-    mend_models()
+    patch_models()
     raise_to_int8(base.Model, request.options.int8_nodes)
     if request.streamed:
         torch.set_num_threads(1)  # threads share tensors there, not the arithmetic of one

@@ -91,12 +91,12 @@ def _mend_falcon() -> None:
 
     stock = Generator.__init__
 
-    def mended(self: Any, task: str, normalized_config: Any, *rest: Any, **named: Any) -> None:
+    def patched(self: Any, task: str, normalized_config: Any, *rest: Any, **named: Any) -> None:
         stock(self, task, normalized_config, *rest, **named)
         if normalized_config.new_decoder_architecture:
             self.num_kv_heads = self.num_attention_heads
 
-    Generator.__init__ = mended
+    Generator.__init__ = patched
 
 
 def _line(error: BaseException) -> str:

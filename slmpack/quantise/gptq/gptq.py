@@ -4,8 +4,8 @@
         text.txt                                  what was read, UTF-8
         <checkpoint tensor name>.safetensors      codes, scales and zero points (see `codes_file`)
 
-The source runs once, in float32, a module at a time (see `checkpoint.forward`), on all windows together, and is solved as
-it runs (see `layers`). The head is not.
+The source runs once, in float32, a module at a time (see `checkpoint.forward`), on all windows together, and solved
+as it runs (see `layers`). The head is not.
 
 A covariance needs more tokens than energies do, and more than random ones. SmolLM2-135M, head in 8 bits, mean KL on
 two texts, prose and packages' descriptions, neither of them read here, from 4,096 tokens, all
