@@ -16,9 +16,9 @@ STAGES = """
 import logging, time
 from flows.display import Display
 from slmpack.errors import RecipeError
-from slmpack.publish.outcome import Stages
+from slmpack.publish.outcome import StageTimer
 from slmpack.progress import report
-logger, stages = logging.getLogger("slmpack.test"), Stages()
+logger, stages = logging.getLogger("slmpack.test"), StageTimer()
 with Display() as display:
     display.doing("starting Prefect")
     time.sleep(0.3)
