@@ -136,7 +136,7 @@ def test_a_model_that_runs_other_code_is_refused_by_what_it_has(copy: Path, chan
     with pytest.raises(TrustError) as refused:
         require_trusted_folder("models:/x/1", copy)
     assert str(refused.value).startswith(f"models:/x/1 has {found}")
-    assert str(refused.value).endswith("if you trust whoever logged it, give --trust-code")
+    assert str(refused.value).endswith("if you trust its author, give --trust-code")
 
 
 @pytest.mark.parametrize(("change", "found"), [

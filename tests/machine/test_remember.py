@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from child_functions import Number, Sum, add_up, double
+from child_functions import Number, Sum, add_up, hold_memory
 from places import HARNESS
 
 from slmpack.errors import BuildError, SourceError
@@ -62,13 +62,18 @@ def test_a_child_works_once_and_its_folder_is_found_by_its_key(tmp_path: Path) -
 
 def test_the_manifest_has_the_result_and_what_it_cost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     snapshot = snapshot_of("1 2 39", tmp_path)
+    holding = ChildWork(hold_memory, "hold", 60.0, BuildError, "the holding")  # for a second, in which it is measured
     with caplog.at_level(logging.INFO, "slmpack.machine.remember"):
-        facts = Manifest.read(sum_of(snapshot, tmp_path, [])).facts
-    peak = facts.pop("peak_private_bytes")
+        folder = remembered(
+            "sums", KEY, snapshot, tmp_path, holding, lambda _: Number(value=40), lambda held: {"held": held.value}
+        )
+    facts = Manifest.read(folder).facts
+    peak, seconds = facts.pop("peak_private_bytes"), facts.pop("seconds")
     assert isinstance(peak, int)
-    assert peak > 1 << 20
-    assert isinstance(facts.pop("seconds"), int)
-    assert facts == {"snapshot": snapshot.digest, "total": 42}
+    assert isinstance(seconds, int)
+    assert peak > 40 << 20
+    assert seconds >= 1
+    assert facts == {"snapshot": snapshot.digest, "held": 40 << 20}
     messages = [record.getMessage() for record in caplog.records if record.name == "slmpack.machine.remember"]
     assert [message[:10] for message in messages] == ["that took "]
 
@@ -97,7 +102,7 @@ def test_what_was_found_out_about_a_snapshot_that_changed_meanwhile_is_not_store
 def test_a_larger_snapshot_gives_the_work_more_time(tmp_path: Path) -> None:
     small = snapshot_of("1", tmp_path)
     large = small.model_copy(update={"files": (FileDigest(name="w", sha256="0", size_bytes=60_000 * 4 * 10**9),)})
-    work = ChildWork(double, "double", 0.001, BuildError, "the work")
+    work = ChildWork(hold_memory, "hold", 0.001, BuildError, "the work")
     with pytest.raises(BuildError, match="the work"):
         run_work(work, Number(value=2), KEY, small, tmp_path)
-    assert run_work(work, Number(value=2), KEY, large, tmp_path)[0] == Number(value=4)
+    assert run_work(work, Number(value=2), KEY, large, tmp_path)[0] == Number(value=2 << 20)
