@@ -3,6 +3,8 @@
 
 import http.client
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+from places import HARNESS
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 HIDDEN, HEADS, FEED_FORWARD, LAYERS, CONTEXT = 32, 2, 64, 1, 64
@@ -151,13 +154,13 @@ class LlamaCpp:
 @contextmanager
 def llama_cpp(path: Path) -> Iterator[LlamaCpp]:
     """Load `path` with llama.cpp until the block ends."""
-    import xllamacpp
-
-    parameters = xllamacpp.CommonParams()
-    parameters.model.path = str(path)
-    parameters.n_ctx, parameters.n_parallel, parameters.port = CONTEXT, 1, 0
-    parameters.warmup = False
-    parameters.verbosity = 0
-    server = xllamacpp.Server(parameters)
-    yield LlamaCpp(server.listening_address)
-    del server
+    command = [sys.executable, str(HARNESS / "llama_cpp_server.py"), str(path), str(CONTEXT)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as server:
+        try:
+            assert server.stdout is not None
+            address = server.stdout.readline().strip()
+            assert address.startswith("http://"), f"llama.cpp does not serve {path}"
+            yield LlamaCpp(address)
+        finally:
+            server.kill()
