@@ -1,4 +1,4 @@
-"""`python llama_cpp_server.py FILE CONTEXT`: serve a GGUF file by llama.cpp, print the address, end with standard input.
+"""`python llama_cpp_server.py FILE CONTEXT`: serve a GGUF file by llama.cpp; print the address; stop when stdin ends.
 
 It is a process of its own, which is killed: in the tests' process the server's destructor waited once for ever.
 """
