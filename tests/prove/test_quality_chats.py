@@ -85,7 +85,7 @@ def test_chats_that_may_be_others_tomorrow_are_refused() -> None:
     ("line", "told"),
     [
         ("", r"town\.jsonl is empty; one chat at least"),
-        ('{"messages": []}\n', r"town\.jsonl line 1: messages is empty; a chat in every line; mend it"),
+        ('{"messages": []}\n', r"town\.jsonl line 1: messages is empty; a chat in every line; correct it"),
     ],
 )
 def test_chats_that_are_none_are_refused_before_anything_starts(tmp_path: Path, line: str, told: str) -> None:
