@@ -17,7 +17,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it
 
 from invented_town import write_town_phi3  # noqa: E402 - telemetry is off before anything else is imported
 from made_proofs import log_variant  # noqa: E402 - telemetry is off before anything else is imported
-from mlflow_database import WORKSPACE, write_empty_database  # noqa: E402
+from migrated_database import WORKSPACE  # noqa: E402
+from mlflow_database import write_empty_database  # noqa: E402
 from mlflow_server import forget_tracking_uri  # noqa: E402
 
 from slmpack.build.build import build_package  # noqa: E402

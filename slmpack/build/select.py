@@ -16,6 +16,7 @@ from slmpack.build.genai.builder import GenaiBuilder, option_parts
 from slmpack.build.optimum.builder import OptimumBuilder
 from slmpack.build.optimum.recipes import EXPORT_STEPS, EXPORTED, requirements_digest
 from slmpack.build.versions import BUILD_STEPS, builder_versions
+from slmpack.checkpoint.package import checkpoint_package
 from slmpack.records import Exporter, Recipe, Snapshot, Target, digest_of
 from slmpack.targets import options_for
 
@@ -31,11 +32,11 @@ class NoBuilder:
 
     def digest(self) -> str:
         """Return the digest of the package, which covers transformers' version as well."""
-        return digest_of([self.snapshot.digest, self.target, self.recipe, {}, self.versions(), BUILD_STEPS])
+        return checkpoint_package(self.snapshot).digest
 
     def versions(self) -> dict[str, str]:
         """Return the version of what runs the package."""
-        return builder_versions(self.target)
+        return checkpoint_package(self.snapshot).versions
 
 
 def select_builder(

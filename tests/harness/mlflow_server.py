@@ -6,9 +6,6 @@ import shlex
 import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_database import write_empty_database
+from server_health import wait_until_healthy
 
 from slmpack.machine.child import kill_tree
 
@@ -105,7 +103,7 @@ def _running(folder: Path, options: list[str], extra: dict[str, str]) -> Iterato
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
         try:
-            _wait_until_healthy(address, process, folder / "server.log")
+            wait_until_healthy(f"{address}/health", process, folder / "server.log", START_SECONDS)
             yield address, process.pid
         finally:
             kill_tree(process.pid)
@@ -124,23 +122,11 @@ def running_scoring_server(model: Path, folder: Path) -> Iterator[str]:
             [sys.executable, "-m", *shlex.split(command)], env=environment, stdout=log, stderr=log, cwd=folder
         )
         try:
-            _wait_until_healthy(address, process, folder / "server.log")
+            wait_until_healthy(f"{address}/health", process, folder / "server.log", START_SECONDS)
             yield address
         finally:
             kill_tree(process.pid)
             process.wait()
-
-
-def _wait_until_healthy(address: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(f"{address}/health", timeout=2) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    raise RuntimeError(f"the MLflow server did not start:\n{log.read_text()[-2000:]}")
 
 
 def forget_tracking_uri() -> None:

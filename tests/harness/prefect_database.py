@@ -6,39 +6,23 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
-from mlflow_database import WORKSPACE
+from migrated_database import migrated_database
 
-from slmpack.machine.store import lock
 from slmpack.telemetry import SWITCHES
 
 
 def write_empty_database(home: Path) -> None:
     """Write what a server makes of its database at its first start, where one with that PREFECT_HOME looks for it."""
     home.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(_migrated(), home / "prefect.db")
+    shutil.copyfile(migrated_database("prefect", _migrate), home / "prefect.db")
 
 
-@cache
-def _migrated() -> Path:
-    file = WORKSPACE / "databases" / f"prefect-{version('prefect')}.db"
-    with lock(WORKSPACE, file.stem):
-        if not file.exists():
-            _migrate(file)
-    return file
-
-
-def _migrate(file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".unfinished")
-    unfinished.unlink(missing_ok=True)
+def _migrate(unfinished: Path) -> None:
     url = f"sqlite+aiosqlite:///{unfinished}"
     command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
     environment = os.environ | SWITCHES | {"PREFECT_SERVER_DATABASE_CONNECTION_URL": url}
     subprocess.run(command, env=environment, check=True, capture_output=True)
     with closing(sqlite3.connect(unfinished)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # all of it in the one file that is copied
-    unfinished.replace(file)

@@ -4,9 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +12,7 @@ from pathlib import Path
 from command_line import NOT_INHERITED
 from mlflow_server import free_port
 from prefect_database import write_empty_database
+from server_health import wait_until_healthy
 
 from slmpack.machine.child import kill_tree
 from slmpack.telemetry import SWITCHES
@@ -57,23 +55,11 @@ def running_prefect_server(folder: Path, **environment: str) -> Iterator[Prefect
     with log.open("wb") as noise:
         process = subprocess.Popen(command, env=settings, stdout=noise, stderr=noise, cwd=folder)
         try:
-            _wait_until_healthy(server, process, log)
+            wait_until_healthy(f"{server.api}/health", process, log, START_SECONDS)
             yield server
         finally:
             kill_tree(process.pid)
             process.wait()
-
-
-def _wait_until_healthy(server: PrefectServer, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(f"{server.api}/health", timeout=2) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
-    raise RuntimeError(f"the Prefect server did not start:\n{log.read_text()[-2000:]}")
 
 
 @contextmanager
