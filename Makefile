@@ -9,9 +9,12 @@ SETUP_LOG := .venv/setup.log
 # first (tests/conftest.py). Two processes with a thread each do not wait for each other; with two threads each they
 # would, at every barrier.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+# A line with MAKE in parentheses is run by `make -n` as well.
+AGAIN := $(MAKE)
 DEMO_NAME := smollm2-135m-instruct
 MLFLOW_PORT ?= 5000
 PREFECT_PORT ?= 4200
+IMAGE ?= slmpack-serve
 # A browser for the dashboard's form, a database for several machines, a tracer for what commands write and ask the
 # network. Tests that miss theirs are skipped.
 SYSTEM := chromium postgresql strace
@@ -19,7 +22,7 @@ SYSTEM := chromium postgresql strace
 # Those of tests that need servers, a browser, several workers, kills, every family or a real retraining.
 END_TO_END := tests/end_to_end
 
-.PHONY: setup demo stack deploy system test quick acceptance lint clean
+.PHONY: setup demo stack deploy image system test quick acceptance lint clean
 
 setup: .venv/ready
 
@@ -63,6 +66,14 @@ system:
 	if [ "$$(id -u)" != 0 ]; then echo "slmpack: found no" $$missing "; expected to be root; type: sudo make system" >&2; exit 1; fi; \
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing > /dev/null
 
+# The image of `slmpack serve`, by whichever engine answers.
+image:
+	@for engine in docker podman; do \
+	  if $$engine info > /dev/null 2>&1; then exec $$engine build --file deploy/Dockerfile --tag $(IMAGE) .; fi; \
+	done; \
+	echo 'slmpack: found no docker or podman that answers; expected one to build the image; install or start it,' \
+	  'and type the same again' >&2; exit 1
+
 lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -74,9 +85,12 @@ lint: setup
 quick: lint
 	$(PYTEST) --ignore=$(END_TO_END) -m 'not slow and not hub and not gpu'
 
-# Before every commit: all that quick does, and every promise with small real parts, one real model among them.
-test: lint
-	$(PYTEST) --ignore=$(END_TO_END)
+# Before every commit: all that quick does, and every promise with small real parts, one real model among them. Types
+# take a processor for a minute, of which the tests have two: both begin at once, and what fails says so at once.
+test: setup
+	@$(AGAIN) --no-print-directory lint & checks=$$!; \
+	$(PYTEST) --ignore=$(END_TO_END); tests=$$?; \
+	wait $$checks && exit $$tests
 
 # Before a release, and by CI. One part of it: make acceptance ONLY=crashes
 acceptance: setup

@@ -20,7 +20,7 @@ from typing import Any
 from slmpack.build.build import build_package
 from slmpack.build.open_package import open_package
 from slmpack.machine.hardware import device_of
-from slmpack.publish.request import default_workspace
+from slmpack.machine.surroundings import default_workspace
 from slmpack.records import Recipe, Target
 from slmpack.source.fetch import fetch_snapshot
 from slmpack.source.resolve import DEFAULT_SOURCE, resolve_source

@@ -38,6 +38,9 @@ SOUND_LIMIT_SECONDS = 3600.0  # for all tests of all defects
 NAMES = re.compile(r"^(?:FAILED|ERROR) \S*?([^/\s]+\.py::\w+)", re.MULTILINE)
 
 
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
 class GoneError(Exception):
     """A defect no longer applies: its text is in no function of that name, in several, or its test is not there."""
 
@@ -112,9 +115,9 @@ def _parts(text: str, within: str) -> Iterator[tuple[int, str]]:
             yield sum(map(len, lines[:first])), "".join(lines[first : node.end_lineno])
 
 
-def _named(node: ast.AST, prefix: str) -> Iterator[tuple[str, ast.FunctionDef | ast.ClassDef]]:
+def _named(node: ast.AST, prefix: str) -> Iterator[tuple[str, Definition]]:
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.FunctionDef | ast.ClassDef):
+        if isinstance(child, Definition):
             yield prefix + child.name, child
             yield from _named(child, f"{prefix}{child.name}.")
         else:

@@ -18,7 +18,7 @@ from slmpack import telemetry
 
 telemetry.switch_off()
 
-from slmpack.publish.request import default_workspace  # noqa: E402 - telemetry is off before anything else is imported
+from slmpack.machine.surroundings import default_workspace  # noqa: E402 - telemetry is off before anything else is imported
 
 SETTINGS = {"epochs": 2, "learning_rate": 5e-4, "max_length": 128}
 NAME = "town-desk"

@@ -28,8 +28,7 @@ FUNCTIONS = (
     ("time", "sleep", "sleeping"),
     ("subprocess", "run", "commands"),
     ("slmpack.machine.child", "run_in_child", "children"),
-    ("mlflow_server", "_wait_until_healthy", "servers"),
-    ("prefect_stack", "_wait_until_healthy", "servers"),
+    ("server_health", "wait_until_healthy", "servers"),
     ("postgres", "_initialise", "servers"),
     ("postgres", "_wait_until_it_answers", "servers"),
 )

@@ -49,7 +49,7 @@ def _measure(module: ModuleType, package: Path) -> tuple[float, ...]:
     started = time.perf_counter()
     model.load_context(PythonModelContext({"package": str(package)}, {}))  # type: ignore[no-untyped-call]
     loaded = time.perf_counter()
-    model.runtime.encode_chat([LONG])
+    model.runtime.encode_prompt(model.runtime.render_chat([LONG]))
     read = time.perf_counter()
     chunks = model.predict_stream(None, {"messages": [STORY], "max_tokens": NEW_TOKENS})
     times = [time.perf_counter() for chunk in chunks if chunk["choices"][0]["delta"].get("content")]
@@ -58,5 +58,5 @@ def _measure(module: ModuleType, package: Path) -> tuple[float, ...]:
 
 
 if __name__ == "__main__":
-    own = Path(__file__).parents[1] / "slmpack" / "chat_model.py"
+    own = Path(__file__).parents[1] / "slmpack" / "log" / "chat_model.py"
     sys.stdout.writelines(f"{line}\n" for line in main(Path(sys.argv[1]), [own, Path(sys.argv[2])]))

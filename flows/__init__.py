@@ -3,3 +3,4 @@
 from slmpack.machine import surroundings
 
 surroundings.prepare()
+surroundings.collect_garbage_seldom()

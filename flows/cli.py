@@ -1,7 +1,7 @@
-"""The command line: `slmpack package`, `slmpack verify`, `slmpack retrain`, `slmpack rollback`, `chat`, `targets`.
+"""The command line: package, verify, retrain, rollback, sbom, chat, serve, promote, sign, keys, targets.
 
 `main` starts a second process that runs the command (see `supervise`), by `run`. Each command has its options and its
-run in `cli_package`, `cli_retrain` or `cli_chat`.
+run in `cli_package`, `cli_retrain`, `cli_chat`, `cli_serve` or `cli_sign`.
 
 Progress and errors go to stderr; stdout has the answer, or with `--json` one object a target. Exit codes:
 
@@ -14,6 +14,8 @@ Progress and errors go to stderr; stdout has the answer, or with `--json` one ob
 import argparse
 import os
 import sys
+from collections.abc import Callable
+from importlib import import_module
 from typing import NoReturn
 
 from flows.cli_lines import FAILED, OK, USAGE, complain
@@ -76,8 +78,8 @@ def _kept_at(error: Exception) -> str:
 
     from slmpack.errors import WorkspaceError
     from slmpack.machine.store import log_folder
+    from slmpack.machine.surroundings import default_workspace
     from slmpack.plain_text import harmless
-    from slmpack.publish.request import default_workspace
     from slmpack.redaction import redacted
 
     try:
@@ -89,34 +91,13 @@ def _kept_at(error: Exception) -> str:
     return f"; the whole error is in {log}"
 
 
-def _package_options(parser: CommandParser) -> None:
-    from flows.cli_package import package_options
+def _late(module: str, function: str) -> Callable[[CommandParser], None]:
+    """Return what adds a command's options by a function of `flows`, imported when that command is parsed."""
 
-    package_options(parser)
+    def add(parser: CommandParser) -> None:
+        getattr(import_module(f"flows.{module}"), function)(parser)
 
-
-def _verify_options(parser: CommandParser) -> None:
-    from flows.cli_package import verify_options
-
-    verify_options(parser)
-
-
-def _rollback_options(parser: CommandParser) -> None:
-    from flows.cli_package import rollback_options
-
-    rollback_options(parser)
-
-
-def _chat_options(parser: CommandParser) -> None:
-    from flows.cli_chat import chat_options
-
-    chat_options(parser)
-
-
-def _retrain_options(parser: CommandParser) -> None:
-    from flows.cli_retrain import retrain_options
-
-    retrain_options(parser)
+    return add
 
 
 def _targets_options(parser: CommandParser) -> None:
@@ -125,11 +106,22 @@ def _targets_options(parser: CommandParser) -> None:
 
 
 COMMANDS = {
-    "package": ("build a model for a target, prove it, publish it", _package_options),
-    "verify": ("prove a logged model again on this machine, then publish it", _verify_options),
-    "rollback": ("give the alias back to the version proved before", _rollback_options),
-    "chat": ("ask a published model; the answer streams to stdout", _chat_options),
-    "retrain": ("train on chats, and package what is better than what is in use", _retrain_options),
+    "package": ("build a model for a target, prove it, publish it", _late("cli_package", "package_options")),
+    "verify": ("prove a logged model again on this machine, then publish it", _late("cli_package", "verify_options")),
+    "rollback": ("give the alias back to the version proved before", _late("cli_package", "rollback_options")),
+    "sbom": (
+        "the bill of materials of a published version, as CycloneDX JSON on stdout",
+        _late("cli_sbom", "sbom_options"),
+    ),
+    "chat": ("ask a published model; the answer streams to stdout", _late("cli_chat", "chat_options")),
+    "serve": ("answer requests in OpenAI's form for published models", _late("cli_serve", "serve_options")),
+    "retrain": (
+        "train on chats, and package what is better than what is in use",
+        _late("cli_retrain", "retrain_options"),
+    ),
+    "promote": ("give an alias such as production to a proved version", _late("cli_sign", "promote_options")),
+    "sign": ("sign a published version with another key, or for the first time", _late("cli_sign", "sign_options")),
+    "keys": ("make a key that signs versions, or show its public half", _late("cli_sign", "keys_options")),
     "targets": ("what each target is, and what this machine can do for it", _targets_options),
 }
 
@@ -155,10 +147,10 @@ def _unknown_command(arguments: list[str]) -> int | None:
 
 
 def _targets(parsed: argparse.Namespace) -> int:
-    from slmpack.machine.target_support import describe_support, offers
+    from slmpack.machine.target_support import all_support, describe_support
 
-    for offer in offers():
-        sys.stdout.write(f"{offer.model_dump_json() if parsed.json else describe_support(offer)}\n")
+    for support in all_support():
+        sys.stdout.write(f"{support.model_dump_json() if parsed.json else describe_support(support)}\n")
     return OK
 
 

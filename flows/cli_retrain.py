@@ -5,10 +5,12 @@ import logging
 import sys
 from typing import Any, NamedTuple
 
+from flows import texts
 from flows.cli_lines import FAILED, OK, begin, complain
-from flows.cli_options import OptionsT, add_record_options, read_record
+from flows.cli_options import OptionsT, add_licence_options, add_record_options, read_licences, read_record
 from flows.cli_parser import CommandParser, add_target_option, add_workspace_option
 from flows.display import Display
+from flows.temporary_server import prefect_server
 from slmpack.chats.dataset import DataPolicy, least_chats
 from slmpack.errors import SlmpackError, UsageError
 from slmpack.log.chat_artifacts import is_artifact
@@ -37,7 +39,7 @@ OPTIONS: dict[type[Record], dict[str, str]] = {
     },
     RetrainPolicy: {"min_gain": "X", "max_forgetting": "X"},
     DataPolicy: {"held_out_share": "X", "max_bad_share": "X"},
-    PackageOptions: {"force": "", "waive_quality": "REASON"},
+    PackageOptions: {"force": "", "waive_quality": "REASON", "waive_template": "REASON", "signing_key": "KEY"},
 }
 
 
@@ -48,11 +50,12 @@ def retrain_options(parser: CommandParser) -> None:
         "--data",
         required=True,
         metavar="FILE",
-        help=f"chats: a file, a folder, runs:/ID/PATH.jsonl, or datasets:/NAME; {least_chats(DataPolicy())}",
+        help=f"{texts.DATA} There must be {least_chats(DataPolicy())}.",
     )
-    parser.add_argument("--name", help="the registered model's name; taken from the base if left out")
+    parser.add_argument("--name", help=texts.NAME)
     for record, options in OPTIONS.items():
         add_record_options(parser, record, options)
+    add_licence_options(parser)
     add_target_option(parser, action="append")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     add_workspace_option(parser)
@@ -80,7 +83,7 @@ def read_options(parsed: argparse.Namespace) -> RetrainOptions:
         _read(TrainSettings, parsed),
         _read(RetrainPolicy, parsed),
         _read(DataPolicy, parsed),
-        _read(PackageOptions, parsed),
+        _read(PackageOptions, parsed, licences=read_licences(parsed)),
     )
     if not is_artifact(parsed.data) and not typed_path(parsed.data).exists():
         raise UsageError(f"--data: there is no {parsed.data}", "a file or a folder of chats", "check the path")
@@ -110,7 +113,8 @@ def run_retrain(parsed: argparse.Namespace, display: Display, options: RetrainOp
     require_registry()  # before Prefect starts its server
     require_hub(parsed.base)
     display.doing("starting Prefect")
-    from flows.retrain_model import retrain_model
+    with prefect_server():
+        from flows.retrain_model import retrain_model
 
     logging.captureWarnings(True)
     state: Any = retrain_model(
@@ -157,5 +161,5 @@ def closing_lines(outcome: RetrainOutcome) -> list[str]:
     return lines
 
 
-def _read(record: type[OptionsT], parsed: argparse.Namespace) -> OptionsT:
-    return read_record(record, parsed, OPTIONS[record])
+def _read(record: type[OptionsT], parsed: argparse.Namespace, **rest: Any) -> OptionsT:
+    return read_record(record, parsed, OPTIONS[record], **rest)

@@ -22,8 +22,9 @@ def main() -> NoReturn:
     line.set_inheritable(False)
     threading.Thread(target=_end_with_supervisor, args=(line,), name="slmpack-supervisor-watch", daemon=True).start()
     from flows.cli import run
-    from flows.cli_lines import interrupted
+    from flows.cli_lines import interrupted, supervisor
 
+    supervisor.append(line)
     signal.signal(signal.SIGINT, _interrupt)  # not Python's own, which asyncio would replace
     line.send(BEGINS)
     try:

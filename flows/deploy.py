@@ -32,7 +32,8 @@ POOLS = {
 LOST_SECONDS = 90  # three beats: prefect.yaml has a run send one every 30 s
 STUCK_SECONDS = 900  # an image that is pulled takes minutes
 RUN = "prefect.flow-run"
-ENDS = {f"{RUN}.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+# A suspended run has no process that could send a heartbeat.
+ENDS = {f"{RUN}.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed", "Suspended")}
 
 
 def _crashed_without(name: str, description: str, message: str, seconds: int, **events: set[str]) -> AutomationCore:

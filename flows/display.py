@@ -77,7 +77,7 @@ class _Handler(logging.Handler):
 
 
 class _Plain:
-    """A line for everything that is said, and one every few seconds for what is counted."""
+    """A line for every log record, and one every few seconds for what is counted."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -162,12 +162,15 @@ class _Live:
     def progress(self, record: logging.LogRecord) -> None:
         progress: records.Progress = record.progress  # type: ignore[attr-defined]
         label = f"{progress.stage}, {progress.unit}"
+        is_first = label not in self._paces
         words = self._paces.setdefault(label, Pace()).words(progress)
         if progress.total is not None and progress.done >= progress.total:  # its bar leaves; the stage goes on
             self._paces.pop(label)
             self._update(total=None, completed=0, words="")
         else:
             self._update(total=progress.total, completed=progress.done, words=words)
+            if is_first:
+                self._bar.refresh()  # a count that ends before the next frame, 0.1 s on, is seen, too
 
     def _begin_line(self, what: str) -> None:
         self._end_line()

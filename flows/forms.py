@@ -1,9 +1,9 @@
-"""Forms: what the form of a deployment offers, and what the server takes for it.
+"""Forms: what the form of a deployment shows, and what the server takes for it.
 
-Prefect makes one schema of a flow's parameters for all of its deployments, and shows all of it. A deployment offers
+Prefect makes one schema of a flow's parameters for all of its deployments, and shows all of it. A deployment shows
 less of it:
 
-    a target that is the deployment's own     the only one that the form offers and that the server takes
+    a target that is the deployment's own     the only one that the form shows and that the server takes
     a target of any kind                      those for the hardware of its pool
     what one run gives another                not in the form; the server takes it all the same
     an option that was a parameter before     not in the form; the server refuses it, and says where it stands now
@@ -57,6 +57,6 @@ def targets_of(deployment: DeploymentResponse) -> list[str]:
 
 def _offering(shown: dict[str, Any], targets: list[str]) -> dict[str, Any]:
     """Return a parameter's schema with `targets` instead of the flow's type and default."""
-    kept = {key: value for key, value in shown.items() if key not in {"$ref", "allOf", "anyOf", "default"}}
+    rest = {key: value for key, value in shown.items() if key not in {"$ref", "allOf", "anyOf", "default"}}
     only = {"default": targets[0], "description": "This deployment's own: each target has one."}
-    return {"title": "Target", **kept, "type": "string", "enum": targets, **(only if len(targets) == 1 else {})}
+    return {"title": "Target", **rest, "type": "string", "enum": targets, **(only if len(targets) == 1 else {})}

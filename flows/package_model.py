@@ -19,13 +19,15 @@ from slmpack.errors import SlmpackError
 from slmpack.machine.forks import MLFLOW, TOKENIZER, TORCH, prepare_children
 from slmpack.machine.hardware import require_runtime
 from slmpack.publish.attempts import Attempts, Trial
+from slmpack.publish.find import PublishedLookup
 from slmpack.publish.options import PackageOptions
 from slmpack.publish.outcome import StageTimer, previous_outcome, published_outcome, unproved_outcome
 from slmpack.publish.page.log_page import Proofs
 from slmpack.publish.request import Request, check_request
 from slmpack.publish.request_key import content_digests, resolved_request
 from slmpack.records import LoggedModel, Package, Snapshot, Target
-from slmpack.reports import Outcome
+from slmpack.reports import Outcome, UnprovedModel
+from slmpack.source.licences import check_snapshot
 from slmpack.source.resolve import DEFAULT_SOURCE, shown_source
 from tasks.build import build_package
 from tasks.deployment import require_own_target
@@ -38,6 +40,7 @@ from tasks.publish import marking_refused, publish_version
 from tasks.registry import require_experiment
 from tasks.resolve import chats_of, resolve_source
 from tasks.share import source_of_checkpoint
+from tasks.sign import require_signing_key, sign_found
 from tasks.smoke import smoke_test
 from tasks.unproved import leave_unproved
 from tasks.validate import validate_model
@@ -71,19 +74,33 @@ def package(source: str, request: Request, checkpoint: str | None) -> Outcome:
     stages = StageTimer()
     with stages("resolve"):
         require_experiment()
+        require_signing_key(request)
         resolved = source_of_checkpoint(checkpoint) if checkpoint else resolve_source(source, request.workspace)
         request = resolved_request(request, resolved, request.options.quality_chats or chats_of(resolved))
     with stages("find"):
         found = find_previous(request)
     if found is not None:
-        return previous_outcome(found, stages)
+        return previous(found, request, stages)
     prepare_children(*TORCH)
     folder = request.workspace
     with stages("fetch"):
-        snapshot = receive_snapshot(checkpoint, folder) if checkpoint else fetch_snapshot(resolved, folder)
+        snapshot = (
+            receive_snapshot(checkpoint, folder)
+            if checkpoint
+            else fetch_snapshot(resolved, folder, request.options.waive_template)
+        )
+    check_snapshot(snapshot, request.options.licences)
     with stages("find"):
         found = find_previous(request, content_digests(snapshot, request))
-    return try_recipes(snapshot, request, stages) if found is None else previous_outcome(found, stages)
+    return try_recipes(snapshot, request, stages) if found is None else previous(found, request, stages)
+
+
+def previous(found: PublishedLookup | UnprovedModel, request: Request, stages: StageTimer) -> Outcome:
+    """Return what the same request ended with before; a version that is not signed by the key yet is signed now."""
+    if request.options.signing_key is not None and isinstance(found, PublishedLookup):
+        with stages("publish"):
+            sign_found(found, request)
+    return previous_outcome(found, stages)
 
 
 def try_recipes(snapshot: Snapshot, request: Request, stages: StageTimer) -> Outcome:
@@ -120,7 +137,7 @@ def prove(model: LoggedModel, trial: Trial, stages: StageTimer) -> Proofs:
     with stages("measure"):
         quality = measure_quality(model, request, trial.recipe)
     with stages("validate"):
-        validation = validate_model(model, request.workspace)
+        validation = validate_model(model, request)
     return trial.proofs(quality, validation)
 
 

@@ -17,11 +17,13 @@ from flows.options_flow import options_flow
 from flows.package_model import package_model
 from flows.parameters import DispatchChoice, Name, OptionsChoice, SourceText, TargetChoices, Workspace
 from slmpack.errors import SlmpackError
+from slmpack.machine.private import workspace_of
 from slmpack.publish.options import PackageOptions, ProofOptions
 from slmpack.publish.outcome import StageTimer, failed_outcome, needs_other_hardware, verified_outcome
-from slmpack.publish.request import check_requests, registered_name, workspace_of
+from slmpack.publish.request import check_requests, registered_name
 from slmpack.records import Dispatch, ModelSource, Target
 from slmpack.reports import Outcome
+from slmpack.source.licences import check_snapshot, check_source
 from slmpack.source.resolve import DEFAULT_SOURCE, shown_source
 from tasks.dispatch import await_target, cancel_started, start_target, start_verifying
 from tasks.fetch import fetch_snapshot
@@ -50,6 +52,7 @@ def package_targets(
     with StageTimer()("resolve"):
         require_experiment()
         resolved = resolve_source(source, workspace_of(workspace))  # what is wrong with it is wrong for every target
+    check_source(resolved, options.licences)
     registered = registered_name(name, resolved)
     options = options.with_quality_chats(options.quality_chats or chats_of(resolved))
     if dispatch is Dispatch.HERE:
@@ -75,7 +78,9 @@ def package_in_pools(
     """Fetch once, start every target on a worker of its pool, wait for all, and verify what is unproved."""
     handed = find_checkpoint(source)
     if handed is None:
-        handed = share_snapshot(fetch_snapshot(source, workspace), name, workspace)
+        snapshot = fetch_snapshot(source, workspace, options.waive_template)
+        check_snapshot(snapshot, options.licences)
+        handed = share_snapshot(snapshot, name, workspace)
     rest = {"source": handed.source, "name": name, "checkpoint": handed.checkpoint}
     started = {target: start(target, rest | {"options": options.for_target(target)}) for target in targets}
     outcomes: dict[Target, Outcome] = {}

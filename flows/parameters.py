@@ -9,12 +9,14 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from flows import texts
 from slmpack.chats.dataset import DataPolicy
 from slmpack.log.mlflow_server import NAME_CHARACTERS
 from slmpack.publish.options import PackageOptions, ProofOptions
 from slmpack.records import Dispatch, Interface, Target
 from slmpack.retrain.evaluate import RetrainPolicy
 from slmpack.retrain.training.settings import TrainSettings
+from slmpack.source.resolve import SOURCE_FORMS
 
 INTERNAL = "internal"  # in a parameter's schema: it is for the run that starts this one, and for no form
 
@@ -34,8 +36,7 @@ SourceText = Annotated[
         title="Source",
         min_length=1,
         pattern=r"\S",
-        description="hf://OWNER/NAME[@REVISION], a folder, a .gguf file, pypi://NAME==VERSION/FILE.gguf, "
-        "models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID/NAME.",
+        description=f"{SOURCE_FORMS}.",
         examples=["hf://microsoft/Phi-3-mini-4k-instruct", "models:/phi-3-tuned/7"],
     ),
 ]
@@ -68,7 +69,7 @@ Name = Annotated[
         title="Name",
         max_length=NAME_CHARACTERS,
         pattern=NAME_PATTERN,
-        description="The registered model; taken from the source if left empty, where that says which it is.",
+        description=texts.NAME,
     ),
 ]
 PublishedName = Annotated[
@@ -78,7 +79,7 @@ PublishedName = Annotated[
         min_length=1,
         max_length=NAME_CHARACTERS,
         pattern=NAME_PATTERN,
-        description="The registered model.",
+        description=texts.PUBLISHED_NAME,
     ),
 ]
 Workspace = Annotated[
@@ -89,9 +90,16 @@ TrustCode = Annotated[
     bool,
     form_field(
         title="Trust the model's code",
-        description="Also run a model whose code is not slmpack's own: loading it runs that code on the worker.",
+        description=texts.TRUST_CODE,
     ),
 ]
+PromotedSource = Annotated[
+    str, form_field(title="Version", min_length=1, pattern=r"^[\w-]+$", description=texts.PROMOTED_SOURCE)
+]
+AliasName = Annotated[
+    str, form_field(title="Alias", min_length=1, pattern=r"^[\w-]+$", description=texts.PROMOTED_ALIAS)
+]
+AcceptWaiver = Annotated[bool, form_field(title="Accept a waiver", description=texts.ACCEPT_WAIVER)]
 CheckpointUri = Annotated[
     str | None,
     form_field(
@@ -113,7 +121,7 @@ ModelUri = Annotated[
     form_field(
         title="Model",
         pattern=r"^models:/.+",
-        description="models:/NAME/VERSION, models:/NAME@ALIAS or models:/m-ID, logged by slmpack.",
+        description=texts.MODEL,
     ),
 ]
 DataText = Annotated[
@@ -122,8 +130,7 @@ DataText = Annotated[
         title="Data",
         min_length=1,
         pattern=r"\S",
-        description="Chats, an object with messages a line: a file or folder on the worker, runs:/ID/PATH.jsonl, or "
-        "datasets:/NAME, which is the newest dataset of that name that a run in MLflow has for its input.",
+        description=texts.DATA,
         examples=["runs:/0123456789abcdef0123456789abcdef/chats.jsonl", "/data/chats"],
     ),
 ]

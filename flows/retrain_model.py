@@ -26,12 +26,14 @@ from flows.parameters import (
     TrainSettingsChoice,
     Workspace,
 )
-from slmpack.chats.dataset import ChatParts, DataPolicy
+from slmpack.chats.dataset import DataPolicy
+from slmpack.chats.parts import ChatParts
 from slmpack.log.chat_artifacts import is_artifact
 from slmpack.log.datasets import FoundData
+from slmpack.machine.private import workspace_of
 from slmpack.publish.options import PackageOptions
 from slmpack.publish.outcome import StageTimer
-from slmpack.publish.request import check_requests, registered_name, workspace_of
+from slmpack.publish.request import check_requests, registered_name
 from slmpack.records import Dispatch, Snapshot, Target
 from slmpack.reports import Outcome
 from slmpack.retrain.evaluate import (
@@ -46,6 +48,7 @@ from slmpack.retrain.evaluate import (
 from slmpack.retrain.lock import retrain_alone
 from slmpack.retrain.retraining import Retraining, judged_outcome, retraining_of
 from slmpack.retrain.training.settings import TrainSettings
+from slmpack.source.licences import check_snapshot, check_source
 from slmpack.source.resolve import DEFAULT_SOURCE, shown_source
 from tasks.fetch import fetch_snapshot
 from tasks.outcome import completed_retraining
@@ -101,6 +104,7 @@ def retrain_model(
     with stages("resolve"):
         require_experiment()
         source = resolve_source(base, folder)
+        check_source(source, options.licences)
         tuned_name = registered_name(name, source)
     with retrain_alone(tuned_name, folder):
         with stages("data"):
@@ -110,7 +114,7 @@ def retrain_model(
         with stages("find"):
             settled = None if options.force else find_previous_result(tuned_name, retraining.key)
         if settled is None:
-            outcome = tune(retraining, found, retrain_policy, folder, stages)
+            outcome = tune(retraining, found, retrain_policy, options, folder, stages)
         else:
             outcome = settled_outcome(tuned_name, settled)
         if outcome.version is not None:
@@ -119,11 +123,17 @@ def retrain_model(
 
 
 def tune(
-    retraining: Retraining, found: FoundData, policy: RetrainPolicy, workspace: Path, stages: StageTimer
+    retraining: Retraining,
+    found: FoundData,
+    policy: RetrainPolicy,
+    options: PackageOptions,
+    workspace: Path,
+    stages: StageTimer,
 ) -> RetrainOutcome:
-    """Train and judge; what is better is registered."""
+    """Train and judge; what is better is registered. A chat template is refused before, not after the training."""
     with stages("fetch"):
-        base = fetch_snapshot(retraining.base, workspace)
+        base = fetch_snapshot(retraining.base, workspace, options.waive_template)
+    check_snapshot(base, options.licences)
     with stages("data"):
         read, parts = divide_data(found, retraining.data, base, workspace)
         retraining = retraining.model_copy(update={"data": read})
@@ -133,7 +143,8 @@ def tune(
             tuned = train(base, parts, retraining, run_id, workspace)
         with stages("measure"):
             beaten = version_in_use(retraining.name)
-            figures = measure(base, snapshot_in_use(retraining.name, beaten, base, workspace), tuned, parts, workspace)
+            in_use = snapshot_in_use(retraining.name, beaten, base, options.waive_template, workspace)
+            figures = measure(base, in_use, tuned, parts, workspace)
             log_tuned_figures(run_id, figures)
         if (reason := refusal_reason(figures, policy)) is not None:
             refuse_run(run_id, reason)
@@ -164,11 +175,13 @@ def measure(base: Snapshot, in_use: Snapshot, tuned: Snapshot, parts: ChatParts,
     )
 
 
-def snapshot_in_use(name: str, version: int | None, base: Snapshot, workspace: Path) -> Snapshot:
+def snapshot_in_use(
+    name: str, version: int | None, base: Snapshot, waive_template: str | None, workspace: Path
+) -> Snapshot:
     """Return the tuned model in use, the base before there is one."""
     if version is None:
         return base
-    return fetch_snapshot(resolve_source(f"models:/{name}/{version}", workspace), workspace)
+    return fetch_snapshot(resolve_source(f"models:/{name}/{version}", workspace), workspace, waive_template)
 
 
 def package(

@@ -14,8 +14,8 @@ from prefect import flow
 
 from flows.parameters import InterfaceChoice, PublishedName, TargetChoice, TrustCode, Workspace
 from slmpack.errors import SlmpackError
+from slmpack.machine.private import workspace_of
 from slmpack.publish.outcome import StageTimer
-from slmpack.publish.request import workspace_of
 from slmpack.publish.rollback import UNUSABLE, check_rollback, failed_candidates, rolled_back_outcome
 from slmpack.records import Interface, Target
 from slmpack.reports import Outcome

@@ -38,7 +38,7 @@ Prefect: {prefect}  click Deployments, package-cpu-int4, Run: Quick run packages
 
 
 def run_stack(mlflow_port: int, prefect_port: int) -> int:
-    """Run everything until it is asked to end or something ends; leave no process behind. Return the exit code."""
+    """Run everything until a signal ends it or a part of it ends; leave no process behind. Return the exit code."""
     require_free(mlflow_port, "MLFLOW_PORT")
     require_free(prefect_port, "PREFECT_PORT")
     mlflow, prefect = f"http://{HOST}:{mlflow_port}", f"http://{HOST}:{prefect_port}"

@@ -8,10 +8,15 @@ flow has cleaned up, and each request for its state would be tried for minutes. 
 is interrupted once, and has GRACE_SECONDS to clean up; then, or on a second Ctrl-C, its whole session is killed. A
 worker whose supervisor is killed finds its end of the line closed, and kills its session itself.
 
+A command that a person types to, `chat` without a prompt, says so on the line: then every Ctrl-C is passed on, and none
+ends it. SIGTERM and SIGHUP end it as any other. One that ends by itself once it is interrupted, `serve`, says so, too:
+then it has the time that it takes, and a second signal kills it.
+
 Only the standard library is imported here: the first line is to come at once.
 """
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -25,6 +30,8 @@ POLL_SECONDS = 1.0  # a process that the worker forked may hold its end of the l
 SECONDS_OF_ONE_SIGNAL = 0.3  # `timeout` and make pass on to us what the group has had already
 ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 BEGINS = b"!"
+INTERACTIVE = b"?"  # SIGINT is the worker's own to answer from now on
+ENDS_BY_ITSELF = b"~"  # when it is interrupted, with code 0, after the answers under way
 INTERRUPTED = 130  # also how a worker says that it was interrupted and has cleaned up
 LINE = "slmpack: interrupted; nothing was registered; run the same command to go on\n"
 
@@ -44,6 +51,8 @@ def supervise(arguments: list[str]) -> int:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(worker.pid, signal.SIGKILL)
     code = worker.returncode
+    if supervision.ends_by_itself and code == 0 and said == 0:
+        return 0
     if code == INTERRUPTED or (number is not None and code < 0):
         return _interrupted(number or signal.SIGINT)
     if code < 0:
@@ -75,6 +84,8 @@ class _Supervision:
     def __init__(self, worker: "subprocess.Popen[bytes]", line: socket.socket, signals: int) -> None:
         self._worker, self._line, self._signals = worker, line, signals
         self._works = False  # the worker has begun something that is to be cleaned up
+        self._is_interactive = False
+        self.ends_by_itself = False
         self._said: int | None = None  # the exit code that the worker ends with, as it says itself
         self._number: int | None = None
         self._since = 0.0
@@ -82,7 +93,8 @@ class _Supervision:
     def follow(self) -> int | None:
         """Return when the worker has ended or is to be killed; the signal, if there was one."""
         while not _has_ended(self._worker.pid):
-            left = POLL_SECONDS if self._number is None else self._since + GRACE_SECONDS - time.monotonic()
+            grace = math.inf if self.ends_by_itself else GRACE_SECONDS
+            left = POLL_SECONDS if self._number is None else self._since + grace - time.monotonic()
             if left <= 0:
                 break
             ready, _, _ = select.select([self._line.fileno(), self._signals], [], [], min(left, POLL_SECONDS))
@@ -93,10 +105,9 @@ class _Supervision:
         return self._number
 
     def _hear(self) -> None:
-        """Take what the worker says: BEGINS when it begins its work, its exit code when it is done, then nothing."""
+        """Take what the worker says: BEGINS when it begins its work, how signals end it, in the end its exit code."""
         if said := self._line.recv(1):
-            self._works = True
-            self._said = None if said == BEGINS else said[0]
+            self._take(said)
         else:
             os.waitid(os.P_PID, self._worker.pid, os.WEXITED | os.WNOWAIT)
 
@@ -105,18 +116,28 @@ class _Supervision:
         self._line.setblocking(False)
         with contextlib.suppress(BlockingIOError, ConnectionError):
             while said := self._line.recv(1):
-                self._said = None if said == BEGINS else said[0]
+                self._take(said)
         return self._said
+
+    def _take(self, said: bytes) -> None:
+        self._works = True
+        self._is_interactive = self._is_interactive or said == INTERACTIVE
+        self.ends_by_itself = self.ends_by_itself or said == ENDS_BY_ITSELF
+        self._said = None if said in (BEGINS, INTERACTIVE, ENDS_BY_ITSELF) else said[0]
 
     def _is_last(self, number: int) -> bool:
         """Act on a signal; say whether there is nothing left to wait for."""
         if number == signal.SIGTSTP:
             self._pause()
+        if number == signal.SIGWINCH or (number == signal.SIGINT and self._is_interactive):
+            self._worker.send_signal(number)
+            return False
         if number not in ENDS:
             return False
         if self._number is None:
             self._number, self._since = number, time.monotonic()
-            self._worker.send_signal(signal.SIGINT if self._works else signal.SIGKILL)
+            ends = signal.SIGTERM if self._is_interactive else signal.SIGINT
+            self._worker.send_signal(ends if self._works else signal.SIGKILL)
             return False
         return time.monotonic() - self._since > SECONDS_OF_ONE_SIGNAL
 
@@ -132,7 +153,7 @@ def _receive_signals() -> int:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing)
-    for each in (*ENDS, signal.SIGTSTP):
+    for each in (*ENDS, signal.SIGTSTP, signal.SIGWINCH):
         if signal.getsignal(each) is not signal.SIG_IGN:
             signal.signal(each, lambda *_: None)
     return reading

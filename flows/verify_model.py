@@ -1,6 +1,6 @@
 """Verify a logged model: prove it again on this machine, wherever it was made, and publish it.
 
-    (checkpoint, from MLflow) -> recall -> smoke -> measure -> validate -> (published already? unchanged) -> publish
+    (checkpoint, from MLflow) -> restore -> smoke -> measure -> validate -> (published already? unchanged) -> publish
 
 The registry is written to only at the end: a proof that does not hold on this machine moves no alias, and leaves a
 version that was published as it is.
@@ -20,6 +20,7 @@ from slmpack.publish.page.log_page import Proofs
 from slmpack.publish.request import Request, verify_request, with_quality_chats
 from slmpack.records import LoggedModel
 from slmpack.reports import Check, Outcome, SmokeReport
+from slmpack.source.licences import check_licence
 from tasks.fetch import receive_snapshot
 from tasks.measure import measure_quality
 from tasks.outcome import completed, keeping_failure
@@ -28,6 +29,7 @@ from tasks.publish import mark_refused, publish_version
 from tasks.registry import require_experiment
 from tasks.resolve import chats_of
 from tasks.restore import find_logged, registry_status, restore_model
+from tasks.sign import require_signing_key
 from tasks.smoke import smoke_test
 from tasks.validate import validate_model
 
@@ -48,12 +50,14 @@ def verify_model(
         require_experiment()
         logged = find_logged(model_uri).provenance
     require_hardware(logged.package.target)
+    check_licence(model_uri, logged.snapshot.licence, options.licences)
     request = verify_request(logged, options, workspace)
+    require_signing_key(request)
     request = with_quality_chats(request, request.options.quality_chats or chats_of(source_of(logged)))
     if checkpoint is not None:
         with stages("fetch"):
-            receive_snapshot(checkpoint, request.workspace)  # where recalling finds it
-    with stages("recall"):
+            receive_snapshot(checkpoint, request.workspace)  # where restoring finds it
+    with stages("restore"):
         model = restore_model(model_uri, request.workspace, trust_code)
     with keeping_failure(request.target, REFUSALS):
         outcome = publish(model, prove(model, request, stages), request, stages)
@@ -75,7 +79,7 @@ def prove(model: LoggedModel, request: Request, stages: StageTimer) -> Proofs:
             quality = measure_quality(model, request, model.package.recipe)
         tell(quality.checks)
         with stages("validate"):
-            validation = validate_model(model, request.workspace)
+            validation = validate_model(model, request)
         tell((*validation.checks, *validation.parity, *validation.clean_environment))
     except (*REFUSALS, *INTERRUPTIONS) as error:
         if registry_status(model).published is None and (mark := refusal_mark(error, smoke)) is not None:

@@ -4,6 +4,7 @@
     +-- UsageError          a name, target, recipe or option that cannot be right
     +-- HardwareError       this machine lacks what the target is for
     +-- SourceError         the source does not exist, may not be read, or is not a usable checkpoint
+    +-- LicenceError        the licence of the source, or of what it was made from, is refused by the policy
     +-- NetworkError        no connection can be made at all
     +-- DataError           the chats to learn from are missing, damaged, too few or one and the same
     +-- WorkspaceError      no space, or a file changed after it was stored
@@ -25,12 +26,19 @@ found; what was expected; what to do.
 from slmpack.plain_text import tag_text
 from slmpack.reports import Quality
 
+LONGEST_PART = 2000  # characters of what a file may say; every list of ours is shorter
+
 
 class SlmpackError(Exception):
     """An expected failure; `str()` of it is the line that the user reads."""
 
     def __init__(self, found: str, expected: str = "", advice: str = "") -> None:
-        super().__init__(tag_text("; ".join(part for part in (found, expected, advice) if part)))
+        parts = (_cut(tag_text(part)) for part in (found, expected, advice))  # uncut until secrets are out of it
+        super().__init__("; ".join(filter(None, parts)))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_PART else f"{text[:LONGEST_PART]}..."
 
 
 def is_failure(error: BaseException) -> bool:
@@ -48,6 +56,10 @@ class HardwareError(SlmpackError):
 
 class SourceError(SlmpackError):
     """The source does not exist, may not be read, or is not a usable checkpoint."""
+
+
+class LicenceError(SlmpackError):
+    """A licence of the source's chain is refused by the policy, or is unknown and the policy refuses that."""
 
 
 class NetworkError(SlmpackError):

@@ -50,7 +50,7 @@ class Recipe(StrEnum):
 
 
 class Interface(StrEnum):
-    """What the wrapped model is asked: MLflow's `llm/v1/chat`, or one string in, one string out."""
+    """The signature of the wrapped model: MLflow's `llm/v1/chat`, or one string in, one string out."""
 
     CHAT = "chat"
     PROMPT = "prompt"
@@ -204,6 +204,8 @@ class Snapshot(Record):
         context_length: tokens, prompt and answer together.
         repairs: what was put right in the checkpoint's small files, a sentence each, see `source.repairs`.
         original: what the weights were in the source; None if they were plain there.
+        base_template: of an adapter, the chat template of the model that it was merged into; None if it has none, and
+            of a snapshot that was made before it was noted.
     """
 
     source: ModelSource
@@ -217,6 +219,7 @@ class Snapshot(Record):
     licence: str | None
     repairs: tuple[str, ...] = ()
     original: Original | None = None
+    base_template: str | None = Field(None, exclude_if=lambda value: value is None)
 
     @property
     def is_dequantised(self) -> bool:

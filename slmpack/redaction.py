@@ -1,6 +1,6 @@
 """Redaction: no password and no token in text that people, logs and artifacts get to see.
 
-Vendors write the address that they were given into their errors, and a database's has its password in it. So every
+Vendors write the address that they connect to into their errors, and a database's has its password in it. So every
 error of ours, every reason of an outcome and every line of the command line goes through here.
 """
 

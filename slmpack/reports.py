@@ -1,8 +1,9 @@
 """Reports: what the proofs found, what they are judged by, and what a run ended as."""
 
-from typing import Literal
+from enum import StrEnum
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from slmpack.records import CPU, Device, LoggedModel, Recipe, Record, Target
 
@@ -14,21 +15,67 @@ class Check(Record):
     found: str
 
 
+class TemplateReport(Record):
+    """No chat template depends on what a message says, or the user gave a reason why it may.
+
+    Attributes:
+        finding: what was waived: the place in the template and what it does; None where nothing was found.
+        waiver: the reason for publishing all the same, else None.
+        template: the text of the default template.
+        base_template: that of the model that this one was made of; None where there is none or it is not known.
+    """
+
+    finding: str | None = None
+    waiver: str | None = None
+    template: str | None = None
+    base_template: str | None = None
+
+    @property
+    def differs_from_base(self) -> bool:
+        """Whether it is known that the template is not the base's."""
+        return self.base_template is not None and self.base_template != self.template
+
+
+class InstalledPackage(Record):
+    """A package of a clean environment.
+
+    Attributes:
+        licence: what its metadata state, None if they state none.
+        sha256: of the files that the package index has of the release; none if it gives no hashes.
+    """
+
+    name: str
+    version: str
+    licence: str | None
+    sha256: tuple[str, ...] = ()
+
+
+class CleanEnvironment(Record):
+    """What a logged model did where nothing was installed but its requirements, and what that was."""
+
+    checks: tuple[Check, ...]
+    packages: tuple[InstalledPackage, ...] = ()
+
+
 class ValidationReport(Record):
     """The logged model is what its interface promises; exists only if every check held.
 
     Attributes:
         checks: signature, example, requirements, leaks, files, and the prediction of the example.
         parity: tokenizer, chat template and end-of-turn tokens against the source; none for `transformers`.
-        clean_environment: loaded and asked in an environment made only from its requirements.
-        device: what it was loaded and asked on.
+        clean_environment: loaded, and its answer, in an environment made only from its requirements.
+        packages: what was installed there; none where it was resolved only.
+        device: what it was loaded and answered on.
+        template: what its chat templates do with the words of a message.
     """
 
     model: LoggedModel
     checks: tuple[Check, ...]
     parity: tuple[Check, ...] = ()
     clean_environment: tuple[Check, ...] = ()
+    packages: tuple[InstalledPackage, ...] = ()
     device: Device = CPU
+    template: TemplateReport = TemplateReport()
 
 
 class Speed(Record):
@@ -67,6 +114,41 @@ class QualityPolicy(Record):
     max_chat_perplexity_ratio: float = Field(
         1.05, ge=1.0, le=1000.0, description="The same on the answers in the quality chats, where there are any."
     )
+
+
+LicenceName = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^(),]*[^(),\s][^(),]*$")]
+
+
+class UnknownLicence(StrEnum):
+    """What is done about a licence that nobody states."""
+
+    WARN = "warn"
+    REFUSE = "refuse"
+    ALLOW = "allow"
+
+
+class LicencePolicy(Record):
+    """Which licences the source and all that it was made from may have."""
+
+    allow: tuple[LicenceName, ...] = Field(
+        (),
+        title="Allowed licences",
+        description="Names as the Hub or SPDX writes them, such as apache-2.0; any other licence is refused. "
+        "Without one, all are allowed.",
+    )
+    refuse: tuple[LicenceName, ...] = Field(
+        (), title="Refused licences", description="Names that are refused wherever they are, such as cc-by-nc-4.0."
+    )
+    unknown: UnknownLicence = Field(
+        UnknownLicence.WARN, title="Unknown licence", description="What to do if the source states no licence."
+    )
+
+    @model_validator(mode="after")
+    def _are_single(self) -> Self:
+        both = {name.lower() for name in self.allow} & {name.lower() for name in self.refuse}
+        if both:
+            raise ValueError(f"{sorted(both)[0]} is both allowed and refused")
+        return self
 
 
 RATIO, CHAT_RATIO = "perplexity ratio", "perplexity ratio on chats"  # what checks call them
@@ -117,7 +199,7 @@ class Quality(Record):
 
 
 class QualityReport(Record):
-    """The package keeps what the policy asks for, or a reason was given why it need not.
+    """The package loses no more than the policy allows, or the user gave a reason why it may.
 
     Attributes:
         quality: None where the package is the source's own bytes, which are compared instead.

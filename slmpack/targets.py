@@ -1,7 +1,7 @@
 """What each target and recipe is to the ONNX Runtime GenAI builder.
 
 The builder takes unknown options without a word and returns 0 for packages that cannot run (fp16 on a CPU breaks
-at decode, `is_symmetric=false` on tied embeddings does not load), so it is given these and nothing else.
+at decode, `is_symmetric=false` on tied embeddings does not load), so slmpack sets these options and no other.
 """
 
 from functools import partial
@@ -18,7 +18,10 @@ Quantiser = Literal["stock", "scales", "zero_points", "gptq"]
 
 
 class BuilderOptions(Record):
-    """What is asked of the builder and of the streaming quantiser in it.
+    """The options of the builder and of the streaming quantiser in it.
+
+    A package's digest covers the names and values of those that are not the default: another name makes every package
+    that was published under it a new one.
 
     Attributes:
         block_size: weights of a row that share one scale.
@@ -105,7 +108,7 @@ BATCH_SIZES = {
 
 
 def options_for(target: Target, recipe: Recipe | None) -> BuilderOptions | None:
-    """Return what is asked of the builder; None for a target that is not built."""
+    """Return the builder's options; None for a target that is not built."""
     return PLAIN.get(target) if recipe is None else RECIPES[target][recipe]
 
 
@@ -115,20 +118,20 @@ def recipe_for(target: Target, recipe: Recipe) -> Recipe:
 
 
 def recipes_to_try(target: Target, recipe: Recipe, *, with_quality_chats: bool = False) -> tuple[Recipe | None, ...]:
-    """Return the recipes to try, cheapest first: the one asked for, or with `auto` all that need not be named.
+    """Return the recipes to try, cheapest first: the named one, or with `auto` all that need not be named.
 
     Args:
-        with_quality_chats: answers in chats have to be kept: `best` is tried last. On SmolLM2-135M, tuned on 224 chats,
-            `accurate` lost 6.0 % of their perplexity and `best` 2.7 %, while on prose `best` gains nothing.
+        with_quality_chats: the policy limits the loss on answers in chats: `best` is tried last. On SmolLM2-135M, tuned
+            on 224 chats, `accurate` lost 6.0 % of their perplexity and `best` 2.7 %; on prose `best` gains nothing.
 
     Raises:
         UsageError: the target has no such recipe.
     """
-    offered = RECIPES[target]
+    recipes = RECIPES[target]
     if recipe is Recipe.AUTO:
-        last = [Recipe.BEST] if with_quality_chats and Recipe.BEST in offered else []
-        return (*(each for each in offered if each not in BY_NAME), *last) or (None,)
-    if recipe not in offered:
-        names = ", ".join((Recipe.AUTO, *offered)) if offered else "auto only, since it is not quantised"
+        last = [Recipe.BEST] if with_quality_chats and Recipe.BEST in recipes else []
+        return (*(each for each in recipes if each not in BY_NAME), *last) or (None,)
+    if recipe not in recipes:
+        names = ", ".join((Recipe.AUTO, *recipes)) if recipes else "auto only, since it is not quantised"
         raise UsageError(f"recipe {recipe} for target {target}", f"{target} has {names}", "leave --recipe out")
     return (recipe,)

@@ -112,11 +112,11 @@ def await_target(target: Target, run_id: UUID) -> Outcome:
 
 
 def _outcome_of(target: Target, run: FlowRun) -> Outcome:
-    kept = read_outcome(run.id)
+    outcome = read_outcome(run.id)
     state = run.state
     assert state is not None
-    if kept is not None and (state.is_completed() or kept.reason is not None):
-        return kept
+    if outcome is not None and (state.is_completed() or outcome.reason is not None):
+        return outcome
     return lost_outcome(target, f"its run {run.name} ended {state.name}: {state.message or 'without a message'}")
 
 

@@ -6,16 +6,16 @@ from prefect import task
 
 from slmpack.log import transfer
 from slmpack.records import ModelSource, Snapshot
-from slmpack.source import fetch
+from slmpack.source import open_source
 from tasks.policies import REMOTE
 from tasks.progress import progress_artifact
 
 
 @task(task_run_name="fetch {source.text}", **REMOTE)
 @progress_artifact("fetch")
-def fetch_snapshot(source: ModelSource, workspace: Path) -> Snapshot:
-    """Download the model; retried, since the source is remote."""
-    return fetch.fetch_snapshot(source, workspace)
+def fetch_snapshot(source: ModelSource, workspace: Path, waive_template: str | None) -> Snapshot:
+    """Download the model, unless a chat template of it is refused; retried, since the source is remote."""
+    return open_source.fetch_open_snapshot(source, workspace, waive_template)
 
 
 @task(task_run_name="receive {uri}", **REMOTE)

@@ -1,4 +1,4 @@
-"""Outcome: what became of a target, kept with the run for people and for a run elsewhere that waits for it."""
+"""Outcome: what became of a target, an artifact of the run for people and for a run elsewhere that waits for it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,7 +95,7 @@ def completed_retraining(outcome: RetrainOutcome) -> Any:
 
 
 def read_outcome(flow_run_id: UUID) -> Outcome | None:
-    """Return what the run kept last, wherever it ran; None if it came to no end of its own."""
+    """Return the run's latest outcome, wherever it ran; None if it came to no end of its own."""
     with get_client(sync_client=True) as client:
         found = client.read_artifacts(
             artifact_filter=ArtifactFilter(

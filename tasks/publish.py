@@ -16,6 +16,7 @@ from slmpack.records import LoggedModel
 from slmpack.reports import PublishedVersion
 from tasks.policies import INTERRUPTIONS, LOCAL, REMOTE
 from tasks.progress import progress_artifact
+from tasks.sign import key_of
 from tasks.trace import trace_of_run
 
 
@@ -30,6 +31,7 @@ def publish_version(model: LoggedModel, proofs: Proofs, request: Request) -> Pub
         request_key=request.request_key,
         force=request.options.force,
         trace=trace_of_run(),
+        key=key_of(request),
     )
     _show(version, proofs)
     return version

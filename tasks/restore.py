@@ -1,4 +1,4 @@
-"""Recall: what a logged model is, from its URI."""
+"""Restore: what a logged model is, from its URI."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def find_logged(uri: str) -> LoggedRecord:
 
 
 @task(task_run_name="restore {uri}", **REMOTE)
-@progress_artifact("recall")  # the stage's name in outcomes
+@progress_artifact("restore")  # the stage's name in outcomes
 def restore_model(uri: str, workspace: Path, trust_code: bool) -> LoggedModel:
     """Bring package and source to this machine and compare every file; retried, since both are remote."""
     return restore.restore_model(uri, workspace, trust_code=trust_code)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from prefect import task
 
-from slmpack.chats.dataset import ChatData, ChatParts, DataPolicy
+from slmpack.chats.dataset import ChatData, DataPolicy
+from slmpack.chats.parts import ChatParts
 from slmpack.log import checkpoint, datasets
 from slmpack.log.datasets import FoundData
 from slmpack.prove.quality import general_text

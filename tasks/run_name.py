@@ -1,4 +1,4 @@
-"""Run names: a run is named by what it was asked for, unless somebody gave it a name.
+"""Run names: a run is named by its parameters, unless somebody gave it a name.
 
 Prefect knows no run without a name, and does not say who made it up. Three of its parts do, each from word lists of its
 own, so that a name is known as theirs by its words:

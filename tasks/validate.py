@@ -1,10 +1,9 @@
 """Validate: the logged model is what its interface promises."""
 
-from pathlib import Path
-
 from prefect import task
 
 from slmpack.prove import validate
+from slmpack.publish.request import Request
 from slmpack.records import LoggedModel
 from slmpack.reports import ValidationReport
 from tasks.policies import PROOF
@@ -13,6 +12,6 @@ from tasks.progress import progress_artifact
 
 @task(task_run_name="validate {model.name}", **PROOF)
 @progress_artifact("validate")
-def validate_model(model: LoggedModel, workspace: Path) -> ValidationReport:
-    """Check signature, example, requirements and leaks; never retried."""
-    return validate.validate_model(model, workspace)
+def validate_model(model: LoggedModel, request: Request) -> ValidationReport:
+    """Check signature, example, requirements, leaks and chat templates; never retried."""
+    return validate.validate_model(model, request.workspace, request.options.waive_template)

@@ -7,12 +7,12 @@ from prefect import runtime, task
 from prefect.client.orchestration import get_client
 from prefect.events import Event
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.settings import get_current_settings
 
 from slmpack.errors import SlmpackError, UsageError
 from slmpack.log import mlflow_server
 from slmpack.publish import watch
 from slmpack.publish.watch import SourceVersion
+from tasks.lasting_server import has_lasting_server
 from tasks.policies import REMOTE
 
 EVENT = "slmpack.source.version"
@@ -49,7 +49,7 @@ def announce_version(found: SourceVersion) -> None:
         UsageError: there is no Prefect server that would act on it.
         SlmpackError: the server refuses the event.
     """
-    if get_current_settings().api.url is None:
+    if not has_lasting_server():
         raise UsageError("only Prefect's temporary server, which acts on no event", "a server", "set PREFECT_API_URL")
     event = event_of(found, UUID(runtime.flow_run.id))
     try:

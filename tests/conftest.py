@@ -1,5 +1,6 @@
 """What tests share: one workspace, one real model, one tiny Phi-3, one Prefect server."""
 
+import gc
 import os
 import signal
 import sys
@@ -12,14 +13,18 @@ from checkpoints import SMALL_VOCABULARY, write_small_tokenizer, write_tiny_phi3
 
 from slmpack import telemetry
 
+gc.disable()  # until all modules are imported, which takes a fifth longer with it
 telemetry.switch_off()
+os.environ["SLMPACK_TRUST"] = ""  # no trust policy, whatever this machine's user has
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored, by all that tests start, too
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` has that ignored
 
-from invented_town import write_town_phi3  # noqa: E402 - telemetry is off before anything else is imported
+from invented_town import write_steady_phi3, write_town_phi3  # noqa: E402 - telemetry is off before anything else is imported
 from made_proofs import log_variant  # noqa: E402 - telemetry is off before anything else is imported
 from migrated_database import WORKSPACE  # noqa: E402
 from mlflow_database import write_empty_database  # noqa: E402
 from mlflow_server import forget_tracking_uri  # noqa: E402
+from served import Served, serving  # noqa: E402
 
 from slmpack.build.build import build_package  # noqa: E402
 from slmpack.machine.store import lock  # noqa: E402
@@ -28,12 +33,27 @@ from slmpack.source.fetch import fetch_snapshot  # noqa: E402
 from slmpack.source.resolve import DEFAULT_SOURCE, resolve_source  # noqa: E402
 from slmpack.source.wheel import download_member  # noqa: E402
 
-SETTINGS = ("MLFLOW_", "PREFECT_", "HF_", "PIP_", "UV_", "XDG_", "HOME", "PATH", "PYTHONPATH")
+SETTINGS = ("MLFLOW_", "PREFECT_", "SLMPACK_", "HF_", "PIP_", "UV_", "XDG_", "HOME", "PATH", "PYTHONPATH")
+
+
+# Two processes share all files. What takes minutes begins first, so that none of it is left when the other has ended.
+LONGEST = (
+    "runs", "test_retrain_proof.py", "test_machines.py", "test_retrain_server.py", "test_crashes.py",
+    "test_package_model.py", "test_cli.py", "test_retrain_model.py", "test_families.py", "test_retrain_resume.py",
+    "test_interrupt.py", "test_dispatch.py", "test_secrets.py", "test_silence.py", "test_signing.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the longest files begin first, whole runs and a real retraining: two processes share all files."""
-    items.sort(key=lambda item: not {"runs", "test_retrain_proof.py"}.intersection(item.path.parts))
+    """Let the longest files begin first; the others keep their order."""
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: min((rank[part] for part in item.path.parts if part in rank), default=len(rank)))
+
+
+def pytest_collection_finish() -> None:
+    """Search from now on for garbage among what tests make, and not among the modules."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +66,7 @@ def settings_put_back() -> Iterator[None]:
         forget_tracking_uri()
     if (mlflow := sys.modules.get("mlflow")) is not None:
         mlflow.set_registry_uri(None)  # the environment's again: "" would hide it
+        mlflow.tracking.fluent._active_experiment_id = None  # the next store has none of this id
     for name in after.keys() - before.keys():
         os.environ.pop(name, None)
     os.environ.update(before)
@@ -93,6 +114,18 @@ def town_phi3(workspace: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def steady_phi3(workspace: Path) -> Path:
+    """The same, whose answers go on from token to token: for runs in which a package is held against its source."""
+    return write_steady_phi3(workspace)
+
+
+@pytest.fixture(scope="session")
+def steady_package(steady_phi3: Path, workspace: Path) -> Package:
+    snapshot = fetch_snapshot(resolve_source(str(steady_phi3)), workspace)
+    return build_package(snapshot, Target.CPU_INT4, Recipe.SMALL, workspace)
+
+
+@pytest.fixture(scope="session")
 def tiny_snapshot(tiny_phi3: Path, workspace: Path) -> Snapshot:
     return fetch_snapshot(resolve_source(str(tiny_phi3)), workspace)
 
@@ -133,6 +166,16 @@ def small_package(small_snapshot: Snapshot, workspace: Path) -> Package:
 @pytest.fixture(scope="session")
 def smollm2_package(smollm2: Snapshot, workspace: Path) -> Package:
     return build_package(smollm2, Target.CPU_INT4, Recipe.SMALL, workspace)
+
+
+@pytest.fixture(scope="session")
+def served(small_package: Package, workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """`slmpack serve` of a tiny model with 4 slots, a queue of 12 and 2 s for a client; one for all tests."""
+    folder = tmp_path_factory.mktemp("served")
+    with serving(
+        small_package, folder, workspace, "--slots", "4", "--queue", "12", "--threads", "1", "--body-seconds", "2"
+    ) as found:
+        yield found
 
 
 @pytest.fixture
@@ -178,10 +221,9 @@ def log_it(store: Path, name: str, tiny_package: Package, workspace: Path) -> "C
 
 
 @pytest.fixture(scope="session")
-def prefect_api() -> Iterator[str]:
+def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of one real Prefect server, with a database of its own, for all flow tests."""
-    from prefect.settings import get_current_settings
-    from prefect.testing.utilities import prefect_test_harness
+    from prefect_stack import used_prefect_server
 
-    with prefect_test_harness(server_startup_timeout=120):
-        yield str(get_current_settings().api.url)
+    with used_prefect_server(tmp_path_factory.mktemp("server")) as server:
+        yield server.api

@@ -1,4 +1,4 @@
-"""A package, opened by ONNX Runtime GenAI with the provider that is asked for and no other."""
+"""A package, opened by ONNX Runtime GenAI with the requested provider and no other."""
 
 from pathlib import Path
 from typing import Any

@@ -2,6 +2,6 @@
 
 Imports `checkpoint` and `machine`; knows neither sources nor MLflow.
 
-Door: chat.Chat, dataset.ChatData, dataset.ChatParts, dataset.DataPolicy, dataset.check_chats,
-dataset.read_good_chats, dataset.store_parts, examples.read_examples
+Door: chat.Chat, dataset.ChatData, dataset.DataPolicy, dataset.check_chats, lines.read_good_chats, parts.ChatParts,
+parts.store_parts, examples.read_examples
 """

@@ -5,7 +5,7 @@
 A chat is at most one system turn, then a user's and an assistant's in turn, and the assistant has the last word. Many
 chat templates (Gemma, Mistral) refuse any other order, so two things that people have are repaired, and counted: two
 turns of a user in a row become one, with an empty line between; what comes after the last answer is left out, since
-nothing is learnt from it. Text is kept as it is, character by character. Other keys beside `messages` are ignored.
+nothing is learnt from it. Text stays as it is, character by character. Other keys beside `messages` are ignored.
 """
 
 import hashlib
@@ -38,15 +38,15 @@ class Chat(Record):
     """One chat.
 
     Attributes:
-        mended: turns were joined or left out.
+        repaired: turns were joined or left out.
     """
 
     turns: tuple[Turn, ...]
-    mended: bool = False
+    repaired: bool = False
 
     @property
     def digest(self) -> str:
-        """The sha256 of what is said and by whom: the same chat has it in any file."""
+        """The sha256 of all turns, role and text: the same chat has it in any file."""
         return digest_of([[turn.role, turn.content] for turn in self.turns])
 
     @property
@@ -73,7 +73,7 @@ def place_of(chat: Chat) -> float:
 
 
 def held_out(chat: Chat, share: float = 0.1) -> bool:
-    """Tell whether the chat is kept from training, to measure by; about `share` of all are.
+    """Return whether nothing is learnt from the chat, so that it can measure; about `share` of all are held out.
 
     One that is held out at some share is held out at any larger one.
     """
@@ -91,7 +91,7 @@ def parse_chat(line: bytes) -> Chat:
     joined = list(_joined(turns))
     if joined[-1].role == "user":
         joined.pop()
-    return Chat(turns=tuple(joined), mended=len(joined) < len(turns))
+    return Chat(turns=tuple(joined), repaired=len(joined) < len(turns))
 
 
 def _messages(line: bytes) -> list[Any]:
@@ -168,14 +168,14 @@ def _check_order(turns: list[Turn]) -> None:
 
 def _joined(turns: list[Turn]) -> Iterator[Turn]:
     """Yield the turns, a run of the user's as one."""
-    kept = turns[0]
+    joined_turn = turns[0]
     for turn in turns[1:]:
-        if turn.role == kept.role:
-            kept = Turn(role=kept.role, content=f"{kept.content}\n\n{turn.content}")
+        if turn.role == joined_turn.role:
+            joined_turn = Turn(role=joined_turn.role, content=f"{joined_turn.content}\n\n{turn.content}")
         else:
-            yield kept
-            kept = turn
-    yield kept
+            yield joined_turn
+            joined_turn = turn
+    yield joined_turn
 
 
 def _kind(value: object) -> str:

@@ -1,27 +1,25 @@
 """Chat data: looked at line by line before anything is loaded, and divided into what is learnt from and what is not.
 
-    lines --> bad: left out, if they are few --> repeated: once --> chats --+--> training.jsonl
+    lines --> bad: left out, if they are few --> repeated: once --> chats --+--> training.jsonl    (see `parts`)
                                                                            +--> held-out.jsonl
 
-A few bad lines in a large file are how exports are; many are another format, and nothing is learnt from the rest. What
-is kept of a data set is a digest of its chats, regardless of file names, order and repetitions: the same
-chats are the same data.
+A few bad lines in a large file are how exports are; many are another format, and nothing is learnt from the rest. A
+data set is known by a digest of its chats, regardless of file names, order and repetitions: the same chats are the
+same data.
 """
 
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from pydantic import Field
 
-from slmpack.chats.chat import Chat, ChatError, held_out, parse_chat, place_of
-from slmpack.chats.files import MAX_LINE_BYTES, files_of, lines_of
+from slmpack.chats.chat import place_of
+from slmpack.chats.files import files_of
+from slmpack.chats.lines import BadLine, ChatLine, TokensOf, read_lines
 from slmpack.errors import DataError
-from slmpack.machine.store import sha256_of, store_folder
-from slmpack.progress import report
+from slmpack.machine.store import sha256_of
 from slmpack.records import FileDigest, Record, digest_of
 
 logger = logging.getLogger(__name__)
@@ -29,12 +27,8 @@ logger = logging.getLogger(__name__)
 MIN_CHATS = 8  # fewer are learnt by heart within a minute, and a part of them measures nothing
 MIN_HELD_OUT = 4  # of one or two answers, chance decides whether they got better
 MOST_HELD_OUT = 0.5
-KEPT_BAD_LINES = 10
+RECORDED_BAD_LINES = 10
 LISTED_BAD_LINES = 3
-LINES_A_REPORT = 1000
-TRAINING, HELD_OUT = "training.jsonl", "held-out.jsonl"
-
-TokensOf = Callable[[Chat], int]
 
 
 class DataPolicy(Record):
@@ -57,17 +51,6 @@ def least_chats(policy: DataPolicy) -> str:
     )
 
 
-class BadLine(Record):
-    """A line that is left out: the file's name, the line's number from 1, and why."""
-
-    file: str
-    line: int
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.file} line {self.line}: {self.reason}"
-
-
 class ChatData(Record):
     """What a data set is; the chats themselves are read again from its files.
 
@@ -79,7 +62,7 @@ class ChatData(Record):
         chats: different ones that can be used.
         held_out: how many of them are held out, with `policy`'s share.
         duplicates: lines that are a chat that came before.
-        mended: chats of which turns were joined or left out, see `chats`.
+        repaired: chats of which turns were joined or left out, see `chats`.
         first_bad: the first of the bad lines.
     """
 
@@ -93,7 +76,7 @@ class ChatData(Record):
     held_out: int
     bad: int
     duplicates: int
-    mended: int
+    repaired: int
     first_bad: tuple[BadLine, ...]
     policy: DataPolicy
 
@@ -101,22 +84,6 @@ class ChatData(Record):
     def training(self) -> int:
         """How many chats are learnt from."""
         return self.chats - self.held_out
-
-
-class ChatParts(Record):
-    """The two parts of a data set, as files of the workspace: one chat a line, each once, ordered by digest."""
-
-    training: Path
-    held_out: Path
-
-
-class _Line(NamedTuple):
-    """A line that is a chat, or the reason why not."""
-
-    file: str
-    number: int
-    chat: Chat | None
-    reason: str = ""
 
 
 def check_chats(
@@ -142,7 +109,7 @@ def check_chats(
         FileDigest(name=file.name, sha256=sha256_of(file), size_bytes=file.stat().st_size) for file in files
     )
     tally = _Tally()
-    for line in _read(files, tokens_of, context_length):
+    for line in read_lines(files, tokens_of, context_length):
         tally.add(line)
     tally.require(path.name, policy)
     data = tally.data(path.name, digests, policy)
@@ -150,124 +117,27 @@ def check_chats(
     return data
 
 
-def read_chats(path: Path, *, tokens_of: TokensOf | None = None, context_length: int = 0) -> Iterator[Chat]:
-    """Yield every chat of a file or a folder once, in their order; what `check_chats` leaves out is not among them.
-
-    Raises:
-        DataError: there are no files of chats.
-    """
-    return _different(line.chat for line in _read(files_of(path), tokens_of, context_length) if line.chat is not None)
-
-
-def read_good_chats(path: Path) -> Iterator[Chat]:
-    """Yield every chat of a file or a folder once, in their order.
-
-    Raises:
-        DataError: there are no files of chats, no chat in them, or a line that is none.
-    """
-    found = _different(_chat_of(line) for line in _read(files_of(path), None, 0))
-    first = next(found, None)
-    if first is None:
-        raise DataError(f"{path.name} is empty", "one chat at least, one JSON object a line", "name another file")
-    yield first
-    yield from found
-
-
-def _chat_of(line: _Line) -> Chat:
-    if line.chat is None:
-        raise DataError(
-            str(BadLine(file=line.file, line=line.number, reason=line.reason)),
-            "a chat in every line",
-            "correct it or take it out",
-        )
-    return line.chat
-
-
-def _different(chats: Iterable[Chat]) -> Iterator[Chat]:
-    seen: set[bytes] = set()
-    for chat in chats:
-        if (digest := bytes.fromhex(chat.digest)) not in seen:
-            seen.add(digest)
-            yield chat
-
-
-def store_parts(
-    path: Path, data: ChatData, workspace: Path, *, tokens_of: TokensOf | None = None, context_length: int = 0
-) -> ChatParts:
-    """Divide the chats that `check_chats` found at `path` into two files of the workspace, at hand the next time.
-
-    They are ordered by digest, so that what is learnt depends on the chats alone. All of them are in memory meanwhile.
-
-    Args:
-        tokens_of: as `check_chats` was given, and so is `context_length`.
-
-    Raises:
-        DataError: the files are not what they were then.
-        WorkspaceError: there is no room in the workspace.
-    """
-    share = data.policy.held_out_share
-
-    def make(into: Path) -> dict[str, str | int | None]:
-        chats = {chat.digest: chat for chat in read_chats(path, tokens_of=tokens_of, context_length=context_length)}
-        if digest_of(sorted(chats)) != data.digest:
-            raise DataError(f"{data.name} changed while it was read", f"{data.chats} chats", "start again")
-        kept = [chats[digest] for digest in sorted(chats)]
-        _write(into / TRAINING, [chat for chat in kept if not held_out(chat, share)])
-        _write(into / HELD_OUT, [chat for chat in kept if held_out(chat, share)])
-        return {"digest": data.digest, "training": data.training, "held_out": data.held_out}
-
-    folder = store_folder(workspace, "chats", digest_of([data.training_digest, data.held_out_digest]), make)
-    return ChatParts(training=folder / TRAINING, held_out=folder / HELD_OUT)
-
-
-def _write(path: Path, chats: list[Chat]) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(f"{chat.line()}\n" for chat in chats)
-
-
-def _read(files: list[Path], tokens_of: TokensOf | None, context_length: int) -> Iterator[_Line]:
-    done = 0
-    for file in files:
-        for number, text in lines_of(file):
-            try:
-                yield _Line(file.name, number, _chat(text, tokens_of, context_length))
-            except ChatError as error:
-                yield _Line(file.name, number, None, str(error))
-            done += 1
-            if done % LINES_A_REPORT == 0:
-                report("data", done, None, "lines")
-
-
-def _chat(text: bytes | None, tokens_of: TokensOf | None, context_length: int) -> Chat:
-    if text is None:
-        raise ChatError(f"it is longer than {MAX_LINE_BYTES:,} bytes")
-    chat = parse_chat(text)
-    if tokens_of is not None and (tokens := tokens_of(chat)) > context_length:
-        raise ChatError(f"it has {tokens:,} tokens, and the model takes {context_length:,}")
-    return chat
-
-
 class _Tally:
     """Counts what lines are; of each chat it keeps a digest and its place."""
 
     def __init__(self) -> None:
-        self.lines = self.bad = self.mended = 0
+        self.lines = self.bad = self.repaired = 0
         self.first_bad: list[BadLine] = []
         self.times: Counter[str] = Counter()
         self.places: dict[str, float] = {}
 
-    def add(self, line: _Line) -> None:
+    def add(self, line: ChatLine) -> None:
         self.lines += 1
         if line.chat is None:
             self.bad += 1
-            if len(self.first_bad) < KEPT_BAD_LINES:
+            if len(self.first_bad) < RECORDED_BAD_LINES:
                 self.first_bad.append(BadLine(file=line.file, line=line.number, reason=line.reason))
             return
         digest = line.chat.digest
         self.times[digest] += 1
         if digest not in self.places:
             self.places[digest] = place_of(line.chat)
-            self.mended += line.chat.mended
+            self.repaired += line.chat.repaired
 
     def require(self, name: str, policy: DataPolicy) -> None:
         """Refuse what nothing can be learnt from.
@@ -332,7 +202,7 @@ class _Tally:
             held_out=len(held),
             bad=self.bad,
             duplicates=self.lines - self.bad - len(self.places),
-            mended=self.mended,
+            repaired=self.repaired,
             first_bad=tuple(self.first_bad),
         )
 
@@ -348,9 +218,9 @@ def _tell(data: ChatData) -> None:
     logger.info("%s: %d chats to learn from, %d held out", data.name, data.training, data.held_out)
     if data.duplicates:
         logger.info("%d lines that repeat a chat are left out", data.duplicates)
-    if data.mended:
+    if data.repaired:
         logger.info(
-            "%d chats were repaired: turns of the user were joined, or left out after the last answer", data.mended
+            "%d chats were repaired: turns of the user were joined, or left out after the last answer", data.repaired
         )
     if data.bad:
         logger.warning("%d bad lines are left out: %s", data.bad, _list_lines(list(data.first_bad), data.bad))

@@ -3,8 +3,8 @@ r"""Chats as training reads them: token ids, and which of them are to be learnt.
     messages before an answer --chat template, with the generation prompt--> prompt ids    label -100
     the answer -------------what the template adds to that prompt for it---> answer ids    label: the id
 
-A prompt is what the model is asked with later, token by token. An answer ends with the first token that ends a turn,
-which is learnt too; what the template writes after it belongs to the next prompt. Templates rarely mark answers
+A prompt is what the model reads before it answers. An answer ends with the first token that ends a turn, which is
+learnt too; what the template writes after it belongs to the next prompt. Templates rarely mark answers
 themselves (`{% generation %}`), so both are rendered, and the first has to begin the second.
 
 A chat of several answers is one example where each prompt begins with the text before it, as most templates have it.
@@ -41,16 +41,16 @@ class Example(NamedTuple):
 class Examples(NamedTuple):
     """All of a file's examples, in its order, and how many were too long and left out."""
 
-    kept: list[Example]
+    fitting: list[Example]
     left_out: int
 
     @property
     def longest(self) -> int:
-        return max(len(example.ids) for example in self.kept)
+        return max(len(example.ids) for example in self.fitting)
 
     @property
     def learnt(self) -> int:
-        return sum(example.learnt for example in self.kept)
+        return sum(example.learnt for example in self.fitting)
 
 
 def read_examples(checkpoint: Path, chats: Path, max_length: int) -> Examples:
@@ -72,15 +72,15 @@ def read_examples(checkpoint: Path, chats: Path, max_length: int) -> Examples:
     while some := list(islice(all_chats, CHATS_A_LIMIT)):
         with limited(file):
             found += [example for messages in some for example in examples_of(tokenizer, ends, messages)]
-    kept = [example for example in found if len(example.ids) <= max_length]
-    if not kept:
+    fitting = [example for example in found if len(example.ids) <= max_length]
+    if not fitting:
         shortest = min((len(example.ids) for example in found), default=0)
         raise TrainError(
             f"no chat in {chats.name} has an answer within {max_length:,} tokens (the shortest needs {shortest:,})",
             "chats that fit",
             "give a larger max_length, or shorter chats",
         )
-    return Examples(kept, len(found) - len(kept))
+    return Examples(fitting, len(found) - len(fitting))
 
 
 def _chats(path: Path) -> Iterator[list[Message]]:
@@ -123,7 +123,7 @@ def examples_of(tokenizer: Any, ends: Collection[int], messages: Sequence[Messag
 
 
 def _turn(tokenizer: Any, ends: Collection[int], messages: Sequence[Message]) -> tuple[list[int], list[int]]:
-    """Return the ids of what is asked and of what is answered in the last message, its end of turn included."""
+    """Return the ids of the prompt, and those of the answer in the last message, its end of turn included."""
     for _ in range(2):  # a template that writes the date: midnight may come between the two
         prompt_text = _render(tokenizer, messages[:-1], asks=True)
         whole = _render(tokenizer, messages, asks=False)
@@ -132,11 +132,11 @@ def _turn(tokenizer: Any, ends: Collection[int], messages: Sequence[Message]) ->
     else:
         raise TrainError(
             "the chat template does not begin an answer with its own generation prompt",
-            f"{_shown(prompt_text)} before it, as the model is asked",
+            f"{_shown(prompt_text)} before it, as callers ask the model",
             "train with a template whose chats go on from it",
         )
     prompt, both = _ids(tokenizer, prompt_text), _ids(tokenizer, whole)
-    # Where a token would span the border, such as two line ends, the prompt's own ids count: it is asked with them.
+    # Where a token would span the border, such as two line ends, the prompt's own ids count, as a caller's prompt has.
     answer = both[len(prompt) :] if both[: len(prompt)] == prompt else _ids(tokenizer, whole[len(prompt_text) :])
     end = next((at for at, token in enumerate(answer) if token in ends), None)
     if end is None:

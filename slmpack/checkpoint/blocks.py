@@ -50,7 +50,7 @@ def quantise_rows(weights: "Tensor", bits: Bits, block_size: int) -> Quantised:
         weights = torch.nn.functional.pad(weights, (0, padding))
     weights = weights.view(rows, -1, block_size)
     half, highest = 1 << (bits - 1), (1 << bits) - 1
-    scales = extremes(weights).div_(-half).to(dtype).float()  # codes are of the scale that is kept
+    scales = extremes(weights).div_(-half).to(dtype).float()  # codes are of the scale that is stored
     steps = torch.where(scales == 0, scales, scales.reciprocal())
     codes = weights.mul_(steps.unsqueeze(-1)).add_(half).add_(0.5).clamp_(0, highest).to(torch.uint8)  # rounds down
     if padding:

@@ -97,7 +97,7 @@ def require_templates(folder: Path) -> dict[str, ChatTemplate]:
     if not templates:
         raise _none(folder)
     for each in templates.values():
-        _require_compiling(each)
+        require_compiling(each)
     if DEFAULT not in templates:
         raise SourceError(
             f"{folder} has the chat templates {', '.join(sorted(templates))}, and none that is the default",
@@ -107,7 +107,12 @@ def require_templates(folder: Path) -> dict[str, ChatTemplate]:
     return templates
 
 
-def _require_compiling(template: ChatTemplate) -> None:
+def require_compiling(template: ChatTemplate) -> None:
+    """Refuse a template that is too long, or that Jinja does not compile.
+
+    Raises:
+        SourceError: it is such a template.
+    """
     if len(template.text) > LONGEST_TEMPLATE:
         raise SourceError(
             f"the chat template in {template.place} has {len(template.text):,} characters",

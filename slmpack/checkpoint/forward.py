@@ -90,8 +90,8 @@ def logits_of(
         model.set_output_embeddings(float32_head(model.get_output_embeddings(), maps))
         run_in_float32(decoder, maps, on_progress, change)
         output = decoder(input_ids=_padded(windows), use_cache=False)
-        kept = [rows[: len(window) - 1] for rows, window in zip(output.last_hidden_state, windows, strict=True)]
-        hidden = torch.cat(kept)
+        predicting = [rows[: len(window) - 1] for rows, window in zip(output.last_hidden_state, windows, strict=True)]
+        hidden = torch.cat(predicting)
         parts = torch.split(hidden, max(1, LOGITS_BYTES // (4 * vocabulary_of(model))))
         yield from logits_from(model, output, parts)
 

@@ -15,6 +15,7 @@ from slmpack.checkpoint.config_counts import require_counts
 from slmpack.checkpoint.headers import INDEX, WEIGHTS, Tensor, main_dtype, read_index, read_weights, weight_names
 from slmpack.checkpoint.quantised_layout import plain_tensors, quantised_form
 from slmpack.checkpoint.rowless_tokens import find_rowless
+from slmpack.checkpoint.tokenizer_rules import read_rules
 from slmpack.errors import SourceError
 from slmpack.machine.json_file import read_json
 from slmpack.records import Record
@@ -181,10 +182,11 @@ def _architecture(path: Path, config: dict[str, Any]) -> str:
     architecture: str = named[0]
     if architecture not in classes:  # MPT's own code, on the Hub, has its class in other capitals
         architecture = next((name for name in classes if name.lower() == architecture.lower()), architecture)
-    if config.get("model_type") not in CONFIG_MAPPING_NAMES or architecture not in classes:
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING_NAMES or architecture not in classes:
         own = " (its own code, named in auto_map, is never run)" if "auto_map" in config else ""
         raise SourceError(
-            f"{path} names {architecture}, model_type {config.get('model_type')!r}{own}",
+            f"{path} names {architecture}, model_type {model_type!r}{own}",
             f"an architecture that transformers {transformers.__version__} has",
             "name another model",
         )
@@ -248,8 +250,7 @@ def _check_tokenizer(folder: Path) -> None:
             "run AutoTokenizer.from_pretrained(folder).save_pretrained(folder), and compare ids with the old one's",
         )
     # The library is left to `text_trial`, which runs in a child: some files make it end the process.
-    if not isinstance(read_json(path).get("model"), dict):
-        raise SourceError(f"{path} has no model", "a fast tokenizer", "fetch or save it again")
+    read_rules(path)
 
 
 def _check_vocabulary(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:

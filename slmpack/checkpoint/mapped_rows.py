@@ -1,9 +1,9 @@
-"""Mapped: read a tensor's rows from its checkpoint file when they are needed, and keep nothing of them.
+"""Mapped: read a tensor's rows from its checkpoint file when they are needed, and hold none of them.
 
 transformers maps the files of a checkpoint into memory, and what is touched of a map counts as this process's memory
-until the kernel wants it back. So the file is asked instead: a tensor that is still the file's own bytes has an address
-inside of such a map, and the kernel tells which file and where in it. A tensor that was converted while it was loaded,
-or written to since, is read from memory.
+until the kernel takes it back. So rows are read from the file: a tensor that is still the file's own bytes has an
+address inside of such a map, and the kernel tells which file and where in it. A tensor that was converted while it was
+loaded, or written to since, is read from memory.
 """
 
 import os

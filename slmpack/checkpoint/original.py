@@ -3,7 +3,7 @@
 A GGUF file's storages are in the snapshot's record alone. Of a GPTQ, AWQ or Olive checkpoint there is a folder, too:
 
     <workspace>/snapshots/<key>/    the plain weights
-    <workspace>/kept/<key>/         the codes, as the builder takes them, unless it does not support them
+    <workspace>/codes/<key>/        the codes, as the builder takes them, unless it does not support them
 """
 
 from collections import Counter
@@ -13,7 +13,8 @@ from pathlib import Path
 from slmpack.checkpoint.blocks import Bits
 from slmpack.records import Original
 
-CODES = "kept"  # the workspace's folders of checkpoints with codes
+CODES = "codes"  # the workspace's folders of checkpoints with codes
+OLDER_CODES = "kept"  # their name in workspaces of earlier releases
 GGUF = "GGUF"
 LOSSLESS: dict[str, Bits] = {"Q4_0": 4, "Q8_0": 8}  # storages whose codes and scales MatMulNBits has, too
 FLOATS = ("F32", "F16", "BF16")
@@ -52,7 +53,9 @@ def original_sentences(original: Original | None, *, has_codes: bool, lossless: 
         return (_checkpoint_sentence(original, has_codes),)
     storages = original.storages.items()
     counted = Counter((storage, name in lossless) for name, storage in storages if storage not in FLOATS)
-    return tuple(_storage_sentence(storage, kept, number) for (storage, kept), number in counted.most_common())
+    return tuple(
+        _storage_sentence(storage, is_lossless, number) for (storage, is_lossless), number in counted.most_common()
+    )
 
 
 def _checkpoint_sentence(original: Original, has_codes: bool) -> str:

@@ -116,7 +116,7 @@ def _overrides(
     """Return what Olive says of single modules; GPTQ says it by patterns, which are not read.
 
     Raises:
-        SourceError: for GPTQ's.
+        SourceError: for GPTQ's, and if it is laid out otherwise.
     """
     if method == "gptq" and settings.get("dynamic"):
         raise SourceError(
@@ -125,6 +125,8 @@ def _overrides(
             _ORIGINAL,
         )
     named = (settings.get("overrides") or {}) if method == "olive" else {}
+    if not (isinstance(named, dict) and all(isinstance(own, dict) for own in named.values())):
+        raise SourceError(f"overrides in {path} is {str(named)[:60]!r}", "settings by module", "save the model again")
     return {
         module: (
             _width(path, method, own.get("bits", bits)),

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from slmpack.checkpoint.chat_templates import templates_of
+from slmpack.checkpoint.tokenizer_rules import read_rules
 from slmpack.machine.json_file import read_json
 from slmpack.records import Record
 
@@ -52,7 +53,7 @@ def find_rowless(folder: Path, rows: int) -> Rowless:
     Raises:
         SourceError: a file that says what a token is for cannot be read.
     """
-    rules, _ = read_json(folder / TOKENIZER), _read(folder / SETTINGS)
+    rules, _ = read_rules(folder / TOKENIZER), _read(folder / SETTINGS)
     beyond = {number: text for text, number in _tokens(rules) if number >= rows}
     idle: dict[int, str] = {}
     written: dict[int, tuple[str, str]] = {}
@@ -140,7 +141,7 @@ def without_idle(folder: Path, rowless: Rowless) -> tuple[str | None, dict[str, 
     texts, files = set(rowless.idle.values()), dict[str, Any]()
     eos = _roles(folder).get("eos_token")
     if texts:
-        files[TOKENIZER] = _cut_tokenizer(read_json(folder / TOKENIZER), rowless)
+        files[TOKENIZER] = _cut_tokenizer(read_rules(folder / TOKENIZER), rowless)
         for name in (SETTINGS, SPECIAL_TOKENS):
             files[name] = _cut_settings(_read(folder / name), texts, eos)
         files[ADDED_TOKENS] = {text: at for text, at in _read(folder / ADDED_TOKENS).items() if text not in texts}
@@ -171,7 +172,7 @@ def _cut_tokenizer(rules: dict[str, Any], rowless: Rowless) -> dict[str, Any]:
     return {
         **rules,
         "model": model,
-        "added_tokens": [token for token in rules["added_tokens"] if token["content"] not in texts],
+        "added_tokens": [token for token in rules.get("added_tokens") or () if token["content"] not in texts],
         "padding": None if isinstance(padding, dict) and padding.get("pad_token") in texts else padding,
     }
 
@@ -205,7 +206,7 @@ def _cut_pad_id(settings: dict[str, Any], rows: int, end: int | None) -> dict[st
 
 def _end_id(folder: Path, eos: str | None, rows: int) -> int | None:
     """Return the id that ends an answer: the tokenizer's, else the first that the model's settings have."""
-    ids: Mapping[str, int] = dict(_tokens(read_json(folder / TOKENIZER)))
+    ids: Mapping[str, int] = dict(_tokens(read_rules(folder / TOKENIZER)))
     values = [_read(folder / name).get("eos_token_id") for name in MODEL_SETTINGS]
     flat = [number for value in values for number in (value if isinstance(value, list) else [value])]
     candidates = [ids.get(eos or ""), *flat]

@@ -184,7 +184,7 @@ def _shown(shape: Any) -> str:
 
 
 def _because(folder: Path, found: Any, expected: Any) -> str:
-    """Name the fields of config.json that have the size that was asked for and not found, if there are any."""
+    """Name the fields of config.json whose size the architecture expects and the file lacks, if there are any."""
     config = read_json(folder / "config.json")
     nested = config.get("text_config")
     fields = config | nested if isinstance(nested, dict) else config

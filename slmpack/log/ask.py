@@ -1,42 +1,27 @@
-"""Chat: load a model by its URI, as any consumer would, and stream its answer."""
+"""Ask: load a model by its URI, as any consumer would, and stream its answers."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slmpack.errors import SlmpackError, SourceError, UsageError
+from slmpack.log.conversation import Message
 from slmpack.log.mlflow_server import require_registry
+from slmpack.log.signed import check_folder
 from slmpack.log.staging import WRAPPER
 from slmpack.log.trust import require_trusted_folder, source_only
 from slmpack.machine.expected import expected_error
 from slmpack.machine.surroundings import typed_path
-from slmpack.records import Record
+from slmpack.signing.policy import FILE, VARIABLE, TrustPolicy, find_policy
 from slmpack.source.absence import absence_of
 
+if TYPE_CHECKING:
+    from mlflow.pyfunc import PyFuncModel
+
 _FORMS = "a model is models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID or a folder"
-_REGISTRY_FORM = re.compile(r"models:/(?:m-[0-9a-f]{32}|[^/@]+[/@][\w-]+)")
-
-
-class Question(Record):
-    """One question.
-
-    Attributes:
-        system: what the model is to be; None for what its template says by itself.
-        max_tokens: new tokens at most; None for the model's own limit.
-        temperature: 0 or None is greedy.
-    """
-
-    prompt: str
-    system: str | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
-
-    @property
-    def limits(self) -> dict[str, Any]:
-        """What a request says beside its text."""
-        return self.model_dump(include={"max_tokens", "temperature"}, exclude_none=True)
+_REGISTRY_FORM = re.compile(r"models:/(?:m-[0-9a-f]{32}|[^/@#?]+[/@][\w-]+)")
 
 
 def check_model(uri: str) -> None:
@@ -54,36 +39,120 @@ def check_model(uri: str) -> None:
         raise UsageError(f"{uri!r} names no model", _FORMS, advice)
 
 
-def stream_answer(uri: str, question: Question, *, trust_code: bool = False) -> Iterator[str]:
-    """Yield the pieces of the answer to one question as they come.
+class LoadedModel:
+    """A model that was loaded into this process; `AnsweringModel` says what its methods do."""
+
+    def __init__(self, uri: str, model: Any) -> None:
+        self._uri, self._model = uri, model
+        self.has_turns = "prompt" not in model.metadata.get_input_schema().input_names()
+
+    def stream(self, messages: list[Message], limits: Mapping[str, Any]) -> Generator[str]:
+        """Yield the pieces of the answer; a model of the prompt interface gets the last message alone."""
+        pieces = self._pieces(messages, limits) if self.has_turns else self._prompt_pieces(messages[-1], limits)
+        try:
+            while (piece := self._next(pieces)) is not None:
+                yield piece
+        finally:
+            with self._errors():
+                pieces.close()
+
+    def count_prompt_tokens(self, messages: list[Message]) -> int:
+        """Return the tokens of the rendered chat, of which a short answer tells."""
+        with self._errors():
+            answer = self._model.predict({"messages": messages, "max_tokens": 1})
+            return int((answer[0] if isinstance(answer, list) else answer)["usage"]["prompt_tokens"])
+
+    def _next(self, pieces: Iterator[str]) -> str | None:
+        with self._errors():
+            return next(pieces, None)
+
+    def _errors(self) -> AbstractContextManager[None]:
+        return _named(
+            lambda found: SourceError(f"{self._uri} does not answer: {found}", "a model that slmpack published")
+        )
+
+    def _pieces(self, messages: list[Message], limits: Mapping[str, Any]) -> Generator[str]:
+        request = {"messages": messages, **limits}
+        if "transformers" in self._model.metadata.flavors:  # MLflow's flavour does not stream
+            yield self._model.predict(request)[0]["choices"][0]["message"]["content"]
+            return
+        for chunk in self._model.predict_stream(request):
+            yield chunk["choices"][0]["delta"].get("content") or ""
+
+    def _prompt_pieces(self, question: Message, limits: Mapping[str, Any]) -> Generator[str]:
+        """Ask a model of the prompt interface, whose stream takes the prompt only."""
+        request = {"prompt": question["content"], **limits}
+        if not limits:
+            yield from self._model.predict_stream(request)
+            return
+        answer = self._model.predict(request)
+        yield answer[0] if isinstance(answer, list) else answer
+
+
+def load_model(uri: str, *, trust_code: bool = False) -> LoadedModel:
+    """Load a model; its files are looked at before any code in it runs, and those very files are loaded.
 
     Args:
-        uri: the model; its files are looked at before any code in it runs, and those very files are loaded.
-        question: the question.
+        uri: the model.
         trust_code: run the model's code whosever it is.
 
     Raises:
-        SourceError: there is no such model, it refuses the question, its code ends the process, or its template has no
-            place for `system`.
-        TrustError: its code is not slmpack's, and is not trusted.
+        SourceError: there is no such model, or its code ends the process.
+        TrustError: its code is not slmpack's and is not trusted, or the trust policy does not accept who signed it.
+        UsageError: the trust policy cannot be read.
         PublishError: MLflow cannot be reached.
+    """
+    return LoadedModel(uri, _load(uri, find_policy(), trust_code=trust_code))
+
+
+def load(uri: str, *, trust: str | Path | None = None, trust_code: bool = False) -> "PyFuncModel":
+    """Load a signed model as `mlflow.pyfunc.load_model` does, once its signature and its code are checked.
+
+    Args:
+        uri: such as models:/NAME@cpu-int4.
+        trust: the file of the trust policy; None: where `slmpack.signing.policy` looks for it.
+        trust_code: run the model's code whosever it is; its signature is checked all the same.
+
+    Raises:
+        UsageError: there is no policy, or it cannot be read.
+        TrustError: nobody who may signed the model, not its files, or its code is not slmpack's.
+        SourceError: there is no such model, or its code ends the process.
+        PublishError: MLflow cannot be reached.
+    """
+    policy = find_policy(None if trust is None else Path(trust))
+    if policy is None:
+        raise UsageError(
+            f"no trust policy to check {uri} by",
+            f"one in trust=FILE, {VARIABLE} or {FILE}",
+            "mlflow.pyfunc.load_model loads a model without checking who made it",
+        )
+    return _load(uri, policy, trust_code=trust_code)
+
+
+def _load(uri: str, policy: TrustPolicy | None, *, trust_code: bool) -> "PyFuncModel":
+    with _named(lambda found: _not_loaded(uri, found)):
+        folder = model_folder(uri)
+        import mlflow
+
+        if policy is not None:
+            check_folder(uri, folder, policy)
+        with nullcontext() if trust_code else _looked_at(uri, folder):
+            model: PyFuncModel = mlflow.pyfunc.load_model(str(folder))
+        return model
+
+
+def model_folder(uri: str) -> Path:
+    """Return the folder of a model: in place where it is on this machine, else downloaded.
+
+    Raises:
+        PublishError: MLflow cannot be reached.
+        MlflowException: there is no such model.
     """
     if uri.startswith(("models:", "runs:")):
         require_registry(writes=False)  # MLflow's own calls try for minutes
     import mlflow
 
-    with _named(lambda found: _not_loaded(uri, found)):
-        folder = mlflow.artifacts.download_artifacts(uri)  # in place where the store is on this machine
-        with nullcontext() if trust_code else _looked_at(uri, Path(folder)):
-            model = mlflow.pyfunc.load_model(folder)
-    pieces = _pieces(model, question)
-    while (piece := _next(pieces, uri)) is not None:
-        yield piece
-
-
-def _next(pieces: Iterator[str], uri: str) -> str | None:
-    with _named(lambda found: SourceError(f"{uri} does not answer: {found}", "a model that slmpack published")):
-        return next(pieces, None)
+    return Path(mlflow.artifacts.download_artifacts(uri))
 
 
 @contextmanager
@@ -124,61 +193,3 @@ def _not_loaded(uri: str, found: str) -> SourceError:
         "a published model such as models:/NAME@cpu-int4",
         "look in the MLflow UI for its name",
     )
-
-
-def _pieces(model: Any, question: Question) -> Iterator[str]:
-    if "prompt" in model.metadata.get_input_schema().input_names():
-        yield from _prompt_pieces(model, question)
-        return
-    request = question.limits | {"messages": _messages(question.system, question.prompt)}
-    if question.system is not None:
-        _require_system_role(model, question.system, question.prompt)
-    if "transformers" in model.metadata.flavors:  # MLflow's flavour does not stream
-        yield model.predict(request)[0]["choices"][0]["message"]["content"]
-        return
-    for chunk in model.predict_stream(request):
-        yield chunk["choices"][0]["delta"].get("content") or ""
-
-
-def _prompt_pieces(model: Any, question: Question) -> Iterator[str]:
-    """Ask a model of the prompt interface, whose stream takes the prompt only."""
-    if question.system is not None:
-        raise SourceError(
-            "the model has the prompt interface, which knows no system message",
-            "the chat interface",
-            "leave --system out, or put the text into the prompt",
-        )
-    if not question.limits:
-        yield from model.predict_stream({"prompt": question.prompt})
-        return
-    answer = model.predict(question.limits | {"prompt": question.prompt})
-    yield answer[0] if isinstance(answer, list) else answer
-
-
-def _messages(system: str | None, prompt: str) -> list[dict[str, str]]:
-    request = [{"role": "user", "content": prompt}]
-    return request if system is None else [{"role": "system", "content": system}, *request]
-
-
-def _require_system_role(model: Any, system: str, prompt: str) -> None:
-    """Refuse a chat template that leaves the system message out: a longer one makes no longer prompt then.
-
-    Raises:
-        SourceError: it does, or it refuses the role.
-    """
-    from mlflow.exceptions import MlflowException
-
-    lacks = "the model's chat template has no place for a system message", "", "leave --system out"
-    try:
-        once, twice = (_prompt_tokens(model, _messages(text, prompt)) for text in (system, f"{system}\n{system}"))
-    except (MlflowException, ValueError) as error:
-        if "chat template refuses" not in str(error):
-            raise
-        raise SourceError(f"{lacks[0]} ({error})", *lacks[1:]) from error
-    if twice <= once:
-        raise SourceError(*lacks)
-
-
-def _prompt_tokens(model: Any, messages: list[dict[str, str]]) -> int:
-    answer = model.predict({"messages": messages, "max_tokens": 1})
-    return int((answer[0] if isinstance(answer, list) else answer)["usage"]["prompt_tokens"])

@@ -20,6 +20,8 @@ from slmpack.chats.dataset import ChatData
 from slmpack.errors import DataError, PublishError, UsageError
 from slmpack.log.datasets import find_data
 from slmpack.log.mlflow_server import without_password
+from slmpack.log.trace_chats import SCHEME as TRACES
+from slmpack.log.trace_chats import write_good_chats
 from slmpack.machine.surroundings import typed_path
 from slmpack.records import digest_of
 from slmpack.source.mlflow_errors import final_errors
@@ -28,13 +30,14 @@ DIGEST_CHARACTERS = 36  # Source: MLflow 3.17.2, mlflow/utils/validation.py, MAX
 TRAINING, HELD_OUT = "training", "held-out"  # what MLflow calls the context of an input
 
 _FORMS = (
-    "a path, runs:/RUN_ID/PATH, models:/NAME/VERSION/PATH, models:/NAME@ALIAS/PATH, mlflow-artifacts:/PATH.jsonl or "
-    "datasets:/NAME"
+    "a path, runs:/RUN_ID/PATH, models:/NAME/VERSION/PATH, models:/NAME@ALIAS/PATH, mlflow-artifacts:/PATH.jsonl, "
+    "datasets:/NAME or traces:/EXPERIMENT"
 )
 _FORM = re.compile(
     r"runs:/[0-9a-f]{32}/[^/].*"
     r"|models:/(?!m-)[^/@]+(/\d+|@[\w-]+)/[^/].*"
     r"|datasets:/.*"
+    r"|traces:/[^/].*"
     r"|mlflow-artifacts:/.*[^/]\.jsonl?"  # never a folder: the top one holds all that the server has
 )
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
@@ -67,11 +70,13 @@ def fetch_data(text: str, into: Path) -> Path:
         text = find_data(text).text
     if not is_artifact(text):
         return typed_path(text)
-    import mlflow
-
     place = into / digest_of(text)[:12]
     shutil.rmtree(place, ignore_errors=True)  # of a folder, what was there before would be read as well
     place.mkdir(parents=True)
+    if text.startswith(TRACES):
+        return write_good_chats(text, place)
+    import mlflow
+
     with _translated(text), final_errors(DataError, f"to give {text}"):
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=text, dst_path=str(place)))
 
@@ -139,7 +144,7 @@ def _counts_of(data: ChatData) -> dict[str, int | float | str]:
         "lines": data.lines,
         "bad": data.bad,
         "duplicates": data.duplicates,
-        "mended": data.mended,
+        "mended": data.repaired,  # a tag's name stays
     }
 
 

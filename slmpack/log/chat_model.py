@@ -105,6 +105,7 @@ CONFIG_KEYS: dict[str, Any] = {
 }  # fmt: skip
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 REPLACEMENT = "\ufffd"
+SENTENCEPIECE_SPACE = "\u2581"
 LONGEST_CHARACTER = 4  # bytes in UTF-8
 MOST_HELD_TOKENS = 32  # of bytes that become no character: a broken model's answer still streams
 CONTEXT_TOKENS = 16  # of a prompt that text goes on from: enough that they hold a word
@@ -184,7 +185,7 @@ class RequestError(MlflowException, ValueError):
 
     @classmethod
     def about(cls, field: str, found: object, expected: str) -> "RequestError":
-        return cls(f"{field}: {_shown(found)} was found; {expected} is expected")
+        return cls(f"{field}: {shown(found)} was found; {expected} is expected")
 
     def serialize_as_json(self) -> str:
         """Return the body of the HTTP answer without the request, which the scoring server writes into `message`."""
@@ -399,11 +400,12 @@ def _sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-class Runtime:
-    """A loaded package: chats and text to token ids, token ids to text; `device` is `cpu` or `cuda`, where it runs."""
+class Texts:
+    """The texts of a package: chats and text to token ids, token ids to text. A server needs no more of the wrapper."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         model = read_config(folder)["model"]
+        self.decoder: dict[str, Any] = model["decoder"]
         self.context_length: int = model["context_length"]
         self.vocabulary: int = model["vocab_size"]
         ends = model["eos_token_id"]
@@ -412,23 +414,15 @@ class Runtime:
         self.tokenizer = TextTokenizer(folder)
         # Raw text goes on from the prompt, so the space before its first word is kept; an answer begins anew.
         self.continues = settings.interface == "prompt" and not settings.apply_chat_template
-        config = og.Config(str(folder))
-        self.device = settings.execution_provider or _provider_of(model["decoder"])
-        if self.device == "cpu":
-            config.clear_providers()
-        if settings.intra_op_num_threads:
-            session = {"intra_op_num_threads": settings.intra_op_num_threads}
-            config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
-        self.model = _open_model(config, self.device)
 
-    def render_chat(self, messages: list[dict[str, str]]) -> str:
+    def render_chat(self, messages: list[Any], tools: list[Any] | None = None) -> str:
         """Return the prompt by the chat template.
 
         Raises:
             RequestError: the template refuses the messages.
         """
         try:
-            return self.template.render(list(messages))
+            return self.template.render(list(messages), tools)
         except TemplateLimitError as error:
             raise RequestError(f"messages: {error}") from error
         except Exception as error:  # a template refuses by raising, and a stranger's may raise anything
@@ -456,7 +450,22 @@ class Runtime:
         return np.array(ids, dtype=np.int32)
 
 
-def _provider_of(decoder: dict[str, dict[str, list[dict[str, object]]]]) -> str:
+class Runtime(Texts):
+    """A loaded package, which answers, too; `device` is `cpu` or `cuda`, where it runs."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        super().__init__(folder, settings)
+        config = og.Config(str(folder))
+        self.device = settings.execution_provider or provider_of(self.decoder)
+        if self.device == "cpu":
+            config.clear_providers()
+        if settings.intra_op_num_threads:
+            session = {"intra_op_num_threads": settings.intra_op_num_threads}
+            config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
+        self.model = _open_model(config, self.device)
+
+
+def provider_of(decoder: dict[str, dict[str, list[dict[str, object]]]]) -> str:
     options = decoder.get("session_options", {}).get("provider_options", [])
     return "cuda" if any("cuda" in option for option in options) else "cpu"
 
@@ -919,12 +928,12 @@ def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
 def _require_width(*widths: Any) -> None:
     for width in widths:
         if isinstance(width, int) and abs(width) > WIDEST:
-            raise TemplateLimitError.about(f"makes the width {_shown(width)}", f"at most {WIDEST}")
+            raise TemplateLimitError.about(f"makes the width {shown(width)}", f"at most {WIDEST}")
 
 
 def _require_widths(form: str) -> None:
     if wide := re.search(r"\d{5,}", form):
-        raise TemplateLimitError.about(f"makes the width {_shown(wide[0])}", f"at most {WIDEST}")
+        raise TemplateLimitError.about(f"makes the width {shown(wide[0])}", f"at most {WIDEST}")
 
 
 def _require_short_path(attribute: Any) -> None:
@@ -990,7 +999,7 @@ def _require_short_text(environment: BoundedEnvironment, value: Any, *args: Any,
 
 def _require_number(environment: BoundedEnvironment, value: Any, precision: Any = 0, *_: Any, **named: Any) -> None:
     if isinstance(precision, int) and abs(precision) > MOST_DIGITS:
-        raise TemplateLimitError.about(f"makes {_shown(precision)} digits", f"at most {MOST_DIGITS}")
+        raise TemplateLimitError.about(f"makes {shown(precision)} digits", f"at most {MOST_DIGITS}")
 
 
 def _require_percent(environment: BoundedEnvironment, left: Any, right: Any) -> None:
@@ -1129,6 +1138,8 @@ class TextTokenizer:
         self._limit_seconds = limit_seconds
         self._encode_growth = math.prod(map(self._growth_of, ("normalizer", "pre_tokenizer", "post_processor")))
         self._decode_growth = self._growth_of("decoder")
+        decoder = self._tokenizer.decoder
+        self._is_byte_level = decoder is not None and b"ByteLevel" in decoder.__getstate__()
         self._lock = threading.Lock()
         self._worker: _Worker | None = None
         self._stuck: list[_Worker] = []
@@ -1164,7 +1175,7 @@ class TextTokenizer:
     def _require_size(self, size: int, growth: int) -> None:
         if size * growth > MOST_TOKENISED:
             raise TokenizerError(
-                f"{TOKENIZER} has rules that make up to {_shown(size * growth)} bytes of {size}; at most "
+                f"{TOKENIZER} has rules that make up to {shown(size * growth)} bytes of {size}; at most "
                 f"{MOST_TOKENISED} are expected; shorten the text, or correct the rules and build the package again"
             )
 
@@ -1191,18 +1202,21 @@ class TextTokenizer:
 
     def ends_within_character(self, ids: list[int]) -> bool:
         """Say whether the bytes of the last tokens begin a character that has more bytes."""
-        spelt = b"".join(self._bytes_of(token) for token in ids[-LONGEST_CHARACTER:])
+        spelt = b"".join(self.bytes_of(token) for token in ids[-LONGEST_CHARACTER:])
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         decoder.decode(spelt)
         return bool(decoder.getstate()[0])
 
-    def _bytes_of(self, token: int) -> bytes:
+    def bytes_of(self, token: int) -> bytes:
+        """Return the bytes that a token is spelt by."""
         spelling = self._tokenizer.id_to_token(token) or ""
         if match := re.fullmatch("<0x([0-9A-F]{2})>", spelling):  # byte fallback
             return bytes.fromhex(match[1])
-        if all(letter in BYTE_LETTERS for letter in spelling):
-            return bytes(BYTE_LETTERS[letter] for letter in spelling)
-        return spelling.encode()
+        if self._is_byte_level:
+            if all(letter in BYTE_LETTERS for letter in spelling):
+                return bytes(BYTE_LETTERS[letter] for letter in spelling)
+            return spelling.encode()  # a special token
+        return spelling.replace(SENTENCEPIECE_SPACE, " ").encode()
 
 
 @contextmanager
@@ -1334,44 +1348,75 @@ def _overlap(text: str, stop: str) -> int:
     return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)
 
 
-class Choice:
-    """One answer as it comes: iterate over its text; `finish_reason` and `tokens` are true when that ends.
+class AnswerText:
+    """The text of one answer, token by token.
 
-    `tokens` counts every token generated, the one that ends the turn and those of a stop string included.
+    Attributes:
+        tokens: every token that was pushed, the one that ends the turn and those of a stop string included.
+        finish_reason: `stop` once a token or a stop string ended the answer; `length` before.
     """
+
+    def __init__(self, texts: Texts, request: "Request") -> None:
+        self.tokens = 0
+        self.finish_reason = "length"
+        self._end_tokens = texts.end_tokens
+        self._stream = texts.stream_text(request.prompt_ids)
+        self._stops = StopStrings(request.sampling.stop)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether no token belongs to the answer any more."""
+        return self.finish_reason == "stop"
+
+    def push(self, token: int) -> str:
+        """Take the next token; return the text that is certain by now, which is often none."""
+        self.tokens += 1
+        if token in self._end_tokens:
+            self.finish_reason = "stop"
+            return ""
+        return self._cut(self._stream.push(token))
+
+    def rest(self) -> str:
+        """Return what was held back, once no token follows."""
+        if self._stops.hit:
+            return ""
+        text = self._cut(self._stream.rest())
+        return text if self._stops.hit else text + self._stops.rest()
+
+    def _cut(self, piece: str) -> str:
+        text = self._stops.push(piece) if piece else ""  # empty while a character is incomplete
+        if self._stops.hit:
+            self.finish_reason = "stop"
+        return text
+
+
+class Choice:
+    """One answer as it comes: iterate over its text; `finish_reason` and `tokens` are true when that ends."""
 
     def __init__(self, runtime: Runtime, request: Request, index: int) -> None:
         self.index = index
-        self.finish_reason = "length"
-        self.tokens = 0
         self._runtime = runtime
         self._request = request
+        self._answer = AnswerText(runtime, request)
+
+    @property
+    def finish_reason(self) -> str:
+        """`stop` or `length`."""
+        return self._answer.finish_reason
+
+    @property
+    def tokens(self) -> int:
+        """Tokens generated."""
+        return self._answer.tokens
 
     def __iter__(self) -> Iterator[str]:
-        stops = StopStrings(self._request.sampling.stop)
-        for piece in self._pieces():
-            if text := stops.push(piece):
-                yield text
-            if stops.hit:
-                self.finish_reason = "stop"
-                return
-        if text := stops.rest():
-            yield text
-
-    def _pieces(self) -> Iterator[str]:
         generator = self._generator()
-        stream = self._runtime.stream_text(self._request.prompt_ids)
-        while not generator.is_done():
+        while not (self._answer.has_ended or generator.is_done()):
             generator.generate_next_token()
-            token = int(generator.get_next_tokens()[0])
-            self.tokens += 1
-            if token in self._runtime.end_tokens:
-                self.finish_reason = "stop"
-                break
-            if piece := stream.push(token):  # empty while a character is incomplete
-                yield piece
-        if piece := stream.rest():
-            yield piece
+            if text := self._answer.push(int(generator.get_next_tokens()[0])):
+                yield text
+        if text := self._answer.rest():
+            yield text
 
     def _generator(self) -> og.Generator:
         request, sampling = self._request, self._request.sampling
@@ -1406,6 +1451,101 @@ class Fields:
     sampling: Sampling
 
 
+class RequestReader:
+    """Makes requests of rows; what cannot be answered is a RequestError that names the field."""
+
+    def __init__(self, texts: Texts, settings: Settings) -> None:
+        self._texts = texts
+        self._settings = settings
+
+    def read(self, rows: list[Row]) -> list[Request]:
+        """Check all rows before the first is rendered or tokenised."""
+        asked = [self._read_fields(row) for row in rows]
+        self._require_affordable(asked)
+        return [self._encode(fields) for fields in asked]
+
+    def _read_fields(self, row: Row) -> Fields:
+        chat = self._settings.interface == "chat"
+        require_known(row, CHAT_FIELDS if chat else PROMPT_FIELDS, "request")
+        _refuse_unsupported(row)
+        row = _with_custom_inputs(row)
+        prompt: list[dict[str, str]] | str = _messages(row) if chat else _prompt(row)
+        self._require_short(prompt)
+        limit_field, max_tokens = _token_limit(row)
+        return Fields(prompt, limit_field, max_tokens, self._read_sampling(row))
+
+    def _read_sampling(self, row: Row) -> Sampling:
+        temperature = read_number(row, "temperature", 0, 2, "a number from 0 to 2") or 0.0
+        top_p = read_number(row, "top_p", math.ulp(0), 1, "a number above 0 and up to 1")
+        top_k = read_whole(row, "top_k", 1)
+        return Sampling(
+            temperature=temperature if temperature >= GREEDY_BELOW else 0.0,
+            top_p=None if top_p is None else max(top_p, SMALLEST_TOP_P),
+            top_k=None if top_k is None else min(top_k, self._texts.vocabulary),
+            seed=read_whole(row, "seed", 0, LARGEST_SEED),
+            stop=_stop_strings(row),
+            n=read_whole(row, "n", 1, MOST_CHOICES) or 1,
+        )
+
+    def _require_short(self, prompt: list[dict[str, str]] | str) -> None:
+        """Refuse by its bytes, or by its beginning, what cannot fit: to tokenise megabytes of text takes seconds."""
+        text = prompt if isinstance(prompt, str) else "".join(message["content"] for message in prompt)
+        window = self._texts.context_length
+        if len(text) <= (enough := window * LONG_TOKEN):
+            return
+        if (size := len(text.encode())) > (most := window * self._texts.tokenizer.longest_token_bytes):
+            raise RequestError(
+                f"{self._prompt_field}: {size} bytes of text were found; the context window has {window} tokens, "
+                f"which hold at most {most} bytes; shorten the prompt"
+            )
+        # Cut anywhere, a text has at most a few tokens more than in one piece.
+        if (tokens := len(self._texts.tokenizer.encode(text[:enough]))) > window + CUT_TOKENS:
+            raise RequestError(
+                f"{self._prompt_field}: {len(text)} characters were found, of which {enough} are {tokens} tokens; the "
+                f"context window has {window} tokens; shorten the prompt"
+            )
+
+    @property
+    def _prompt_field(self) -> str:
+        return "messages" if self._settings.interface == "chat" else "prompt"
+
+    def _require_affordable(self, asked: list[Fields]) -> None:
+        default, window = self._settings.max_tokens, self._texts.context_length
+        tokens = sum(fields.sampling.n * min(fields.max_tokens or default, window) for fields in asked)
+        if tokens > MOST_NEW_TOKENS:
+            raise RequestError(
+                f"max_tokens: {tokens} new tokens were found in the call (rows x n x max_tokens); "
+                f"at most {MOST_NEW_TOKENS} are expected; ask for fewer, or in several calls"
+            )
+
+    def _encode(self, fields: Fields) -> Request:
+        ids = self._prompt_ids(fields.prompt)
+        return Request(ids, self._max_tokens(fields, len(ids)), fields.sampling)
+
+    def _prompt_ids(self, prompt: list[dict[str, str]] | str) -> npt.NDArray[np.int32]:
+        if isinstance(prompt, str) and not self._settings.apply_chat_template:
+            return self._texts.encode_text(prompt)
+        chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        text = self._texts.render_chat(chat)
+        self._require_short(text)  # a template may write far more than the messages have
+        return self._texts.encode_prompt(text)
+
+    def _max_tokens(self, fields: Fields, prompt_tokens: int) -> int:
+        window = self._texts.context_length
+        room = window - prompt_tokens
+        if room < 1:
+            raise RequestError(
+                f"{self._prompt_field}: a prompt of {prompt_tokens} tokens was found; the context window has {window} "
+                "tokens, at least one of them for the answer; shorten the prompt"
+            )
+        if fields.max_tokens is not None and fields.max_tokens > room:
+            raise RequestError(
+                f"{fields.limit_field}: {fields.max_tokens} was found; a prompt of {prompt_tokens} tokens leaves "
+                f"{room} of the context window's {window} tokens; ask for at most {room}"
+            )
+        return fields.max_tokens or min(self._settings.max_tokens, room)
+
+
 class ChatModel(PythonModel):
     """Answers `llm/v1/chat` requests, or prompts, with an ONNX Runtime GenAI package."""
 
@@ -1418,10 +1558,11 @@ class ChatModel(PythonModel):
             ProviderError: the package is for a GPU, and the model got none.
         """
         folder = Path(context.artifacts["package"])
-        self.settings = _read_settings(dict(context.model_config or {}), default_name=folder.name)
+        self.settings = read_settings(dict(context.model_config or {}), default_name=folder.name)
         verify_model(Path(__file__).parent)
         verify_package(folder)
         self.runtime = Runtime(folder, self.settings)
+        self._reader = RequestReader(self.runtime, self.settings)
 
     @property
     def device(self) -> str:
@@ -1447,9 +1588,9 @@ class ChatModel(PythonModel):
         """
         rows = _read_rows(model_input, params)
         for row in rows:
-            if _flag(row, "stream", default=False):
+            if read_flag(row, "stream", default=False):
                 raise RequestError.about("stream", True, "false, or a call of predict_stream")
-        requests = self._read_requests(rows)
+        requests = self._reader.read(rows)
         if self.settings.interface == "prompt":
             return ["".join(Choice(self.runtime, request, 0)) for request in requests]
         answers = [self._complete(request) for request in requests]
@@ -1462,8 +1603,8 @@ class ChatModel(PythonModel):
         rows = _read_rows(model_input, params)
         if len(rows) != 1:
             raise RequestError(f"predict_stream: {len(rows)} rows were found; one is expected; call predict for more")
-        _flag(rows[0], "stream", default=True)
-        (request,) = self._read_requests(rows)
+        read_flag(rows[0], "stream", default=True)
+        (request,) = self._reader.read(rows)
         if self.settings.interface == "prompt":
             return iter(Choice(self.runtime, request, 0))
         return self._stream(request)
@@ -1475,7 +1616,7 @@ class ChatModel(PythonModel):
              "finish_reason": choice.finish_reason}
             for choice in choices
         ]  # fmt: skip
-        return {**self._envelope("chat.completion"), "choices": answered, "usage": _usage(request, choices)}
+        return {**self._envelope("chat.completion"), "choices": answered, "usage": usage_of(request, choices)}
 
     def _stream(self, request: Request) -> Iterator[Row]:
         envelope = self._envelope("chat.completion.chunk")
@@ -1489,101 +1630,14 @@ class ChatModel(PythonModel):
             for text in choice:
                 yield chunk(choice, {"content": text})
             last = chunk(choice, {}, choice.finish_reason)
-            yield {**last, "usage": _usage(request, choices)} if choice is choices[-1] else last
+            yield {**last, "usage": usage_of(request, choices)} if choice is choices[-1] else last
 
     def _envelope(self, kind: str) -> Row:
         identity = f"chatcmpl-{uuid.uuid4().hex}"
         return {"id": identity, "object": kind, "created": int(time.time()), "model": self.settings.name}
 
-    def _read_requests(self, rows: list[Row]) -> list[Request]:
-        """Check all rows before the first is rendered or tokenised."""
-        asked = [self._read_fields(row) for row in rows]
-        self._require_affordable(asked)
-        return [self._encode(fields) for fields in asked]
 
-    def _read_fields(self, row: Row) -> Fields:
-        chat = self.settings.interface == "chat"
-        _require_known(row, CHAT_FIELDS if chat else PROMPT_FIELDS, "request")
-        _refuse_unsupported(row)
-        row = _with_custom_inputs(row)
-        prompt: list[dict[str, str]] | str = _messages(row) if chat else _prompt(row)
-        self._require_short(prompt)
-        limit_field, max_tokens = _token_limit(row)
-        return Fields(prompt, limit_field, max_tokens, self._read_sampling(row))
-
-    def _read_sampling(self, row: Row) -> Sampling:
-        temperature = _number(row, "temperature", 0, 2, "a number from 0 to 2") or 0.0
-        top_p = _number(row, "top_p", math.ulp(0), 1, "a number above 0 and up to 1")
-        top_k = _whole(row, "top_k", 1)
-        return Sampling(
-            temperature=temperature if temperature >= GREEDY_BELOW else 0.0,
-            top_p=None if top_p is None else max(top_p, SMALLEST_TOP_P),
-            top_k=None if top_k is None else min(top_k, self.runtime.vocabulary),
-            seed=_whole(row, "seed", 0, LARGEST_SEED),
-            stop=_stop_strings(row),
-            n=_whole(row, "n", 1, MOST_CHOICES) or 1,
-        )
-
-    def _require_short(self, prompt: list[dict[str, str]] | str) -> None:
-        """Refuse by its bytes, or by its beginning, what cannot fit: to tokenise megabytes of text takes seconds."""
-        text = prompt if isinstance(prompt, str) else "".join(message["content"] for message in prompt)
-        window = self.runtime.context_length
-        if len(text) <= (enough := window * LONG_TOKEN):
-            return
-        if (size := len(text.encode())) > (most := window * self.runtime.tokenizer.longest_token_bytes):
-            raise RequestError(
-                f"{self._prompt_field}: {size} bytes of text were found; the context window has {window} tokens, "
-                f"which hold at most {most} bytes; shorten the prompt"
-            )
-        # Cut anywhere, a text has at most a few tokens more than in one piece.
-        if (tokens := len(self.runtime.tokenizer.encode(text[:enough]))) > window + CUT_TOKENS:
-            raise RequestError(
-                f"{self._prompt_field}: {len(text)} characters were found, of which {enough} are {tokens} tokens; the "
-                f"context window has {window} tokens; shorten the prompt"
-            )
-
-    @property
-    def _prompt_field(self) -> str:
-        return "messages" if self.settings.interface == "chat" else "prompt"
-
-    def _require_affordable(self, asked: list[Fields]) -> None:
-        default, window = self.settings.max_tokens, self.runtime.context_length
-        tokens = sum(fields.sampling.n * min(fields.max_tokens or default, window) for fields in asked)
-        if tokens > MOST_NEW_TOKENS:
-            raise RequestError(
-                f"max_tokens: {tokens} new tokens were found in the call (rows x n x max_tokens); "
-                f"at most {MOST_NEW_TOKENS} are expected; ask for fewer, or in several calls"
-            )
-
-    def _encode(self, fields: Fields) -> Request:
-        ids = self._prompt_ids(fields.prompt)
-        return Request(ids, self._max_tokens(fields, len(ids)), fields.sampling)
-
-    def _prompt_ids(self, prompt: list[dict[str, str]] | str) -> npt.NDArray[np.int32]:
-        if isinstance(prompt, str) and not self.settings.apply_chat_template:
-            return self.runtime.encode_text(prompt)
-        chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        text = self.runtime.render_chat(chat)
-        self._require_short(text)  # a template may write far more than the messages have
-        return self.runtime.encode_prompt(text)
-
-    def _max_tokens(self, fields: Fields, prompt_tokens: int) -> int:
-        window = self.runtime.context_length
-        room = window - prompt_tokens
-        if room < 1:
-            raise RequestError(
-                f"{self._prompt_field}: a prompt of {prompt_tokens} tokens was found; the context window has {window} "
-                "tokens, at least one of them for the answer; shorten the prompt"
-            )
-        if fields.max_tokens is not None and fields.max_tokens > room:
-            raise RequestError(
-                f"{fields.limit_field}: {fields.max_tokens} was found; a prompt of {prompt_tokens} tokens leaves "
-                f"{room} of the context window's {window} tokens; ask for at most {room}"
-            )
-        return fields.max_tokens or min(self.settings.max_tokens, room)
-
-
-def _usage(request: Request, choices: list[Choice]) -> dict[str, int]:
+def usage_of(request: Request, choices: list[Choice]) -> dict[str, int]:
     prompt, completion = len(request.prompt_ids), sum(choice.tokens for choice in choices)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
@@ -1591,10 +1645,10 @@ def _usage(request: Request, choices: list[Choice]) -> dict[str, int]:
 # ---------------------------------------------------------------------------------------------- the fields
 
 
-def _read_settings(config: Row, default_name: str) -> Settings:
+def read_settings(config: Row, default_name: str) -> Settings:
     """Check the model config; a key nobody knows is an error, since it would change nothing."""
-    config = _plain_row(config, "model_config")
-    _require_known(config, frozenset(Settings.__dataclass_fields__), "model_config")
+    config = plain_row(config, "model_config")
+    require_known(config, frozenset(Settings.__dataclass_fields__), "model_config")
     interface = config.get("interface") or "chat"
     if interface not in ("chat", "prompt"):
         raise RequestError.about("interface", interface, "'chat' or 'prompt'")
@@ -1602,11 +1656,11 @@ def _read_settings(config: Row, default_name: str) -> Settings:
     if provider is not None and provider not in PROVIDERS:
         raise RequestError.about("execution_provider", provider, "'cpu' or 'cuda'")
     return Settings(
-        name=_text("name", config.get("name") or default_name),
+        name=read_text("name", config.get("name") or default_name),
         interface=str(interface),
-        max_tokens=_whole(config, "max_tokens", 1) or 256,
-        intra_op_num_threads=_whole(config, "intra_op_num_threads", 1),
-        apply_chat_template=_flag(config, "apply_chat_template", default=True),
+        max_tokens=read_whole(config, "max_tokens", 1) or 256,
+        intra_op_num_threads=read_whole(config, "intra_op_num_threads", 1),
+        apply_chat_template=read_flag(config, "apply_chat_template", default=True),
         execution_provider=None if provider is None else str(provider),
     )
 
@@ -1624,7 +1678,7 @@ def _read_rows(model_input: object, params: object) -> list[Row]:
 
 
 def _read_row(found: object) -> Row:
-    row = _plain_row({"prompt": found} if isinstance(found, str) else found, "request")
+    row = plain_row({"prompt": found} if isinstance(found, str) else found, "request")
     return {key: value for key, value in row.items() if value is not None}
 
 
@@ -1646,7 +1700,7 @@ def _cells(record: Mapping[str, object]) -> Row:
     return present
 
 
-def _plain_row(found: object, name: str) -> Row:
+def plain_row(found: object, name: str) -> Row:
     row = _Copy(name).of(found)
     if not isinstance(row, dict):
         raise RequestError.about(name, row, "a DataFrame, a dict or a list of dicts")
@@ -1702,7 +1756,7 @@ class _Copy:
         return place.removeprefix(".") if place.startswith(".") else self._name + place
 
 
-def _shown(found: object) -> str:
+def shown(found: object) -> str:
     """Return what was found, in one line and not endless."""
     text = " ".join(reprlib.repr(found).splitlines())  # a table's has several
     return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "..."
@@ -1712,7 +1766,7 @@ def _cut(reason: str) -> str:
     return reason if len(reason) <= LONGEST_REASON else reason[:LONGEST_REASON] + "..."
 
 
-def _require_known(row: Mapping[str, object], known: frozenset[str], field: str) -> None:
+def require_known(row: Mapping[str, object], known: frozenset[str], field: str) -> None:
     if unknown := sorted(row.keys() - known):
         raise RequestError.about(field, unknown, "one of " + ", ".join(sorted(known)))
 
@@ -1720,9 +1774,9 @@ def _require_known(row: Mapping[str, object], known: frozenset[str], field: str)
 def _refuse_unsupported(row: Row) -> None:
     for field in UNUSED_FIELDS:
         if field in row:
-            _text(field, row[field])
+            read_text(field, row[field])
     for field in PENALTIES:
-        _number(row, field, 0, 0, "0 or nothing (penalties are not supported)")
+        read_number(row, field, 0, 0, "0 or nothing (penalties are not supported)")
     for field, neutral in UNSUPPORTED.items():
         if field in row and row[field] not in neutral:
             raise RequestError.about(field, row[field], f"nothing ({field} is not supported)")
@@ -1733,17 +1787,17 @@ def _with_custom_inputs(row: Row) -> Row:
     custom = row.get("custom_inputs", {})
     if not isinstance(custom, dict):
         raise RequestError.about("custom_inputs", custom, "a dict")
-    _require_known(custom, SAMPLING_FIELDS, "custom_inputs")
+    require_known(custom, SAMPLING_FIELDS, "custom_inputs")
     named: Row = {str(field): value for field, value in custom.items() if value is not None}
     for field in sorted(named.keys() & row.keys()):
         if named[field] != row[field]:
-            raise RequestError.about(f"custom_inputs.{field}", named[field], f"{_shown(row[field])}, as in the row,")
+            raise RequestError.about(f"custom_inputs.{field}", named[field], f"{shown(row[field])}, as in the row,")
     return {**named, **row}
 
 
 def _token_limit(row: Row) -> tuple[str, int | None]:
     """Return the most new tokens that the row allows, and the name under which it does."""
-    found = {field: _whole(row, field, 1) for field in LIMIT_FIELDS if field in row}
+    found = {field: read_whole(row, field, 1) for field in LIMIT_FIELDS if field in row}
     if len(set(found.values())) > 1:
         first, second = LIMIT_FIELDS
         raise RequestError.about(second, found[second], f"{found[first]}, as {first} has it, or one of the two fields")
@@ -1751,7 +1805,7 @@ def _token_limit(row: Row) -> tuple[str, int | None]:
 
 
 def _prompt(row: Row) -> str:
-    prompt = _text("prompt", row.get("prompt"))
+    prompt = read_text("prompt", row.get("prompt"))
     if not prompt:
         raise RequestError.about("prompt", prompt, "text")
     return prompt
@@ -1772,22 +1826,22 @@ def _messages(row: Row) -> list[dict[str, str]]:
 def _message(field: str, message: object) -> dict[str, str]:
     if not isinstance(message, dict):
         raise RequestError.about(field, message, "a dict with role and content")
-    _require_known(message, MESSAGE_FIELDS, field)
+    require_known(message, MESSAGE_FIELDS, field)
     for unsupported in ("tool_calls", "tool_call_id"):
         if message.get(unsupported):
             raise RequestError.about(f"{field}.{unsupported}", message[unsupported], "nothing (no tools here)")
     for unused in ("name", "refusal"):
         if message.get(unused) is not None:
-            _text(f"{field}.{unused}", message[unused])
+            read_text(f"{field}.{unused}", message[unused])
     if (role := message.get("role")) not in ROLES:
         raise RequestError.about(f"{field}.role", role, "one of " + ", ".join(ROLES))
-    return {"role": str(role), "content": _content(f"{field}.content", message.get("content"))}
+    return {"role": str(role), "content": read_content(f"{field}.content", message.get("content"))}
 
 
-def _content(field: str, content: object) -> str:
+def read_content(field: str, content: object) -> str:
     """Return the text of a message: a string, or the texts of its parts, one after the other."""
     if not isinstance(content, list):
-        return _text(field, content)
+        return read_text(field, content)
     if not content:
         raise RequestError.about(field, content, "a string, or a list of one text part or more")
     return "".join(_part(f"{field}[{index}]", part) for index, part in enumerate(content))
@@ -1798,11 +1852,11 @@ def _part(field: str, part: object) -> str:
         raise RequestError.about(field, part, "a dict with type and text")
     if part.get("type") != "text":
         raise RequestError.about(f"{field}.type", part.get("type"), "'text' (no image, sound or file is supported)")
-    _require_known(part, PART_FIELDS, field)
-    return _text(f"{field}.text", part.get("text"))
+    require_known(part, PART_FIELDS, field)
+    return read_text(f"{field}.text", part.get("text"))
 
 
-def _text(field: str, value: object) -> str:
+def read_text(field: str, value: object) -> str:
     """Return text that the runtime takes whole: it drops what follows a NUL and cannot encode half a surrogate pair."""
     if not isinstance(value, str):
         raise RequestError.about(field, value, "a string")
@@ -1823,12 +1877,12 @@ def _stop_strings(row: Row) -> tuple[str, ...]:
     if not isinstance(stops, list) or len(stops) > MOST_STOPS or "" in stops:
         raise RequestError.about("stop", found, f"a string, or a list of up to {MOST_STOPS}, none of them empty,")
     for stop in stops:
-        if len(_text("stop", stop)) > LONGEST_STOP:
+        if len(read_text("stop", stop)) > LONGEST_STOP:
             raise RequestError(f"stop: {len(stop)} characters were found; at most {LONGEST_STOP} are expected")
     return tuple(stops)
 
 
-def _number(row: Row, field: str, low: float, high: float, expected: str) -> float | None:
+def read_number(row: Row, field: str, low: float, high: float, expected: str) -> float | None:
     value = row.get(field)
     if value is None:
         return None
@@ -1837,14 +1891,14 @@ def _number(row: Row, field: str, low: float, high: float, expected: str) -> flo
     return float(value)
 
 
-def _flag(row: Row, field: str, *, default: bool) -> bool:
+def read_flag(row: Row, field: str, *, default: bool) -> bool:
     value = row.get(field)
     if value is not None and not isinstance(value, bool):
         raise RequestError.about(field, value, "true or false")
     return default if value is None else value
 
 
-def _whole(row: Row, field: str, low: int, high: int | None = None) -> int | None:
+def read_whole(row: Row, field: str, low: int, high: int | None = None) -> int | None:
     value = row.get(field)
     if value is None:
         return None

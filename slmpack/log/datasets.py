@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from slmpack.errors import DataError, UsageError
+from slmpack.log.trace_chats import SCHEME as TRACES
+from slmpack.log.trace_chats import at_this_moment
 from slmpack.machine.bounded_file import parse_json
 from slmpack.records import Record
 from slmpack.source.mlflow_errors import final_errors
@@ -61,12 +63,14 @@ class FoundData(Record):
 
 
 def find_data(text: str) -> FoundData:
-    """Return where the data are that `text` names; only `datasets:/NAME` is looked up, to be the same for a whole run.
+    """Return where the data are that `text` names; a dataset is looked up, and traces are those of now.
 
     Raises:
         UsageError: no name that a dataset can be found by.
         DataError: no run has such a dataset, or what it is cannot be read.
     """
+    if text.startswith(TRACES):
+        return FoundData(text=at_this_moment(text), name=text.partition("?")[0])
     if not text.startswith(SCHEME):
         return FoundData(text=text)
     name = text.removeprefix(SCHEME)

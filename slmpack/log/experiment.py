@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from slmpack.errors import LogError
 from slmpack.log.artifacts import Artifacts
-from slmpack.log.lifetime import ROOT, database_folder, obstacle
+from slmpack.log.lifetime import ROOT, database_folder, why_temporary
 from slmpack.log.mlflow_server import shown
 from slmpack.source.mlflow_errors import one_line
 
@@ -53,25 +53,35 @@ def experiment_id(client: Any) -> str:
     Raises:
         LogError: the experiment is deleted, or its artifacts would not last or cannot be reached.
     """
+    experiment = made_experiment(client, EXPERIMENT)
+    _require_lasting(experiment.artifact_location, str(experiment.experiment_id), on_worker=False)
+    return str(experiment.experiment_id)
+
+
+def made_experiment(client: Any, name: str) -> Any:
+    """Return the experiment of a name, made if need be, with its artifacts where they last as long as the database.
+
+    Raises:
+        LogError: it is deleted.
+    """
     from mlflow.exceptions import MlflowException
 
-    experiment = client.get_experiment_by_name(EXPERIMENT)
+    experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            client.create_experiment(EXPERIMENT, location_beside(client.tracking_uri, Path.cwd()))
+            client.create_experiment(name, location_beside(client.tracking_uri, Path.cwd()))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was faster
                 raise
-        experiment = client.get_experiment_by_name(EXPERIMENT)
+        experiment = client.get_experiment_by_name(name)
     _require_active(experiment)
-    _require_lasting(experiment.artifact_location, str(experiment.experiment_id), on_worker=False)
-    return str(experiment.experiment_id)
+    return experiment
 
 
 def location_beside(uri: str, working: Path) -> str | None:
     """Return the place that a new experiment is given; None where MLflow's own choice lasts, or is not ours to make."""
     database = database_folder(uri, working)
-    if database is None or obstacle(_default_root(), uri, working) is None:
+    if database is None or why_temporary(_default_root(), uri, working) is None:
         return None
     return (database / ROOT / EXPERIMENT).as_uri()
 
@@ -116,7 +126,7 @@ def _require_lasting(location: str, experiment: str | None, on_worker: bool) -> 
             advice = "set MLFLOW_TRACKING_URI to the address of the server that made it, not to its database"
         raise LogError(f"{found}: {failure}", "a place that this machine has a client for", advice)
     for uri in dict.fromkeys((mlflow.get_tracking_uri(), mlflow.get_registry_uri())):
-        if (reason := obstacle(location, uri, Path.cwd(), on_worker)) is not None:
+        if (reason := why_temporary(location, uri, Path.cwd(), on_worker)) is not None:
             raise LogError(f"{found}, {reason}", f"a place that lasts as long as {shown(uri)}", advice)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from slmpack.log.artifacts import Artifacts
 from slmpack.log.staging import PACKAGE_FOLDER
+from slmpack.log.tags import clear_logged_tag, clear_version_tag
 from slmpack.machine.store import MANIFEST, Manifest
 from slmpack.plain_text import tag_text
 from slmpack.source.mlflow_errors import is_absent
@@ -100,11 +101,9 @@ def mark_version(version: "ModelVersion", reason: str) -> None:
 
 def clear_version(version: "ModelVersion") -> None:
     """Take the mark away from a version whose files are all there again."""
-    from mlflow import MlflowClient
-
-    if UNHEALTHY in version.tags:
+    if version.tags.get(UNHEALTHY):
         logger.warning("%s version %s can be used again: all of its files are there", version.name, version.version)
-        MlflowClient().delete_model_version_tag(version.name, version.version, UNHEALTHY)
+        clear_version_tag(version, UNHEALTHY)
 
 
 def is_usable(logged: "MlflowModel") -> bool:
@@ -114,10 +113,10 @@ def is_usable(logged: "MlflowModel") -> bool:
     reason, mark = damage_of(logged.model_id), logged.tags.get(UNHEALTHY)
     if reason is not None:
         logger.warning("models:/%s is logged and cannot be used: %s", logged.model_id, reason)
-        if mark is None:
+        if not mark:
             MlflowClient().set_logged_model_tags(logged.model_id, {UNHEALTHY: _dated(reason)})
-    elif mark is not None:
-        MlflowClient().delete_logged_model_tag(logged.model_id, UNHEALTHY)
+    elif mark:
+        clear_logged_tag(logged.model_id, UNHEALTHY)
     return reason is None
 
 

@@ -20,10 +20,10 @@ def sqlite_file(uri: str) -> Path | None:
 
     A database in memory has the empty path.
     """
-    from sqlalchemy.engine import make_url
-
     if urlsplit(uri).scheme.partition("+")[0] != "sqlite":
         return None
+    from sqlalchemy.engine import make_url  # a consumer of an MLflow server has none
+
     parsed = make_url(uri)
     name = (parsed.database or "").removeprefix("file:")
     return Path("" if name == ":memory:" or parsed.query.get("mode") == "memory" else name)
@@ -41,7 +41,7 @@ def is_on_this_machine(uri: str) -> bool:
     return host in {"localhost", "::1"} or host.startswith("127.")
 
 
-def obstacle(location: str, uri: str, working: Path, on_worker: bool = False) -> str | None:
+def why_temporary(location: str, uri: str, working: Path, on_worker: bool = False) -> str | None:
     """Return why artifacts at `location` will be gone before the database at `uri`; None if they will not.
 
     Args:

@@ -21,6 +21,7 @@ from slmpack.log.health import is_usable
 from slmpack.log.mlflow_server import check_name, require_registry
 from slmpack.log.requirements import requirements_for, runtime_versions
 from slmpack.log.staging import READ_ONLY, WRAPPER, link_or_copy, staged_model, write_manifest
+from slmpack.log.tags import REFUSED
 from slmpack.plain_text import tag_text
 from slmpack.records import Interface, LoggedModel, Package, Target, digest_of
 from slmpack.source.mlflow_errors import final_errors
@@ -93,7 +94,7 @@ def _logged_before(name: str, digest: str, trace: dict[str, str]) -> tuple[str, 
         return None
     tags = {f"slmpack.{PREFECT_RUN}": trace[PREFECT_RUN], "slmpack.digest": digest}
     for logged in ready_models(tags):
-        if name_of_logged(logged) == name and "slmpack.refused" not in logged.tags:
+        if name_of_logged(logged) == name and not logged.tags.get(REFUSED):
             logger.info("going on with %s, which this run logged before", logged.model_id)
             return str(logged.model_id), str(logged.source_run_id)
     return None

@@ -1,7 +1,9 @@
 """Reaching MLflow: whether it is there, which of its errors are final, and which names it takes."""
 
+import os
 import re
 import socket
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,6 +15,7 @@ from slmpack.source.mlflow_errors import one_line
 from slmpack.source.names import is_of_a_word, logged_name
 
 PROBE_SECONDS = 5
+DEFAULT_STORES = ("mlflow.db", "mlruns")  # Source: mlflow.tracking._tracking_service.utils._get_default_tracking_uri
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 PUNCTUATION = " .+-_"
 NAME_CHARACTERS = 200  # MLflow's databases have room for 256, and for 250 in a run's name, which the target ends
@@ -65,6 +68,12 @@ def check_alias(alias: str) -> None:
         raise UsageError(f"the alias {alias!r}: {one_line(error)}") from error
 
 
+def is_without_a_store() -> bool:
+    """Say whether MLflow would begin a new store in the working folder, in which nothing can have been published."""
+    settings = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    return not any(map(os.environ.get, settings)) and not any(map(os.path.exists, DEFAULT_STORES))
+
+
 def require_registry(shared: bool = False, writes: bool = True) -> None:
     """Ask the tracking server and the registry one cheap question, once; MLflow's own calls try for minutes.
 
@@ -86,11 +95,23 @@ def require_registry(shared: bool = False, writes: bool = True) -> None:
             "set it in the worker's environment or in the work pool's job variables (env)",
         )
     for uri in dict.fromkeys((mlflow.get_tracking_uri(), mlflow.get_registry_uri())):
+        _require_database_client(uri)
         _require_lasting_database(uri, shared)
         if urlsplit(uri).scheme in {"http", "https"}:
             _probe_server(uri)
         else:
             _probe_store(uri, writes)
+
+
+def _require_database_client(uri: str) -> None:
+    """Refuse a database where there is only what reaches a server: mlflow-skinny alone, as where models are served."""
+    kind = urlsplit(uri).scheme.partition("+")[0]
+    if kind in {"sqlite", *DATABASE_PORTS} and find_spec("sqlalchemy") is None:
+        raise UsageError(
+            f"MLflow is the database {shown(uri)}, and this installation has no client of databases",
+            "the address of an MLflow server",
+            "set MLFLOW_TRACKING_URI to it, or install mlflow",
+        )
 
 
 def _require_lasting_database(uri: str, shared: bool) -> None:
@@ -213,6 +234,23 @@ def _probe_database(uri: str, writes: bool) -> None:
             socket.create_connection((parts.hostname, parts.port or DATABASE_PORTS[kind]), PROBE_SECONDS).close()
         except OSError as error:
             raise _unreachable(uri, str(error)) from error
+        _connect(uri)
+
+
+def _connect(uri: str) -> None:
+    """Log in to a database once: with a wrong password or name MLflow would try for three minutes."""
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+    from sqlalchemy.pool import NullPool
+
+    try:
+        create_engine(uri, poolclass=NullPool).connect().close()
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError):  # MLflow says of those at once what is wrong
+        return
+    except DBAPIError as error:
+        raise _unreachable(
+            uri, " ".join(str(error.orig).split())[:300], "correct MLFLOW_TRACKING_URI: user, password, database"
+        ) from error
 
 
 def _read_only(file: Path) -> Path | None:

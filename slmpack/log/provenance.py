@@ -8,7 +8,7 @@ The manifest of the logged model lists the file, so it is as safe from changes a
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from slmpack.checkpoint.original import original_gguf
 from slmpack.records import (
@@ -59,6 +59,7 @@ class SnapshotFacts(Record):
     licence: str | None
     repairs: tuple[str, ...] = ()  # not there in what 0.1 logged before it
     original: Original | None = None  # as `repairs`
+    base_template: str | None = Field(None, exclude_if=lambda value: value is None)
 
     @model_validator(mode="before")
     @classmethod

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from slmpack.errors import CheckError, DamageError
-from slmpack.log.artifacts import artifacts_of
+from slmpack.log.artifacts import Artifacts, artifacts_of
 from slmpack.log.health import PACKAGE_MANIFEST, clear_version, mark_content
 from slmpack.log.log import MANIFEST_TAG
 from slmpack.log.staging import PACKAGE_FOLDER, WRAPPER
@@ -20,12 +20,14 @@ from slmpack.machine.store import MANIFEST, Manifest, sha256_of
 from slmpack.progress import report
 from slmpack.records import LoggedModel, Target, digest_of
 from slmpack.reports import Check
+from slmpack.signing.signature import NOT_SIGNED, STATEMENT
 from slmpack.source.mlflow_errors import final_errors
 
 ADVICE = "log the model again, and find out who changes files in the artifact store"
 CHECKPOINT_FOLDER = "model"
 # MLflow puts this into the artifacts of a local store whenever somebody loads the model from there.
-AFTERWARDS = frozenset({"registered_model_meta"})
+# The signature and what it is about besides come when the model was proved.
+AFTERWARDS = frozenset({*NOT_SIGNED, STATEMENT})
 
 
 def read_back(model: LoggedModel) -> tuple[Check, ...]:
@@ -50,8 +52,7 @@ def read_back(model: LoggedModel) -> tuple[Check, ...]:
 def _compare(model: LoggedModel) -> tuple[Check, ...]:
     with final_errors(CheckError, f"to read {model.uri}"):
         artifacts = artifacts_of(model)
-        listed = _model_manifest(artifacts.file(MANIFEST), model)
-        expected = listed | _package_digests(model)
+        expected = _expected(artifacts, model)
         _check_names(frozenset(artifacts.sizes()), {*expected, MANIFEST})
         for done, name in enumerate(sorted(expected), start=1):
             with artifacts.file(name) as path:
@@ -59,6 +60,23 @@ def _compare(model: LoggedModel) -> tuple[Check, ...]:
             report("read back", done, len(expected), "files")
     size = model.package.size_bytes
     return (Check(name="read back", found=f"{len(expected)} files, {size:,} bytes of the package as they were built"),)
+
+
+def logged_digests(model: LoggedModel) -> dict[str, str]:
+    """Return path in the artifacts -> sha256 of every file that was logged, the manifest's included.
+
+    Raises:
+        DamageError: the manifest is not the one that was logged.
+    """
+    from mlflow import MlflowClient
+
+    with final_errors(CheckError, f"to read {model.uri}"):
+        tag = MlflowClient().get_logged_model(model.model_id).tags[MANIFEST_TAG]
+        return {**_expected(artifacts_of(model), model), MANIFEST: tag}
+
+
+def _expected(artifacts: Artifacts, model: LoggedModel) -> dict[str, str]:
+    return _model_manifest(artifacts.file(MANIFEST), model) | _package_digests(model)
 
 
 def _package_digests(model: LoggedModel) -> dict[str, str]:

@@ -22,9 +22,11 @@ from slmpack.log.origin import locate_snapshot
 from slmpack.log.provenance import PROVENANCE, Provenance, model_of
 from slmpack.log.read_back import CHECKPOINT_FOLDER, read_back
 from slmpack.log.requirements import requirements_for
+from slmpack.log.signed import require_signed
 from slmpack.log.staging import PACKAGE_FOLDER
-from slmpack.log.tags import MODEL_ID
+from slmpack.log.tags import MODEL_ID, VERSION_OF_LOGGED
 from slmpack.log.trust import require_trusted_artifacts
+from slmpack.log.versions import version_of
 from slmpack.machine.bounded_file import read_bounded
 from slmpack.machine.store import MANIFEST, Manifest, store_folder
 from slmpack.records import FileDigest, LoggedModel, Record, Target, digest_of_files
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FORMS = "models:/NAME/VERSION, models:/NAME@ALIAS or models:/m-ID"
-_FORM = re.compile(r"models:/(?:(?P<id>m-[0-9a-f]{32})|(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[\w-]+)))")
+_FORM = re.compile(r"models:/(?:(?P<id>m-[0-9a-f]{32})|(?P<name>[^/@#?]+)(?:/(?P<version>\d+)|@(?P<alias>[\w-]+)))")
 
 
 class LoggedRecord(Record):
@@ -55,7 +57,7 @@ class LoggedRecord(Record):
 
 
 def check_uri(uri: str) -> re.Match[str]:
-    """Refuse what can never name a logged model, before anything is asked.
+    """Refuse what can never name a logged model, before the first request.
 
     Raises:
         UsageError: `uri` is not one of MLflow's forms, or not one that names a single model.
@@ -122,7 +124,7 @@ def restore_model(uri: str, workspace: Path, *, trust_code: bool = False) -> Log
         SourceError: MLflow has no such model, or the source it was made from is gone.
         CheckError: slmpack did not log it, a file is not the one that was logged, or the source is not on this
             machine or not what it was.
-        TrustError: its code is not slmpack's.
+        TrustError: its code is not slmpack's, or the trust policy does not accept who signed it.
         WorkspaceError: there is no room for what has to be fetched.
     """
     found = find_logged(uri)
@@ -136,7 +138,18 @@ def restore_model(uri: str, workspace: Path, *, trust_code: bool = False) -> Log
         logger.info("%s: %s", check.name, check.found)
     if not trust_code:  # after it: a damaged wrapper is reported as damage
         require_trusted_artifacts(uri, found.location)
+    _require_signed(found)
     return model
+
+
+def _require_signed(found: LoggedRecord) -> None:
+    """Refuse a version that the trust policy does not accept; what was never published is signed when it is proved."""
+    from mlflow import MlflowClient
+
+    name = check_uri(found.uri)["name"]
+    if name is None and VERSION_OF_LOGGED not in MlflowClient().get_logged_model(found.model_id).tags:
+        return
+    require_signed(found.uri, name or found.provenance.name, found.location)
 
 
 def _logged_model(uri: str) -> "MlflowModel":
@@ -148,10 +161,7 @@ def _logged_model(uri: str) -> "MlflowModel":
     try:
         model_id = match["id"]
         if model_id is None:
-            name, number, alias = match["name"], match["version"], match["alias"]
-            version = (
-                client.get_model_version(name, number) if number else client.get_model_version_by_alias(name, alias)
-            )
+            version = version_of(match["name"], match["version"], match["alias"])
             source = _FORM.fullmatch(version.source or "")  # of one that a person registered
             model_id = version.tags.get(MODEL_ID) or (source and source["id"])
         if not model_id:

@@ -2,6 +2,7 @@
 
     scratch/log-<id>/model/
         MLmodel, requirements.txt, conda.yaml, python_env.yaml, input_example.json, ...   written by MLflow
+        requirements.lock                        every package with its hashes, see `requirements_lock`
         slmpack.json                             what another machine needs to prove the model again
         chat_model.py + artifacts/package/*      ONNX targets: hard links to the package's files
         model/* + components/tokenizer/*         transformers: hard links to the snapshot's weights
@@ -10,6 +11,7 @@ MLflow's own `log_model` writes the weights twice. Its `save_model` runs here on
 are large are linked beside it: they are read-only and content-addressed, so a second name does them no harm.
 """
 
+import json
 import logging
 import os
 import shutil
@@ -19,9 +21,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from slmpack.checkpoint.licence import stated_in_file
 from slmpack.log.interfaces import input_example_of, metadata_of, signature_of, wrapper_signature_of
 from slmpack.log.provenance import PROVENANCE, provenance_of
 from slmpack.log.requirements import requirements_for
+from slmpack.log.requirements_lock import LOCK, lock_of
 from slmpack.machine.private import folder_in
 from slmpack.machine.store import MANIFEST, Manifest, sha256_of
 from slmpack.records import FileDigest, Interface, Package, SourceKind, Target
@@ -50,7 +54,10 @@ def staged_model(package: Package, interface: Interface, name: str, digest: str,
             _save_onnx(package, interface, folder, metadata, name)
         for stranger in PROJECT_FILES:
             (folder / stranger).unlink(missing_ok=True)
-        provenance = provenance_of(package, interface, name, requirements_for(package.target), digest)
+        requirements = requirements_for(package.target)
+        if package.target.provider == "cpu" and (lock := lock_of(requirements, workspace)) is not None:
+            (folder / LOCK).write_text(lock)
+        provenance = provenance_of(package, interface, name, requirements, digest)
         (folder / PROVENANCE).write_text(provenance.model_dump_json(indent=1) + "\n")
         yield folder
     finally:
@@ -107,12 +114,12 @@ def _save_transformers(package: Package, folder: Path, small: Path, metadata: di
         metadata=metadata,
         # What a pipeline does anyway; said, because a caller can override only what the model was logged with.
         model_config={"max_new_tokens": DEFAULT_NEW_TOKENS, "do_sample": True},
-        model_card=ModelCard(f"---\nlicense: {licence}\n---\n\n# {name}\n"),
+        model_card=ModelCard(f"---\nlicense: {json.dumps(licence)}\n---\n\n# {name}\n"),
     )
     for weight in sorted(weights):
         link_or_copy(package.path / weight, folder / "model" / weight)
     # MLflow's text names the path of the checkpoint here; the source's own licence files are in model/.
-    (folder / "LICENSE.txt").write_text(f"The source of this model states its licence as: {licence}\n")
+    (folder / "LICENSE.txt").write_text(stated_in_file(package.snapshot.licence))
     _edit_flavor(folder, "transformers", set_to={"source_model_name": _public_name(package, name)})
 
 

@@ -8,10 +8,14 @@ have a tag for each fact: `facts_in` reads both kinds.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from slmpack.figures import tag_of
 from slmpack.plain_text import tag_text
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
 
 PREFIX = "slmpack."
 FACTS = "slmpack.facts"
@@ -29,6 +33,7 @@ APART = frozenset(
         "revision",
         "source",
         "target",
+        "template_waiver",
         "waiver",
     }
 )
@@ -54,7 +59,7 @@ def facts_in(tags: Mapping[str, str]) -> dict[str, str]:
 
 def with_more(tags: Mapping[str, str], facts: Mapping[str, object]) -> str:
     """Return the value of the tag FACTS with `facts` added."""
-    return _packed({**_unpacked(tags), **facts})
+    return _packed({**_stored(tags), **facts})
 
 
 def _packed(facts: Mapping[str, object]) -> str:
@@ -66,18 +71,67 @@ def _short(value: object) -> float | str:
 
 
 def _unpacked(tags: Mapping[str, str]) -> dict[str, str]:
-    """Return the facts of the tag FACTS; none where somebody wrote something else there."""
+    return {name: str(value) for name, value in _stored(tags).items()}
+
+
+def _stored(tags: Mapping[str, str]) -> dict[str, object]:
+    """Return the facts of the tag FACTS, texts and numbers; none where somebody wrote something else there."""
     try:
         found = json.loads(tags.get(FACTS, "{}"))
     except (ValueError, RecursionError):
         return {}
-    return {name: str(value) for name, value in found.items()} if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) else {}
+
+
+def clear_version_tag(version: "ModelVersion", key: str) -> None:
+    """Take a tag from a version, or leave it empty where this user may not delete: readers take both for none."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    _clear(
+        lambda: client.delete_model_version_tag(version.name, version.version, key),
+        lambda: client.set_model_version_tag(version.name, version.version, key, ""),
+    )
+
+
+def clear_logged_tag(model_id: str, key: str) -> None:
+    """Take a tag from a logged model as `clear_version_tag` does."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    _clear(
+        lambda: client.delete_logged_model_tag(model_id, key), lambda: client.set_logged_model_tags(model_id, {key: ""})
+    )
+
+
+def _clear(delete: Callable[[], object], empty: Callable[[], object]) -> None:
+    """Delete, for which MLflow's basic auth wants the permission MANAGE; one who packages has EDIT."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        delete()
+    except MlflowException as error:
+        if error.error_code != PERMISSION_DENIED:
+            raise
+        empty()
+
+
+PERMISSION_DENIED = "PERMISSION_DENIED"
 
 
 DIGEST = "slmpack.digest"
 
 
 MODEL_ID = "slmpack.model_id"
+
+
+APPROVED = "slmpack.approved."  # and an alias that people give: when a version got it, and who approved
+
+
+VERSION_OF_LOGGED = "slmpack.version"  # of a logged model and its run: the number of the version that it became
+
+
+SIGNED_BY = "slmpack.signed_by"  # the fingerprint of the key; for searches, since anybody who may tag can write it
 
 
 UNPROVED = "slmpack.unproved"  # of a logged model: the hardware that it waits for
@@ -92,7 +146,7 @@ SUPERSEDED_BY, HELD_ALIAS = "slmpack.superseded_by", "slmpack.held_alias"
 HELD_SINCE, HELD_UNTIL = "slmpack.held_since", "slmpack.held_until"
 
 
-WANTED = "slmpack.wanted."  # and the first characters of a `wanted_key` that ended with the version; the alias
+REQUEST_KEY = "slmpack.wanted."  # and the first characters of a `request_key` that ended with the version; the alias
 
 
 REFUSED = "slmpack.refused"

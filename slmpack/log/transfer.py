@@ -1,10 +1,10 @@
-"""Hand over: a fetched source for other machines, through MLflow. They need neither the source's site nor its token.
+"""Transfer: a fetched source for other machines, through MLflow. They need neither the source's site nor its token.
 
     snapshot --logged, never registered--> models:/m-ID --downloaded, compared, stored--> the same snapshot elsewhere
 
-The same source is logged once: it is found again by a tag. What a GGUF file says of its blocks goes along, so that
-they are kept there as they are kept here. A GPTQ, AWQ or Olive checkpoint is more than its plain snapshot: where the
-source can be reached from anywhere, each machine fetches that very revision itself.
+The same source is logged once: it is found again by a tag. The storages of a GGUF file's matrices go along, so that the
+other machine loses as little of them as this one. A GPTQ, AWQ or Olive checkpoint is more than its plain snapshot:
+where the source can be reached from anywhere, each machine fetches that very revision itself.
 """
 
 import shutil

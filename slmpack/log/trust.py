@@ -11,7 +11,6 @@ It stops a model with other code. It does not stop other weights, which can answ
 files between this look and the load, nor an older wrapper's own faults.
 """
 
-import json
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -20,12 +19,11 @@ from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import yaml  # type: ignore[import-untyped]
-
 from slmpack.errors import TrustError
 from slmpack.log.artifacts import Artifacts
 from slmpack.log.staging import PACKAGE_FOLDER, WRAPPER
-from slmpack.machine.bounded_file import read_bounded
+from slmpack.machine.bounded_file import parse_json, read_bounded
+from slmpack.machine.bounded_yaml import parse_yaml
 
 METADATA = "MLmodel"
 CODE_LOADER, CHECKPOINT_LOADER = "mlflow.pyfunc.loaders.code_model", "mlflow.transformers"
@@ -58,7 +56,7 @@ def require_trusted(uri: str, names: Collection[str], read: Read) -> None:
     """
     try:
         found = _stranger_in(names, read)
-    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError, yaml.YAMLError) as error:
+    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
         found = f"files that cannot be read ({type(error).__name__})"
     if found is not None:
         raise TrustError(
@@ -92,7 +90,7 @@ def require_trusted_artifacts(uri: str, location: str) -> None:
 
 def _stranger_in(names: Collection[str], read: Read) -> str | None:
     """Return what of the model is not ours, in words; None if its code is."""
-    flavours = yaml.safe_load(read(METADATA))["flavors"]
+    flavours = parse_yaml(read(METADATA).decode())["flavors"]
     settings = flavours["python_function"]
     code = [name for name in names if name.endswith((".py", ".so", ".pyd")) and name != WRAPPER.name]
     if code or settings.get("code") is not None:
@@ -102,7 +100,7 @@ def _stranger_in(names: Collection[str], read: Read) -> str | None:
     strange = {key for key in settings if key not in HARMLESS_KEYS | WRAPPED.keys()}
     strange |= {key for key, value in WRAPPED.items() if settings.get(key, ...) != value}
     if strange:
-        return f"{sorted(strange)[0]} in its {METADATA} as slmpack does not write it"
+        return f"{sorted(map(str, strange))[0]} in its {METADATA} as slmpack does not write it"
     if sha256(read(WRAPPER.name)).hexdigest() not in known_wrappers():
         return f"a {WRAPPER.name} that is of no release of slmpack that this one knows"
     return None
@@ -113,7 +111,7 @@ def _code_of_checkpoint(names: Collection[str], read: Read) -> str | None:
         return f"a pickle ({pickles[0]})"
     for name in sorted(names):
         if name.endswith("config.json"):
-            config = dict(json.loads(read(name)))
+            config = dict(parse_json(read(name)))
             if found := [key for key in RUNS_CODE if key in config]:
                 return f"{found[0]} in {name}, which names code of its own"
     return None

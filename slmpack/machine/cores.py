@@ -51,7 +51,7 @@ def threads_of_children(threads: int) -> Iterator[Callable[[], None]]:
 
 
 def threads_here() -> int:
-    """Return how many threads this process is to compute with: what it was given, or all cores of its share."""
+    """Return how many threads this process is to compute with: what its environment says, or all cores of its share."""
     given = os.environ.get(VARIABLE, "")
     return int(given) if given.isdecimal() and int(given) else share_of_cores()
 

@@ -8,12 +8,14 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 from slmpack.errors import CheckError, SlmpackError
-from slmpack.machine.child import awaited, kill_tree
 from slmpack.machine.pip_config import read_pip_config, settings_for_uv
 from slmpack.machine.private import append_log
+from slmpack.machine.process import Process, running, start_process
+from slmpack.records import digest_of
 from slmpack.telemetry import SWITCHES
 
 MAKE_LIMIT_SECONDS = 1800.0
@@ -29,7 +31,7 @@ class UvError(Exception):
 
     @property
     def is_unreachable(self) -> bool:
-        """Whether the package index could not be asked."""
+        """Whether uv could not reach the package index."""
         return UNREACHABLE.search(str(self)) is not None
 
 
@@ -41,6 +43,7 @@ def make_environment(
     doing: str = CLEAN_ENVIRONMENT,
     *,
     compiled: bool = False,
+    hashed: bool = False,
 ) -> Path:
     """Make the virtual environment `environment`, a folder that is not there yet, and return its interpreter.
 
@@ -52,6 +55,7 @@ def make_environment(
         log: what uv prints is appended to it.
         failure: raised when uv takes too long.
         doing: what it is for, in that error.
+        hashed: whether all requirements have hashes, which what is installed must have.
         compiled: whether bytecode is written for all of it, which pays where the environment is used again.
 
     Raises:
@@ -61,6 +65,8 @@ def make_environment(
     uv, arguments, offered = _uv_in(folder)
     if compiled:
         arguments = (*arguments, "--compile-bytecode")
+    if hashed:
+        arguments = (*arguments, "--require-hashes")
     for command in (
         [uv, "venv", "--no-project", "--relocatable", "--python", sys.executable, str(environment)],
         [uv, "pip", "install", "--python", str(python), *arguments, "--requirements", str(requirements)],
@@ -82,26 +88,43 @@ def resolve_requirements(requirements: Path, platform: str, log: Path, failure: 
     Raises:
         UvError: the package index has not all of it, or cannot be reached.
     """
+    options = ("--python-platform", platform)
+    text = _compiled(requirements, options, log, failure, MAKE_LIMIT_SECONDS)
+    return tuple(line for line in text.splitlines() if "==" in line)
+
+
+def lock_requirements(requirements: Path, log: Path, failure: type[SlmpackError], limit_seconds: float) -> str:
+    """Return what `resolve_requirements` does, for this machine, as a file of pins with the hashes that the index has.
+
+    Raises:
+        UvError: as `resolve_requirements`.
+    """
+    return _compiled(requirements, ("--generate-hashes",), log, failure, limit_seconds)
+
+
+def _compiled(
+    requirements: Path, options: tuple[str, ...], log: Path, failure: type[SlmpackError], limit_seconds: float
+) -> str:
     folder, result = requirements.parent, requirements.with_suffix(".resolved")
     uv, arguments, offered = _uv_in(folder)
-    command = [
-        uv,
-        "pip",
-        "compile",
-        "--python",
-        sys.executable,
-        "--python-platform",
-        platform,
-        "--no-header",
-        "--no-annotate",
-        *arguments,
-        "--output-file",
-        str(result),
-        str(requirements),
-    ]
-    if run_to_log(command, offered, folder, log, MAKE_LIMIT_SECONDS, failure):
+    command = [uv, "pip", "compile", "--python", sys.executable, "--no-header", "--no-annotate", *options, *arguments]
+    command += ["--output-file", str(result), str(requirements)]
+    if run_to_log(command, offered, folder, log, limit_seconds, failure):
         raise UvError(reason_of_uv(log.read_text(errors="replace")))
-    return tuple(line for line in result.read_text().splitlines() if "==" in line)
+    return result.read_text()
+
+
+def index_digest() -> str:
+    """Return what tells one setting of the package index from another; nothing of it can be read in there.
+
+    pip's files are read once for each setting of its variables: pip takes a third of a second to start.
+    """
+    return _index_digest(tuple(sorted(each for each in os.environ.items() if each[0].startswith(("PIP_", "UV_")))))
+
+
+@cache
+def _index_digest(variables: tuple[tuple[str, str], ...]) -> str:
+    return digest_of([variables, settings_for_uv(read_pip_config(sys.executable)).model_dump()])
 
 
 def _uv_in(folder: Path) -> tuple[str, tuple[str, ...], dict[str, str]]:
@@ -142,18 +165,15 @@ def run_to_log(
         SlmpackError: `failure`: it took too long.
     """
     with append_log(log) as noise:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=noise, stderr=subprocess.STDOUT
-        )
-        try:
-            with awaited(process):  # its work may not be wanted any more
-                return process.wait(limit_seconds)
-        except subprocess.TimeoutExpired as error:
-            found = f"{doing}: {Path(command[0]).name} took longer than {limit_seconds:.0f} s and was stopped"
-            raise failure(found, "", f"the log is {log}") from error
-        finally:
-            if process.poll() is None:
-                kill_tree(process.pid)
-            process.wait()
-            assert process.stdin is not None
-            process.stdin.close()
+
+        def start() -> Process:
+            return start_process(
+                command, stdout=noise, stderr=subprocess.STDOUT, environment=environment, folder=folder
+            )
+
+        with running(start, limit_seconds) as process:
+            code = process.wait()
+    if process.timed_out:
+        found = f"{doing}: {Path(command[0]).name} took longer than {limit_seconds:.0f} s and was stopped"
+        raise failure(found, "", f"the log is {log}")
+    return code

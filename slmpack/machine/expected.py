@@ -60,10 +60,10 @@ def why_unreachable(error: BaseException) -> str | None:
     for each in _chain(error):
         if isinstance(each, SlmpackError):
             return None
-        told = f"{type(each).__name__}: {each}"
-        if isinstance(each, ConnectionError) or re.search(r"Connect|Connection|Proxy|gaierror|URLError", told):
+        message = f"{type(each).__name__}: {each}"
+        if isinstance(each, ConnectionError) or re.search(r"Connect|Connection|Proxy|gaierror|URLError", message):
             for cause, words in _CAUSES.items():
-                if re.search(words, told):
+                if re.search(words, message):
                     return cause
     return None
 
@@ -71,20 +71,20 @@ def why_unreachable(error: BaseException) -> str | None:
 def _of_disk(error: BaseException) -> WorkspaceError | None:
     number = error.errno if isinstance(error, OSError) else None
     name = getattr(error, "filename", None)
-    told = " ".join(str(error).split())[:300]
-    if number in _FULL or _FULL_WORDS.search(told):
+    message = " ".join(str(error).split())[:300]
+    if number in _FULL or _FULL_WORDS.search(message):
         return WorkspaceError(
-            f"the disk is full ({name or told})",
+            f"the disk is full ({name or message})",
             "room for what is written",
             "free some space or name another --workspace, then run the same again",
         )
     if number in _FORBIDDEN and name:
         return WorkspaceError(
-            f"{name} cannot be used ({error.strerror})" if isinstance(error, OSError) else told,
+            f"{name} cannot be used ({error.strerror})" if isinstance(error, OSError) else message,
             "a place that this user may write",
             "name another --workspace, or start it in another folder",
         )
-    if _READ_ONLY_WORDS.search(told):
+    if _READ_ONLY_WORDS.search(message):
         return WorkspaceError(
             "MLflow's database cannot be written",
             "a place that this user may write",

@@ -112,9 +112,11 @@ def _import_all(modules: Iterable[str], log: int) -> None:
     if not missing:
         return
     os.dup2(log, 2)
+    gc.disable()  # nothing that a module makes is garbage
     for module in missing:
         with contextlib.suppress(Exception):
             importlib.import_module(module)
+    gc.enable()
     with contextlib.suppress(OSError), Path(os.devnull).open("wb") as nothing:
         os.dup2(nothing.fileno(), 2)
     gc.collect()
@@ -122,7 +124,7 @@ def _import_all(modules: Iterable[str], log: int) -> None:
 
 
 def main() -> None:
-    """Serve the requests of one command; in a fork, run the function that was asked for."""
+    """Serve the requests of one command; in a fork, run the requested function."""
     from slmpack.machine import surroundings
 
     surroundings.prepare()
@@ -132,7 +134,7 @@ def main() -> None:
     request = _Parent(line).serve()
     if request is None:
         return
-    from slmpack.machine.child import run_target
+    from slmpack.machine.child_main import run_target
 
     setproctitle(f"{sys.executable} -m slmpack.machine.child {request['target']}")  # ps shows what works
     os.environ.clear()

@@ -2,7 +2,7 @@
 
 To import them takes 1 to 6 seconds, and a command starts a dozen children. So a function says by `@forked_with(...)`
 which modules it needs; the first such child of a command starts the server (`slmpack.machine.fork_server`), which
-imports what is asked of it once, and every child is a fork of it:
+imports each module once, and every child is a fork of it:
 
     command --- line: pipes and log of one child ------------------> server, imports what the child needs
             --- control: target, argument, environment, folder ----> child, a fork of the server
@@ -24,7 +24,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeVar
+from typing import IO, Any, TypeVar
 
 from slmpack.machine.cores import threads_of_a_child
 
@@ -57,20 +57,6 @@ READ_WHEN_USED = (
     "TORCHINDUCTOR_CACHE_DIR",
     "UV_",
 )
-
-
-class Process(Protocol):
-    """A child as its parent sees it: what `subprocess.Popen` and `Fork` have in common."""
-
-    pid: int
-    stdin: IO[bytes] | None
-    stdout: IO[bytes] | None
-
-    def poll(self) -> int | None:
-        """Return the exit code, or None while it runs."""
-
-    def wait(self) -> int:
-        """Wait for the end and return the exit code."""
 
 
 def forked_with(*modules: str) -> Callable[[Function], Function]:

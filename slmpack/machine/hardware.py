@@ -44,13 +44,13 @@ def require_hardware(target: Target) -> None:
     Raises:
         HardwareError: what it lacks, and how to get it.
     """
-    if (obstacle := obstacle_to_prove(target)) is not None:
-        raise HardwareError(f"target {target} cannot be proved here: {obstacle}")
+    if (error := unprovable_error(target)) is not None:
+        raise HardwareError(f"target {target} cannot be proved here: {error}")
 
 
 def provider_here(target: Target) -> Provider:
     """Return what the target's packages are run by on this machine: its own provider, else the one for CPUs."""
-    return "cpu" if obstacle_to_prove(target) else target.provider
+    return "cpu" if unprovable_error(target) else target.provider
 
 
 def device_of(provider: Provider) -> Device:
@@ -62,7 +62,7 @@ def device_of(provider: Provider) -> Device:
     return CPU if provider == "cpu" else _first_gpu()
 
 
-def obstacle_to_prove(target: Target) -> HardwareError | None:
+def unprovable_error(target: Target) -> HardwareError | None:
     """Return why this machine cannot prove the target, None if it can."""
     if target.provider == "cpu":
         return None
@@ -70,8 +70,8 @@ def obstacle_to_prove(target: Target) -> HardwareError | None:
         require_recent(_first_gpu())
         _require_cuda_runtime()
         require_libraries()
-    except HardwareError as obstacle:
-        return obstacle
+    except HardwareError as error:
+        return error
     return None
 
 

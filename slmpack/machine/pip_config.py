@@ -1,7 +1,7 @@
 """Package index: pip's settings (indexes, proxy, certificates), translated for uv.
 
-uv does not read pip's configuration, so pip is asked for it and it is handed on, by environment variables, since an
-index's URL may hold a password.
+uv does not read pip's configuration. So this module reads it from pip and gives it to uv by environment variables,
+since an index's URL may hold a password.
 """
 
 import ast
@@ -16,7 +16,7 @@ from slmpack.records import Record
 
 
 class UvSettings(Record):
-    """Where uv is to look for packages: its arguments, and what its environment has to say."""
+    """Where uv looks for packages: its arguments, and the variables of its environment."""
 
     arguments: tuple[str, ...]
     environment: dict[str, str]

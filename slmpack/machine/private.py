@@ -1,19 +1,34 @@
 """Private: the workspace belongs to one user, and what is written into it is written there and nowhere else.
 
 A user who can write into the workspace can exchange what is published, so it is made for its owner alone. File names in
-it are predictable; none is followed where it is a link, and nothing is emptied before it was looked at.
+it are predictable; none is followed where it is a link, and nothing is emptied before it was looked at. So locks are
+files that are opened here, and not those of the package filelock.
 """
 
+import fcntl
 import os
 import stat
 from pathlib import Path
 from typing import IO
 
-from slmpack.errors import WorkspaceError
+from slmpack.errors import UsageError, WorkspaceError
+from slmpack.machine.surroundings import default_workspace, require_writable, typed_path
 
 PRIVATE = 0o700
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 ROOT = 0
+
+
+def workspace_of(given: Path | None) -> Path:
+    """Return the absolute path of a workspace, of the default one with None.
+
+    Raises:
+        WorkspaceError: it cannot be written or made, or others may write it.
+    """
+    folder = typed_path(given or default_workspace())
+    require_writable(folder)
+    require_private(folder, is_default=given is None)
+    return folder
 
 
 def require_private(folder: Path, *, is_default: bool = False) -> None:
@@ -71,6 +86,20 @@ def open_lock(path: Path) -> int:
     return _open_regular(path, os.O_RDWR | os.O_CREAT)
 
 
+def try_lock(handle: int) -> bool:
+    """Take the lock of an open file unless another process has it; the kernel frees it when its holder ends."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def wait_for_lock(handle: int) -> None:
+    """Take the lock of an open file, waiting for its holder."""
+    fcntl.flock(handle, fcntl.LOCK_EX)
+
+
 def open_log(path: Path) -> IO[bytes]:
     """Open a log for writing, emptied and unbuffered.
 
@@ -100,13 +129,36 @@ def empty_log(path: Path) -> None:
     open_log(path).close()
 
 
+def require_secret(path: Path, shown: str) -> None:
+    """Refuse a file with a secret that others may read or write; a group may read it, as a pod's of Kubernetes does.
+
+    Args:
+        shown: what the file is, for the error.
+
+    Raises:
+        UsageError: they may.
+        OSError: there is no such file.
+    """
+    mode = path.stat().st_mode
+    if mode & (OTHERS_WRITE | stat.S_IROTH):
+        raise UsageError(
+            f"others may read or write {shown} (mode {stat.S_IMODE(mode):04o})",
+            "a file that its owner alone may write, and no other user may read",
+            f"type: chmod 600 {path}",
+        )
+
+
 def replace_text(path: Path, text: str) -> None:
     """Write a file aside and rename it into place, so that a reader finds all of it or what was there before."""
     aside = path.with_name(f"{path.name}.{os.getpid()}")  # another process may do the same
     aside.unlink(missing_ok=True)
-    with aside.open("x", encoding="utf-8") as file:
-        file.write(text)
-    aside.replace(path)
+    try:
+        with aside.open("x", encoding="utf-8") as file:
+            file.write(text)
+        aside.replace(path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def _open_regular(path: Path, flags: int) -> int:

@@ -1,6 +1,6 @@
 """Work that waits for child processes, side by side: several jobs at once, or one behind another.
 
-A job that fails ends the children of the others, so that nobody waits for what is not wanted any more.
+A job that fails ends the children of the others, so that nobody waits for results without a use.
 """
 
 import contextvars
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import Any, Generic, TypeVar
 
-from slmpack.machine.child import end_children_of
+from slmpack.machine.process import end_children_of
 
 Result = TypeVar("Result")
 

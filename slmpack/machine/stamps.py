@@ -73,12 +73,12 @@ def stamp_of(path: Path) -> Stamp:
 def untouched_since(file: Path, stamps: Mapping[str, Stamp], manifest: str) -> frozenset[str]:
     """Return the names whose stamp is the one that `keep_stamps` left in `file` for this manifest."""
     try:
-        kept = Stamps.model_validate_json(file.read_bytes())
+        stored = Stamps.model_validate_json(file.read_bytes())
     except (OSError, ValidationError):  # none were left, or what is left of them is no use
         return frozenset()
-    if kept.manifest != manifest:
+    if stored.manifest != manifest:
         return frozenset()
-    return frozenset(name for name, stamp in stamps.items() if kept.files.get(name) == stamp)
+    return frozenset(name for name, stamp in stamps.items() if stored.files.get(name) == stamp)
 
 
 def keep_stamps(file: Path, stamps: Mapping[str, Stamp], manifest: str) -> None:

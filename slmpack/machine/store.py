@@ -5,8 +5,10 @@
     <workspace>/tunings/<key>/     tuned models          <workspace>/training/ checkpoints of trainings that run
     <workspace>/chats/<key>/       chats, some held out  <workspace>/logs/     what child processes wrote
     <workspace>/parities/<key>/    tokenizers compared   <workspace>/stamps/   what need not be hashed again
-    <workspace>/kept/<key>/        checkpoints as they were quantised, beside plain snapshots of the same key
+    <workspace>/codes/<key>/       checkpoints as they were quantised, beside plain snapshots of the same key
     <workspace>/exports/<key>/     float32 graphs from optimum, beside environments/<key>/, in which it runs
+    <workspace>/bytecode/<key>/    what Python compiled of a clean environment's packages: no manifest, Python compares
+    <workspace>/requirements/<key>.lock       requirements with hashes, as the package index had them within a day
     <workspace>/references/, chat-references/<key>/  sources' own logits and answers, on a text and on chats
     <workspace>/calibrations/, folds/, sensitivities/, gptq/<key>/  what was found out about a source for its recipes
 
@@ -16,19 +18,18 @@ with it before it is used: a file that was hashed before and is untouched since 
 is given back by the kernel when its holder dies, so a killed run blocks nobody.
 """
 
-import fcntl
 import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 from slmpack.errors import WorkspaceError
 from slmpack.machine.bounded_file import open_regular, read_bounded
-from slmpack.machine.private import folder_in, open_lock
+from slmpack.machine.private import folder_in, open_lock, try_lock, wait_for_lock
 from slmpack.machine.stamps import keep_stamps, stamps_of, untouched_since
 from slmpack.progress import report
 from slmpack.records import FileDigest, Record
@@ -72,6 +73,17 @@ def digest_files(folder: Path, stage: str, leave_out: frozenset[str] = frozenset
         leave_out: paths in the folder that are not to be read.
     """
     paths = sorted(path for path in _files_of(folder) if path.relative_to(folder).as_posix() not in leave_out)
+    return digest_paths(folder, paths, stage)
+
+
+def digest_paths(folder: Path, paths: Sequence[Path], stage: str) -> tuple[FileDigest, ...]:
+    """Digest files below `folder`, in the order in which they are given.
+
+    Args:
+        folder: what the names in the digests begin at.
+        paths: of the files.
+        stage: the name that the progress is reported under.
+    """
     total = sum(path.stat().st_size for path in paths)
     done = 0
     digests = []
@@ -132,11 +144,9 @@ def lock(workspace: Path, key: str) -> Iterator[None]:
     """Hold the lock of `key`, waiting for its holder; the kernel frees it when the holder dies."""
     handle = open_lock(folder_in(workspace, "locks") / f"{key}.lock")
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(handle):
             logger.info("waiting for another process that works on %s", key)
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            wait_for_lock(handle)
         yield
     finally:
         os.close(handle)

@@ -5,6 +5,7 @@ home folder that is missing or read-only cannot hold caches. Each is put right h
 what the user set is only added to.
 """
 
+import gc
 import getpass
 import os
 from pathlib import Path
@@ -14,6 +15,9 @@ from slmpack.plain_text import make_logs_harmless
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PLACES = ("XDG_CACHE_HOME", "PREFECT_HOME")
+TEMPORARY_PREFECT = (
+    "SLMPACK_TEMPORARY_PREFECT"  # set where PREFECT_API_URL leads to a server that ends with the command
+)
 NO_PROXY = ("NO_PROXY", "no_proxy")  # Python prefers the second, curl and uv the first
 
 
@@ -23,6 +27,14 @@ def prepare() -> None:
     make_logs_harmless()
     spare_loopback()
     name_user()
+
+
+def collect_garbage_seldom() -> None:
+    """Let Prefect and MLflow be imported without a search through all their objects for every few of them.
+
+    None of them is garbage, and the search takes a sixth of the time. A child that computes keeps Python's own habit.
+    """
+    gc.set_threshold(50_000, 20, 100)
 
 
 def spare_loopback() -> None:
@@ -53,18 +65,18 @@ def prepare_home(workspace: Path | None) -> None:
         WorkspaceError: there is no home folder, and no other place is named; or that place cannot be written.
     """
     name_font_cache(workspace)
-    if (obstacle := _home_obstacle()) is None:
+    if (reason := _why_home_unusable()) is None:
         return
     place = workspace or next((Path(os.environ[name]) / "slmpack" for name in PLACES if os.environ.get(name)), None)
     if place is None and not home_folder().is_absolute():
-        raise _homeless(obstacle)
+        raise _homeless(reason)
     if place is not None:
         _move_home(typed_path(place))
 
 
 def name_font_cache(workspace: Path | None) -> None:
     """Have Matplotlib, which draws the pages' curves, keep its list of fonts among the work files."""
-    if _home_obstacle() is None:
+    if _why_home_unusable() is None:
         place = cache_folder() / "slmpack" if workspace is None else typed_path(workspace)
         os.environ.setdefault("MPLCONFIGDIR", str(place / "matplotlib"))
 
@@ -89,16 +101,16 @@ def cache_folder() -> Path:
     if cache := os.environ.get("XDG_CACHE_HOME"):
         return typed_path(cache)
     place = home_folder() / ".cache"
-    if (obstacle := _home_obstacle()) and not may_write(place):
-        raise _homeless(obstacle)
+    if (reason := _why_home_unusable()) and not may_write(place):
+        raise _homeless(reason)
     return place
 
 
-def _homeless(obstacle: str) -> Exception:
+def _homeless(reason: str) -> Exception:
     from slmpack.errors import WorkspaceError  # pydantic, which the process that starts others does without
 
     return WorkspaceError(
-        obstacle,
+        reason,
         "a folder for caches and work files",
         "set HOME or XDG_CACHE_HOME, or give --workspace DIR to a command that has it",
     )
@@ -107,6 +119,15 @@ def _homeless(obstacle: str) -> Exception:
 def typed_path(text: str | Path) -> Path:
     """Return the absolute path that a person typed; `~` stays where there is no home folder."""
     return Path(os.path.expanduser(text)).absolute()  # noqa: PTH111 - Path's own raises
+
+
+def default_workspace() -> Path:
+    """Return the folder for work files in the user's cache.
+
+    Raises:
+        WorkspaceError: there is no such cache.
+    """
+    return cache_folder() / "slmpack"
 
 
 def may_write(path: Path) -> bool:
@@ -137,7 +158,7 @@ def home_folder() -> Path:
     return Path(os.path.expanduser("~"))  # noqa: PTH111 - Path's own raises
 
 
-def _home_obstacle() -> str | None:
+def _why_home_unusable() -> str | None:
     """Say why the home folder cannot hold caches; None if it can."""
     home = home_folder()
     if not home.is_absolute():

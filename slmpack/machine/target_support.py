@@ -1,7 +1,7 @@
 """Offers: what each target is, and whether this machine can build it and prove it."""
 
 from slmpack.errors import HardwareError
-from slmpack.machine.hardware import device_of, obstacle_to_prove, require_runtime
+from slmpack.machine.hardware import device_of, require_runtime, unprovable_error
 from slmpack.records import Device, Provider, Record, Target
 
 ABOUT = {
@@ -31,14 +31,14 @@ class TargetSupport(Record):
     reason: str | None
 
 
-def offers() -> tuple[TargetSupport, ...]:
+def all_support() -> tuple[TargetSupport, ...]:
     """Return what this machine can do for each target."""
-    return tuple(_offer(target) for target in Target)
+    return tuple(_support_of(target) for target in Target)
 
 
-def _offer(target: Target) -> TargetSupport:
-    builds = _obstacle_to_build(target)
-    proves = builds or obstacle_to_prove(target)
+def _support_of(target: Target) -> TargetSupport:
+    builds = _unbuildable_error(target)
+    proves = builds or unprovable_error(target)
     reason = builds or proves
     return TargetSupport(
         target=target,
@@ -51,17 +51,17 @@ def _offer(target: Target) -> TargetSupport:
     )
 
 
-def _obstacle_to_build(target: Target) -> HardwareError | None:
+def _unbuildable_error(target: Target) -> HardwareError | None:
     try:
         require_runtime(target)
-    except HardwareError as obstacle:
-        return obstacle
+    except HardwareError as error:
+        return error
     return None
 
 
-def describe_support(offer: TargetSupport) -> str:
+def describe_support(support: TargetSupport) -> str:
     """Say it in a line."""
-    state = "builds and proves" if offer.proves else "builds, does not prove" if offer.builds else "does not build"
-    where = f" on {offer.device.name}" if offer.device and offer.device.name else ""
-    reason = f": {offer.reason}" if offer.reason else ""
-    return f"{offer.target:<13} {state}{where}{reason}\n{'':<13} {offer.about}"
+    state = "builds and proves" if support.proves else "builds, does not prove" if support.builds else "does not build"
+    where = f" on {support.device.name}" if support.device and support.device.name else ""
+    reason = f": {support.reason}" if support.reason else ""
+    return f"{support.target:<13} {state}{where}{reason}\n{'':<13} {support.about}"

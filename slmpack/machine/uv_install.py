@@ -18,7 +18,7 @@ def main() -> NoReturn:
     # Compiled now, as pip does: where no bytecode may be written later, every process would compile torch for itself.
     install = ["pip", "install", "--compile-bytecode", "--python", sys.executable]
     command = [find_uv_bin(), *install, *settings.arguments, *sys.argv[1:]]
-    os.execve(command[0], command, os.environ | settings.environment)  # noqa: S606 - no shell is wanted
+    os.execve(command[0], command, os.environ | settings.environment)  # noqa: S606 - no shell is needed
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def measure_quality(
 
     Args:
         text: what to read instead of the built-in corpus: UTF-8, its first 2,048 tokens.
-        chats: whose answers are to be kept as well: a path, or an artifact in MLflow.
+        chats: whose answers are measured as well: a path, or an artifact in MLflow.
         waiver: why to publish even below the policy.
         advice: what to do about a refusal, for the error.
         checked: what was read of `text` and `chats` when the run began; None: anything will do.
@@ -195,7 +195,7 @@ def _measure(model: LoggedModel, request: ComparisonRequest, workspace: Path) ->
 
 
 def judge(measured: QualityReport, advice: str) -> QualityReport:
-    """Hold the figures against the policy; return the report, its waiver kept only where one was needed.
+    """Hold the figures against the policy; return the report, with its waiver only where one was needed.
 
     Raises:
         QualityError: they are below it and there is no waiver.

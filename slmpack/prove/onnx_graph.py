@@ -11,9 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from slmpack.checkpoint.config_counts import MOST_LAYERS
 from slmpack.errors import CheckError
 from slmpack.machine.child import run_in_child
 from slmpack.machine.forks import MLFLOW, forked_with
+from slmpack.prove.matmul_sizes import wrong_size
 from slmpack.records import Record
 from slmpack.reports import Check
 
@@ -24,6 +28,38 @@ GRAPH_LIMIT_SECONDS = 600.0
 ADVICE = "build the package again"
 RUNTIME_DOMAIN = "com.microsoft"
 OPERATOR_DOMAINS = ("", "ai.onnx", RUNTIME_DOMAIN)
+
+
+class _Part(BaseModel):
+    """A part of genai_config.json; what else is in it is the wrapper's to judge."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+
+
+class _Inputs(_Part):
+    input_ids: str
+    past_key_names: str
+    past_value_names: str
+
+
+class _Outputs(_Part):
+    logits: str
+    present_key_names: str
+    present_value_names: str
+
+
+class _Decoder(_Part):
+    filename: str
+    head_size: int
+    num_key_value_heads: int
+    num_hidden_layers: int = Field(ge=1, le=MOST_LAYERS)
+    inputs: _Inputs
+    outputs: _Outputs
+
+
+class _ModelConfig(_Part):
+    vocab_size: int
+    decoder: _Decoder
 
 
 class GraphRequest(Record):
@@ -57,16 +93,25 @@ def read_graph(request: GraphRequest) -> Check:
         CheckError: as `check_graph`.
     """
     import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-    config = _config_of(request.package)["model"]
-    path = request.package / config["decoder"]["filename"]
+    config = _config_of(request.package)
+    path = request.package / config.decoder.filename
     try:
         model = onnx.load(str(path), load_external_data=False)
         _require_known_domains(model)
         tensors = list(_places(model, request.package))
+        if wrong := wrong_size(_nodes(model), {each.name: each for each in model.graph.initializer}):
+            raise _refusal(*wrong)
         _name_runtime_operators(model)
         onnx.checker.check_model(_without_weights(model), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
+    except (
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+        DecodeError,
+        OSError,
+        ValueError,
+    ) as error:
         raise _refusal(" ".join(str(error).split())[:300], "a valid ONNX graph") from error
     _compare_values(model, config)
     return Check(
@@ -74,12 +119,18 @@ def read_graph(request: GraphRequest) -> Check:
     )
 
 
-def _config_of(package: Path) -> dict[str, Any]:
+def _config_of(package: Path) -> _ModelConfig:
     """Return genai_config.json as the wrapper reads it, which refuses every key that no build writes."""
     from slmpack.log.chat_model import IntegrityError, read_config
 
     try:
-        return read_config(package)
+        return _ModelConfig.model_validate(read_config(package)["model"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, ("model", *first["loc"])))
+        raise _refusal(
+            f"{place} in genai_config.json: {first['msg']}", "a configuration that a build writes"
+        ) from error
     except (IntegrityError, OSError, ValueError, KeyError, TypeError) as error:
         raise _refusal(" ".join(str(error).split())[:300], "a configuration that a build writes") from error
 
@@ -197,20 +248,22 @@ def _name_runtime_operators(model: "ModelProto") -> None:
         model.opset_import.append(onnx.helper.make_opsetid(RUNTIME_DOMAIN, 1))
 
 
-def _compare_values(model: "ModelProto", config: dict[str, Any]) -> None:
+def _compare_values(model: "ModelProto", config: _ModelConfig) -> None:
     """Compare inputs and outputs with what genai_config.json calls them: caches by its heads, logits by its rows."""
-    decoder = config["decoder"]
+    decoder = config.decoder
     values = {value.name: _shape(value) for value in (*model.graph.input, *model.graph.output)}
-    heads, size = decoder["num_key_value_heads"], decoder["head_size"]
-    for kind, names in (("past", decoder["inputs"]), ("present", decoder["outputs"])):
-        for layer in range(decoder["num_hidden_layers"]):
+    heads, size = decoder.num_key_value_heads, decoder.head_size
+    names = decoder.inputs.model_dump() | decoder.outputs.model_dump()
+    for kind in ("past", "present"):
+        for layer in range(decoder.num_hidden_layers):
             for part in ("key", "value"):
                 shape = _shape_of(values, names[f"{kind}_{part}_names"].replace("%d", str(layer)))
                 if len(shape) != 4 or shape[1] not in (heads, None) or shape[3] not in (size, None):
                     raise _refusal(f"layer {layer}'s {kind} {part} is {shape}", f"{heads} heads of {size}")
-    if _shape_of(values, decoder["outputs"]["logits"])[-1] not in (config["vocab_size"], None):
-        raise _refusal(f"logits of {values[decoder['outputs']['logits']][-1]} tokens", f"{config['vocab_size']}")
-    _shape_of(values, decoder["inputs"]["input_ids"])
+    tokens = (_shape_of(values, decoder.outputs.logits) or [0])[-1]
+    if tokens not in (config.vocab_size, None):
+        raise _refusal(f"logits of {tokens} tokens", f"{config.vocab_size}")
+    _shape_of(values, decoder.inputs.input_ids)
 
 
 def _shape_of(values: dict[str, list[int | None]], name: str) -> list[int | None]:

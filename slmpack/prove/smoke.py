@@ -2,7 +2,7 @@
 
 MLflow warns at most about a model that cannot answer, and the runtime takes token ids outside the vocabulary without
 a word; so the answers themselves are looked at. What it costs to answer is measured in the same process, last, when
-every page of the weights has been touched.
+every page of the weights has been touched. Then the model is served and asked over HTTP (`through_server`).
 """
 
 import os
@@ -20,6 +20,7 @@ from slmpack.machine.hardware import device_of, provider_here
 from slmpack.machine.limits import limit_seconds
 from slmpack.machine.store import log_folder
 from slmpack.progress import report
+from slmpack.prove.through_server import NAME, NOT_TRIED, ask_server
 from slmpack.prove.timing import measure_speed
 from slmpack.records import Interface, LoggedModel, Provider, Record, Target
 from slmpack.reports import Check, SmokeReport, Speed
@@ -58,9 +59,14 @@ class SmokeRequest(Record):
 
 
 class SmokeAnswers(Record):
-    """What the process found."""
+    """What the process found.
+
+    Attributes:
+        answer: to `QUESTION`.
+    """
 
     checks: tuple[Check, ...]
+    answer: str
     speed: Speed
 
 
@@ -95,7 +101,22 @@ def smoke_test(model: LoggedModel, workspace: Path, *, small_limit_seconds: floa
         doing="the smoke test",
     )
     device = device_of(request.provider)
-    return SmokeReport(model=model, checks=answers.checks, speed=answers.speed, device=device)
+    checks = (*answers.checks, *_server_checks(model, request.provider, answers.answer, workspace))
+    return SmokeReport(model=model, checks=checks, speed=answers.speed, device=device)
+
+
+def _server_checks(model: LoggedModel, provider: Provider, answer: str, workspace: Path) -> tuple[Check, ...]:
+    """Ask the model through the server as well, where it can be served here.
+
+    Args:
+        answer: the wrapper's own to `QUESTION`.
+    """
+    target = model.package.target
+    if target is Target.TRANSFORMERS:  # which `slmpack serve` does not take
+        return ()
+    if provider != target.provider:
+        return (Check(name=NAME, found=f"{NOT_TRIED}: this machine lacks what {target} is for"),)
+    return (ask_server(model, QUESTION, answer, SHORT_TOKENS, workspace),)
 
 
 def ask_model(request: SmokeRequest) -> SmokeAnswers:
@@ -114,7 +135,8 @@ def ask_model(request: SmokeRequest) -> SmokeAnswers:
     for done, check in enumerate(steps, start=1):
         checks.append(check(model))
         report("smoke", done, len(steps), "answers")
-    return SmokeAnswers(checks=tuple(checks), speed=measure_speed(model.measure, load_seconds, peak_rss_bytes))
+    speed = measure_speed(model.measure, load_seconds, peak_rss_bytes)
+    return SmokeAnswers(checks=tuple(checks), answer=model.answer, speed=speed)
 
 
 def _config_of(request: SmokeRequest) -> dict[str, object]:
@@ -133,7 +155,7 @@ class Consumer:
         self.streams = request.streams
 
     def require_provider(self, provider: Provider) -> None:
-        """Refuse a model that runs elsewhere than it was asked to, such as on the CPU for want of CUDA.
+        """Refuse a model that runs on another provider than requested, such as on the CPU for want of CUDA.
 
         Raises:
             SmokeError: it does.
@@ -146,12 +168,12 @@ class Consumer:
 
     @cached_property
     def answer(self) -> str:
-        """The answer to `QUESTION`, which others are compared with; asked when it is first wanted."""
+        """The answer to `QUESTION`, which others are compared with; computed when it is first used."""
         (answer,) = self.ask(QUESTION)
         return str(answer["text"])
 
     def ask(self, *chats: list[Message], max_tokens: int = SHORT_TOKENS) -> list[dict[str, Any]]:
-        """Return an answer a chat, all asked in one call.
+        """Return an answer a chat, all from one call.
 
         Raises:
             SmokeError: there is not one well-formed answer a row.
@@ -174,7 +196,7 @@ class Consumer:
         """Yield the text of each chunk as it comes, and the usage where a chunk tells it.
 
         Raises:
-            SmokeError: it goes on beyond all tokens that were asked for.
+            SmokeError: it goes on beyond the requested number of tokens.
         """
         for count, chunk in enumerate(self._model.predict_stream(self._rows((chat,), max_tokens))):
             if count > max_tokens + FRAME_CHUNKS:

@@ -9,7 +9,7 @@ from slmpack.progress import report
 from slmpack.reports import Speed
 
 REPEATS, LEAST_REPEATS = 5, 3
-ENOUGH_SECONDS = 20.0  # after that, a slow model is not asked more often than LEAST_REPEATS
+ENOUGH_SECONDS = 20.0  # after that, a slow model answers no more often than LEAST_REPEATS
 
 Timing = tuple[float, float]  # milliseconds to the first token, decoded tokens a second
 

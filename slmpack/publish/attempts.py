@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from slmpack.errors import NetworkError, PublishError, QualityError, RecipeError, SlmpackError
-from slmpack.publish.page.frontier import Attempt
+from slmpack.publish.page.attempt import Attempt
 from slmpack.publish.page.log_page import Proofs
 from slmpack.publish.request import Request
 from slmpack.records import Package, Recipe, Record
@@ -48,7 +48,7 @@ class Trial:
         assert self.package is not None
         assert self.smoke is not None
         passed = attempt_of(self.package, "published", self.smoke.own_speed, quality.quality)
-        return Proofs(validation=validation, quality=quality, smoke=self.smoke, rungs=(*self.earlier, passed))
+        return Proofs(validation=validation, quality=quality, smoke=self.smoke, attempts=(*self.earlier, passed))
 
 
 class Attempts:

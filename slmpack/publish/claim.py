@@ -8,7 +8,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from slmpack.errors import PublishError
-from slmpack.log.tags import DIGEST, MODEL_ID, PUBLISHED, facts_in
+from slmpack.log.tags import DIGEST, MODEL_ID, PERMISSION_DENIED, PUBLISHED, facts_in
 from slmpack.publish.find import whole_versions
 from slmpack.records import LoggedModel
 from slmpack.source.mlflow_errors import is_absent
@@ -53,11 +53,16 @@ def _require_registered_model(name: str) -> None:
 
 
 def delete_version(version: "ModelVersion") -> None:
+    """Delete a version that was not published; where this user may not, it stays, and is nobody's."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     try:
         MlflowClient().delete_model_version(version.name, version.version)
     except MlflowException as error:
-        if not is_absent(error):
+        if error.error_code == PERMISSION_DENIED:
+            logger.warning(
+                "%s version %s stays, not published: this user may not delete it", version.name, version.version
+            )
+        elif not is_absent(error):
             raise

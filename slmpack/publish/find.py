@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from slmpack.errors import PublishError
 from slmpack.log.health import UNHEALTHY, clear_version, damage_known, damage_of, mark_content, mark_version
 from slmpack.log.mlflow_server import check_alias, check_name
-from slmpack.log.tags import DIGEST, HELD_ALIAS, MODEL_ID, PUBLISHED, SUPERSEDED_BY, WANTED, facts_in
+from slmpack.log.tags import DIGEST, HELD_ALIAS, MODEL_ID, PUBLISHED, REQUEST_KEY, SUPERSEDED_BY, facts_in
 from slmpack.log.versions import versions_with
 from slmpack.records import Interface, LoggedModel, Record, Target
 from slmpack.reports import PublishedVersion, QualityFigures, Speed
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 RecordT = TypeVar("RecordT", bound=Record)
 
-ASKED, ASKED_SEPARATOR = "slmpack.asked", ", "
+FINGERPRINTS_TAG, FINGERPRINT_SEPARATOR = "slmpack.asked", ", "
 
 
 class PublishedLookup(Record):
@@ -108,7 +108,7 @@ def published_before(search: Search) -> PublishedLookup | None:
 
 def key_tag(request_key: str) -> str:
     """Return the name of the tag by which a version is found again."""
-    return f"{WANTED}{request_key[:24]}"
+    return f"{REQUEST_KEY}{request_key[:24]}"
 
 
 def remember_key(name: str, version: int, request_key: str, alias: str) -> None:
@@ -162,13 +162,13 @@ def lookup_of(version: "ModelVersion", alias: str) -> PublishedLookup:
 
 
 def fingerprints_in(tags: Mapping[str, str]) -> tuple[str, ...]:
-    """Return all that was asked for and ended with what has the tags: a version, or a model that waits."""
-    return tuple(tags.get(ASKED, "").split(ASKED_SEPARATOR))
+    """Return the fingerprint of every request that ended with what has the tags: a version, or a model that waits."""
+    return tuple(tags.get(FINGERPRINTS_TAG, "").split(FINGERPRINT_SEPARATOR))
 
 
 def with_fingerprint(tags: Mapping[str, str], *fingerprints: str) -> str:
     """Return the value of the tag with `fingerprints` added, each once."""
-    return ASKED_SEPARATOR.join(filter(None, dict.fromkeys((*fingerprints_in(tags), *fingerprints))))
+    return FINGERPRINT_SEPARATOR.join(filter(None, dict.fromkeys((*fingerprints_in(tags), *fingerprints))))
 
 
 def figures_in(tags: Mapping[str, str], figures: type[RecordT]) -> RecordT | None:
@@ -214,7 +214,7 @@ def unhealthy_before(name: str, version: int, alias: str, digest: str) -> tuple[
     return tuple(
         f"version {number} was published and cannot be used, {tags[UNHEALTHY]}"
         for number, tags in sorted(others.items())
-        if UNHEALTHY in tags and tags.get(PUBLISHED) == alias and number < version
+        if tags.get(UNHEALTHY) and tags.get(PUBLISHED) == alias and number < version
     )
 
 

@@ -1,7 +1,7 @@
 """Options: how a model is packaged and judged. Each option is described here once, for the form and the command line.
 
 RecipeOptions     what is done to the weights, and how the model is called
-ProofOptions      what the package must keep of its source; all that a verification takes
+ProofOptions      what the package must keep of its source, and who signs it then; all that a verification takes
 PackageOptions    both, and whether finished work is done again
 """
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import Field
 
 from slmpack.records import Interface, Recipe, Record, Target
-from slmpack.reports import QualityPolicy
+from slmpack.reports import LicencePolicy, QualityPolicy
 from slmpack.targets import recipe_for
 
 
@@ -36,15 +36,24 @@ class RecipeOptions(Record):
 
 
 class ProofOptions(Record):
-    """How a package is judged."""
+    """How a package is judged, and who vouches for it."""
 
     policy: QualityPolicy = Field(
         QualityPolicy(), title="Quality policy", description="What a package may lose before nothing is published."
+    )
+    licences: LicencePolicy = Field(
+        LicencePolicy(), title="Licence policy", description="Which licences a source and its base may have."
     )
     waive_quality: str | None = Field(
         None,
         title="Quality waiver",
         description="The reason for publishing below the quality policy; becomes a tag of the version.",
+    )
+    waive_template: str | None = Field(
+        None,
+        title="Template waiver",
+        description="The reason for taking a chat template that depends on what a message says; becomes a tag of the "
+        "version.",
     )
     quality_text: Path | None = Field(
         None,
@@ -56,6 +65,12 @@ class ProofOptions(Record):
         title="Quality chats",
         description="Chats whose answers the package has to keep as well: a file, a folder, or runs:/ID/PATH.jsonl; "
         "those that the source names, if left out.",
+    )
+    signing_key: str | None = Field(
+        None,
+        title="Signing key",
+        description="The key that signs the version: FILE, env:NAME of a variable that holds it, or in a Prefect run "
+        "secret:BLOCK; not signed if left out.",
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from slmpack.errors import CheckError, QualityError, SmokeError
+from slmpack.errors import CheckError, LicenceError, QualityError, SmokeError
 from slmpack.machine.expected import translated
 from slmpack.plain_text import tag_text
 from slmpack.publish.attempts import NoRecipePassedError, last_refused
@@ -18,7 +18,7 @@ from slmpack.reports import Outcome, PublishedVersion, Quality, QualityFigures, 
 
 logger = logging.getLogger(__name__)
 
-REFUSALS = (CheckError, QualityError, SmokeError)
+REFUSALS = (CheckError, LicenceError, QualityError, SmokeError)
 
 
 class StageEvent(NamedTuple):

@@ -16,8 +16,10 @@ from slmpack.publish.find import PublishedLookup, Search, alias_of, published_be
 from slmpack.publish.outcome import StageTimer, previous_outcome
 from slmpack.publish.request import Request
 from slmpack.publish.request_key import resolved_request
+from slmpack.publish.sign import needs_signing
 from slmpack.publish.unproved import waiting_before
 from slmpack.reports import Outcome, UnprovedModel
+from slmpack.signing.keys import is_secret, read_key
 from slmpack.source.logged_model import chats_of
 from slmpack.source.resolve import resolve_source
 
@@ -68,4 +70,13 @@ def _find(source: str, request: Request) -> Outcome | None:
         request = resolved_request(request, resolved, request.options.quality_chats or chats_of(resolved))
     with stages.silently("find"):
         found = find_previous(request)
+        if isinstance(found, PublishedLookup) and _is_to_be_signed(found, request.options.signing_key):
+            return None
     return None if found is None else previous_outcome(found, stages)
+
+
+def _is_to_be_signed(found: PublishedLookup, signing_key: str | None) -> bool:
+    """Say whether a run has to sign the version; a key in a block of Prefect's is known only there."""
+    if signing_key is None:
+        return False
+    return is_secret(signing_key) or needs_signing(found, read_key(signing_key))

@@ -3,7 +3,8 @@
 MLflow is all that publishers on several machines share, and it has no compare-and-swap. So:
 
     create a version that carries the digest -> search the digest -> the lowest number wins -> losers delete their own
-    winner: read back -> page -> the alias's holder is tagged with its successor -> alias moves -> `slmpack.published`
+    winner: read back -> page, bill of materials -> signature -> the holder is tagged with its successor ->
+        alias moves -> `slmpack.published`
 
 Every step may be done twice. A version without `slmpack.published` was left by a publisher that was killed: the next
 one with the same digest completes it. One with it is never moved again, so that a rollback stays, unless what has the
@@ -26,17 +27,20 @@ from slmpack.log.tags import (
     MODEL_ID,
     PUBLISHED,
     REFUSED,
+    REQUEST_KEY,
     RUN_ADDRESS,
     SUPERSEDED_BY,
     UNPROVED,
-    WANTED,
+    VERSION_OF_LOGGED,
+    clear_logged_tag,
     facts_in,
     version_tags,
 )
 from slmpack.plain_text import tag_text
+from slmpack.publish.bom.log_bom import log_bom
 from slmpack.publish.claim import claim_version, delete_version
 from slmpack.publish.find import (
-    ASKED,
+    FINGERPRINTS_TAG,
     alias_of,
     fingerprints_in,
     holder_before,
@@ -47,8 +51,10 @@ from slmpack.publish.find import (
     with_fingerprint,
 )
 from slmpack.publish.page.log_page import Proofs, log_page, page_facts, page_uri
+from slmpack.publish.sign import sign_version
 from slmpack.records import LoggedModel
 from slmpack.reports import PublishedVersion, Quality, Speed
+from slmpack.signing.keys import SigningKey
 from slmpack.source.mlflow_errors import final_errors
 
 if TYPE_CHECKING:
@@ -67,6 +73,7 @@ def publish_version(
     request_key: str | None = None,
     force: bool = False,
     trace: dict[str, str] | None = None,
+    key: SigningKey | None = None,
 ) -> PublishedVersion:
     """Register the proved model and move its alias to it; the same call again changes nothing more.
 
@@ -75,6 +82,7 @@ def publish_version(
         request_key: what it finds the version by before the source is fetched.
         force: make a version of this very model even if one of the same digest is published.
         trace: where this comes from, such as the id of a Prefect run; becomes facts of the version.
+        key: signs the version before its alias moves.
 
     Returns:
         The version that has the alias; of another logged model where one of the same digest came first.
@@ -98,14 +106,14 @@ def publish_version(
         figures = figures_of(proofs.smoke.speed, proofs.quality.quality)
         log_figures(model, figures)
         facts = _facts_of(model, proofs, force) | figures | (trace or {})
-        version = claim_version(model, version_tags(facts) | {ASKED: fingerprint}, force)
+        version = claim_version(model, version_tags(facts) | {FINGERPRINTS_TAG: fingerprint}, force)
         try:
-            published = _complete(model, proofs, version)
+            published = _complete(model, proofs, version, key)
         except CheckError as refusal:
             if version.tags[MODEL_ID] != model.model_id:
                 logger.warning("version %s has the digest but not the bytes of %s", version.version, model.uri)
                 return publish_version(
-                    model, proofs, fingerprint=fingerprint, request_key=request_key, force=True, trace=trace
+                    model, proofs, fingerprint=fingerprint, request_key=request_key, force=True, trace=trace, key=key
                 )
             _refuse(model, proofs, version, refusal)
             raise
@@ -116,8 +124,8 @@ def publish_version(
     return published.model_copy(update={"unhealthy": unhealthy})
 
 
-def _complete(model: LoggedModel, proofs: Proofs, version: "ModelVersion") -> PublishedVersion:
-    """Do what is not done yet of: compare what the registry serves with what was built, write the page, move the alias.
+def _complete(model: LoggedModel, proofs: Proofs, version: "ModelVersion", key: SigningKey | None) -> PublishedVersion:
+    """Do what is not done yet of: compare what is served with what was built, write the page, sign, move the alias.
 
     Raises:
         CheckError: the registry does not serve what was built.
@@ -134,7 +142,10 @@ def _complete(model: LoggedModel, proofs: Proofs, version: "ModelVersion") -> Pu
             facts = page_facts(proofs, integrity, int(version.version), alias, previous)
             summary = log_page(facts, facts_in(version.tags)["mlflow_run"]) + _made_by(version)
             summary = summary[:DESCRIPTION_CHARACTERS]
+            log_bom(_published(model, version, alias).model, proofs, version)
             version = MlflowClient().update_model_version(version.name, version.version, summary)
+            if key is not None:
+                sign_version(_published(model, version, alias).model, version, key)
             _move_alias(version, alias, previous)
     return _published(model, version, alias)
 
@@ -213,6 +224,8 @@ def _facts_of(model: LoggedModel, proofs: Proofs, force: bool) -> dict[str, obje
         facts |= {"base": source.base.shown, "base_revision": source.base.revision}
     if proofs.quality.waiver is not None:
         facts["waiver"] = proofs.quality.waiver
+    if (waiver := proofs.validation.template.waiver) is not None:
+        facts["template_waiver"] = waiver
     if repairs := (*package.snapshot.repairs, *package.repairs):
         facts["repairs"] = " ".join(repairs)
     if (device := proofs.smoke.device).name:
@@ -260,9 +273,9 @@ def _remember(
     client = MlflowClient()
     before = client.get_logged_model(model.model_id).tags
     fingerprints = with_fingerprint(version.tags, fingerprint, *fingerprints_in(before))
-    if fingerprints != version.tags.get(ASKED, ""):
-        client.set_model_version_tag(version.name, version.version, ASKED, fingerprints)
-    keys = [key.removeprefix(WANTED) for key in before if key.startswith(WANTED)]
+    if fingerprints != version.tags.get(FINGERPRINTS_TAG, ""):
+        client.set_model_version_tag(version.name, version.version, FINGERPRINTS_TAG, fingerprints)
+    keys = [key.removeprefix(REQUEST_KEY) for key in before if key.startswith(REQUEST_KEY)]
     for key in keys if request_key is None else [request_key, *keys]:
         remember_key(model.name, published.version, key, published.alias)
 
@@ -273,12 +286,12 @@ def _close_run(model: LoggedModel, version: int) -> None:
 
     client = MlflowClient()
     for tag in (REFUSED, UNPROVED):
-        if tag in client.get_logged_model(model.model_id).tags:
-            client.delete_logged_model_tag(model.model_id, tag)
+        if client.get_logged_model(model.model_id).tags.get(tag):
+            clear_logged_tag(model.model_id, tag)
         if tag in client.get_run(model.run_id).data.tags:
             client.delete_tag(model.run_id, tag)
-    client.set_logged_model_tags(model.model_id, {"slmpack.version": str(version)})
-    client.set_tag(model.run_id, "slmpack.version", version)
+    client.set_logged_model_tags(model.model_id, {VERSION_OF_LOGGED: str(version)})
+    client.set_tag(model.run_id, VERSION_OF_LOGGED, version)
     client.set_terminated(model.run_id, "FINISHED")
 
 

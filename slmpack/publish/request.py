@@ -4,18 +4,19 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from slmpack.chats.dataset import read_good_chats
+from slmpack.chats.lines import read_good_chats
 from slmpack.errors import UsageError
 from slmpack.log.chat_artifacts import is_artifact
 from slmpack.log.mlflow_server import check_name
 from slmpack.log.provenance import Provenance
-from slmpack.machine.private import require_private
-from slmpack.machine.surroundings import cache_folder, require_writable, typed_path
+from slmpack.machine.private import workspace_of
+from slmpack.machine.surroundings import typed_path
 from slmpack.prove.measure import CheckedTexts
 from slmpack.prove.quality.text import checked_waiver, read_text
 from slmpack.publish.options import PackageOptions, ProofOptions
 from slmpack.records import Interface, ModelSource, Recipe, Record, Target, digest_of
-from slmpack.reports import QualityPolicy
+from slmpack.reports import LicencePolicy, QualityPolicy
+from slmpack.signing.keys import checked_reference
 from slmpack.source.names import is_generic
 from slmpack.targets import options_for, recipes_to_try
 
@@ -53,6 +54,12 @@ class Request(Record):
         return self.name
 
     @property
+    def licence_terms(self) -> tuple[object, ...]:
+        """What the licence policy adds to a key: nothing where it is the default, as before there was one."""
+        policy = self.options.licences
+        return () if policy == LicencePolicy() else (policy.model_dump(mode="json"),)
+
+    @property
     def waiver(self) -> str | None:
         """The reason for publishing below the policy; None if that is not allowed."""
         return self.options.waive_quality
@@ -67,27 +74,6 @@ class Request(Record):
             return "the next recipe is tried"
         other = "use --target cpu-int8 or transformers" if len(self.recipes_to_try) > 1 else "use --recipe auto"
         return f"{other}, or give a reason: --waive-quality REASON"
-
-
-def default_workspace() -> Path:
-    """Return the folder for work files in the user's cache.
-
-    Raises:
-        WorkspaceError: there is no such cache.
-    """
-    return cache_folder() / "slmpack"
-
-
-def workspace_of(given: Path | None) -> Path:
-    """Return the absolute path of the workspace that was asked for, the default one with None.
-
-    Raises:
-        WorkspaceError: it cannot be written or made, or others may write it.
-    """
-    folder = typed_path(given or default_workspace())
-    require_writable(folder)
-    require_private(folder, is_default=given is None)
-    return folder
 
 
 def check_request(target: Target, options: PackageOptions, name: str | None, workspace: Path | None) -> Request:
@@ -154,6 +140,8 @@ def _filled_in(options: PackageOptions, chats: "CheckedChats | None") -> Package
     return options.model_copy(
         update={
             "waive_quality": None if options.waive_quality is None else checked_waiver(options.waive_quality),
+            "signing_key": None if options.signing_key is None else checked_reference(options.signing_key),
+            "waive_template": None if options.waive_template is None else checked_waiver(options.waive_template),
             "quality_text": options.quality_text and typed_path(options.quality_text),
             "quality_chats": chats and chats.text,
         }
@@ -205,7 +193,7 @@ def _checked(text: str, chats: "CheckedChats | None") -> CheckedTexts:
 
 
 class CheckedChats(Record):
-    """Chats that a run is asked to measure on: where they are, and what tells them from others."""
+    """Chats that a run measures on: where they are, and the digest that tells them from others."""
 
     text: str
     digest: str

@@ -22,7 +22,17 @@ from slmpack.log.mlflow_server import check_name
 from slmpack.log.provenance import model_of
 from slmpack.log.read_back import read_back
 from slmpack.log.restore import find_logged
-from slmpack.log.tags import FACTS, HELD_ALIAS, HELD_SINCE, HELD_UNTIL, PUBLISHED, SUPERSEDED_BY, with_more
+from slmpack.log.signed import require_signed
+from slmpack.log.tags import (
+    FACTS,
+    HELD_ALIAS,
+    HELD_SINCE,
+    HELD_UNTIL,
+    PUBLISHED,
+    SUPERSEDED_BY,
+    clear_version_tag,
+    with_more,
+)
 from slmpack.log.trust import require_trusted_artifacts
 from slmpack.log.versions import versions_with
 from slmpack.machine.hardware import require_hardware, require_runtime
@@ -60,7 +70,7 @@ class RollbackPlan(Record):
 
 
 def check_rollback(name: str, target: Target) -> None:
-    """Refuse what cannot be rolled back here, before anything is asked.
+    """Refuse what cannot be rolled back here, before the first request.
 
     Raises:
         UsageError: MLflow would refuse the name.
@@ -132,7 +142,7 @@ def _cut_off(holder: "ModelVersion", alias: str, seen: set[str]) -> Iterator["Mo
 def _unfinished(holder: "ModelVersion") -> "list[ModelVersion]":
     """Return the versions from which a rollback to `holder` began and was not completed."""
     started = versions_with(holder.name, ROLLED_BACK_TO, str(holder.version))
-    return [version for version in started if ROLLED_BACK not in version.tags]
+    return [version for version in started if not version.tags.get(ROLLED_BACK)]
 
 
 def read_version(name: str, version: int, *, trust_code: bool = False) -> LoggedModel:
@@ -141,7 +151,7 @@ def read_version(name: str, version: int, *, trust_code: bool = False) -> Logged
     Raises:
         SourceError: MLflow has no such version.
         CheckError: slmpack did not log it, or a file is not the one that was logged.
-        TrustError: its code is not slmpack's.
+        TrustError: its code is not slmpack's, or the trust policy does not accept who signed it.
     """
     found = find_logged(f"models:/{name}/{version}")
     nowhere = Path()  # the files are looked at through the registry, and nothing is compared with the source
@@ -150,6 +160,7 @@ def read_version(name: str, version: int, *, trust_code: bool = False) -> Logged
         logger.info("version %d: %s: %s", version, check.name, check.found)
     if not trust_code:
         require_trusted_artifacts(found.uri, found.location)
+    require_signed(found.uri, name, found.location)
     return model
 
 
@@ -190,8 +201,8 @@ def _take_from(holder: "ModelVersion", version: int, trace: dict[str, str]) -> N
     from mlflow import MlflowClient
 
     client = MlflowClient()
-    if ROLLED_BACK in holder.tags:  # somebody gave it the alias again
-        client.delete_model_version_tag(holder.name, holder.version, ROLLED_BACK)
+    if holder.tags.get(ROLLED_BACK):  # somebody gave it the alias again
+        clear_version_tag(holder, ROLLED_BACK)
     facts = with_more(holder.tags, {f"rollback_{key}": value for key, value in trace.items()})
     tags = {FACTS: facts, ROLLED_BACK_TO: str(version)} if trace else {ROLLED_BACK_TO: str(version)}
     for key, value in tags.items():

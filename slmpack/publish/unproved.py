@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from slmpack.errors import HardwareError, PublishError
 from slmpack.log.log import ready_models
 from slmpack.log.tags import DIGEST, REFUSED, UNPROVED, version_tags
-from slmpack.machine.hardware import obstacle_to_prove
-from slmpack.publish.find import ASKED, Search, figures_in, fingerprints_in, key_tag, with_fingerprint
+from slmpack.machine.hardware import unprovable_error
+from slmpack.publish.find import FINGERPRINTS_TAG, Search, figures_in, fingerprints_in, key_tag, with_fingerprint
 from slmpack.publish.page.log_page import Proofs
 from slmpack.publish.publish import figures_of, log_figures
 from slmpack.records import LoggedModel, Target
@@ -72,16 +72,16 @@ def waiting_before(search: Search) -> UnprovedModel | None:
 
 def _waiting(name: str, target: Target, tags: dict[str, str]) -> "list[MlflowModel]":
     """Return the models with those tags that wait for the target's hardware, if this machine lacks it too."""
-    if obstacle_to_prove(target) is None:
+    if unprovable_error(target) is None:
         return []
     found = ready_models(tags | {UNPROVED: target.provider})
-    return [logged for logged in found if name_of_logged(logged) == name and REFUSED not in logged.tags]
+    return [logged for logged in found if name_of_logged(logged) == name and not logged.tags.get(REFUSED)]
 
 
 def _remember(logged: "MlflowModel", fingerprint: str, target: Target, request_key: str) -> None:
     from mlflow import MlflowClient
 
-    tags = {ASKED: with_fingerprint(logged.tags, fingerprint), key_tag(request_key): str(target)}
+    tags = {FINGERPRINTS_TAG: with_fingerprint(logged.tags, fingerprint), key_tag(request_key): str(target)}
     MlflowClient().set_logged_model_tags(logged.model_id, tags)
 
 
@@ -100,8 +100,8 @@ def _described(logged: "MlflowModel", target: Target) -> UnprovedModel:
 
 
 def _reason(uri: str, target: Target) -> str:
-    obstacle = obstacle_to_prove(target)
-    found = str(obstacle).partition(";")[0] if obstacle else "another machine built it"
+    error = unprovable_error(target)
+    found = str(error).partition(";")[0] if error else "another machine built it"
     return str(
         HardwareError(
             f"target {target} needs an NVIDIA GPU, and {found}",

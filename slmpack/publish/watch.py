@@ -135,7 +135,7 @@ def _require_registered(name: str) -> None:
 
 
 def _newest_first(name: str) -> Iterator["ModelVersion"]:
-    """Yield the versions, the highest number first; the next page is asked for only by who goes on."""
+    """Yield the versions, the highest number first; each page is requested when the caller comes to it."""
     from mlflow import MlflowClient
 
     client, token = MlflowClient(), None

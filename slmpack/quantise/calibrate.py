@@ -196,7 +196,7 @@ def measure_energy(model: Any, windows: Sequence[Sequence[int]]) -> "dict[str, T
         counts[name] += inputs.shape[:-1].numel()
 
     def after_decoder(_module: "Module", _inputs: object, output: Any) -> None:
-        if not counts[names[head]]:  # it is asked again for the logits, with some of the same
+        if not counts[names[head]]:  # it runs again for the logits, with some of the same inputs
             add(head, output.last_hidden_state)
 
     for module in names.keys() - {head}:

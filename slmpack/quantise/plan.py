@@ -28,7 +28,7 @@ class Plan:
         fold: what weights and norms are multiplied with before.
         int8: weights that have 8 bits in a graph of 4.
         stored: weights of 4 bits that were quantised before, as the fold has them.
-        kept: weights that are whole multiples already, of so many bits: nothing is lost where they have them here.
+        lossless: weights that are whole multiples already, of so many bits: nothing is lost where they have them here.
     """
 
     energies: "Mapping[str, Tensor]" = field(default_factory=dict)
@@ -36,4 +36,4 @@ class Plan:
     fold: "Fold | None" = None
     int8: frozenset[str] = frozenset()
     stored: Mapping[str, StoredRows] = field(default_factory=dict)
-    kept: Mapping[str, Bits] = field(default_factory=dict)
+    lossless: Mapping[str, Bits] = field(default_factory=dict)

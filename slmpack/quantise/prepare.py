@@ -42,7 +42,7 @@ class Prepared(Record):
         fold: what `fold_channels` stored, or None.
         int8: the checkpoint's tensors to have in 8 bits.
         stored: what `quantise_by_gptq` stored, or None.
-        kept: tensors that are whole multiples already, and of how many bits.
+        lossless: tensors that are whole multiples already, and of how many bits.
         remarks: sentences for the version's page.
     """
 
@@ -51,7 +51,7 @@ class Prepared(Record):
     fold: Path | None = None
     int8: tuple[str, ...] = ()
     stored: Path | None = None
-    kept: dict[str, Bits] = Field(default={})
+    lossless: dict[str, Bits] = Field(default={})
     remarks: tuple[str, ...] = ()
 
 
@@ -68,7 +68,7 @@ def preparation_digest(options: BuilderOptions, calibration_text: str | None) ->
     )
 
 
-def is_kept(snapshot: Snapshot, options: BuilderOptions) -> bool:
+def takes_codes(snapshot: Snapshot, options: BuilderOptions) -> bool:
     """Return whether a quantised checkpoint is taken as it is; the stock recipes quantise what it means."""
     original, bits = snapshot.original, 8 if options.precision == "int8" else 4
     same = original is not None and original.unsupported_reason is None and original.bits == bits
@@ -83,18 +83,18 @@ def prepare(snapshot: Snapshot, options: BuilderOptions, calibration_text: str |
         BuildError: activations that are not finite, or a run failed.
         WorkspaceError: the workspace is full.
     """
-    if is_kept(snapshot, options):  # what is left to quantise is the head
+    if takes_codes(snapshot, options):  # what is left to quantise is the head
         calibration = calibrate(snapshot, calibration_text, workspace) if options.weighted else None
         return Prepared(checkpoint=codes_folder(snapshot.path), calibration=calibration)
     if not options.quantises:
         return Prepared()
     storages = storages_of(snapshot.original) if options.block_size == BLOCK_SIZE else {}
-    kept = {name: LOSSLESS[storage] for name, storage in storages.items() if storage in LOSSLESS}
+    lossless = {name: LOSSLESS[storage] for name, storage in storages.items() if storage in LOSSLESS}
     if not options.weighted:
-        return Prepared(kept={} if options.precision == "int4" else kept)
+        return Prepared(lossless={} if options.precision == "int4" else lossless)
     calibration = calibrate(snapshot, calibration_text, workspace)
-    if not options.fold or 4 in kept.values():  # folded, they would be no whole multiples any more
-        return Prepared(calibration=calibration, kept=kept)
+    if not options.fold or 4 in lossless.values():  # folded, they would be no whole multiples any more
+        return Prepared(calibration=calibration, lossless=lossless)
     fold = fold_channels(snapshot, calibration, workspace)
     raised: tuple[str, ...] = ()
     remarks = [_describe_fold(fold)]
@@ -110,7 +110,7 @@ def prepare(snapshot: Snapshot, options: BuilderOptions, calibration_text: str |
         fold=fold,
         int8=raised,
         stored=quantise_by_gptq(snapshot, fold, calibration_text, workspace, raised) if gptq else None,
-        kept=kept,
+        lossless=lossless,
         remarks=tuple(remarks),
     )
 
@@ -133,7 +133,7 @@ def plan_of(prepared: Prepared, options: BuilderOptions) -> Plan:
         fold=read_fold(prepared.fold) if prepared.fold else None,
         int8=frozenset(prepared.int8),
         stored=open_gptq(prepared.stored) if prepared.stored else {},
-        kept=prepared.kept,
+        lossless=prepared.lossless,
     )
 
 

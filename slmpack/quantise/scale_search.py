@@ -2,7 +2,7 @@
 
 A matrix multiplies inputs, and an error of a weight counts by the energy of the input channel that it meets: the mean
 of its square (see `calibrate`). Rounding every block by its extreme does not know that. Here some scales are tried for
-each block of a row, and what is kept has the smallest
+each block of a row, and the result has the smallest
 
     sum over the block's channels j of  energy[j] * (weight[j] - (code[j] - 2^(bits - 1)) * scale)^2
 
@@ -91,7 +91,7 @@ def _search(weights: "Tensor", energy: "Tensor", bits: Bits, block_size: int) ->
     default = quantise_rows(weights.clone(), bits, block_size)
     base = default.scales.float()
     steps = _in_steps(weights, base, block_size)
-    scales = (_best_factors(steps, energy, half) * base).to(weights.dtype)  # codes are of the scale that is kept
+    scales = (_best_factors(steps, energy, half) * base).to(weights.dtype)  # codes are of the scale that is stored
     codes, factors = torch.empty_like(steps), scales.float() / base
     loss = _loss(steps, energy, torch.ones_like(base), half, codes)
     better = _loss(steps, energy, factors, half, codes) < loss  # not where a number is not finite

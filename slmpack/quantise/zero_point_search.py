@@ -7,7 +7,7 @@ blocks, and takes those kernels away: one row of inputs then takes 500 times as 
 
     weights --ends of the block, drawn in a little--> scale, zero point --> codes --least squares--> scale --> codes
 
-What is kept has the smallest energy-weighted error, as in `scale_search`; what that finds is one of those tried.
+The result has the smallest energy-weighted error, as in `scale_search`; what that finds is one of those tried.
 """
 
 from itertools import product
@@ -60,8 +60,8 @@ def _search(weights: "Tensor", energy: "Tensor", block_size: int) -> Quantised:
     scales = _refit(blocks, counts, scales, zeros).to(weights.dtype)
     codes = _codes(blocks, scales.float(), zeros)
     loss = (codes - zeros).mul_(scales.float()).sub_(blocks).square_().mul_(counts).sum(0)
-    kept = blocks_first(dequantise_rows(symmetric, columns, 4, block_size), block_size)
-    better = loss < kept.sub_(blocks).square_().mul_(counts).sum(0)  # not where a number is not finite
+    by_scales = blocks_first(dequantise_rows(symmetric, columns, 4, block_size), block_size)
+    better = loss < by_scales.sub_(blocks).square_().mul_(counts).sum(0)  # not where a number is not finite
     packed = packed_blocks(codes, 4, padding=-columns % block_size)
     middle = torch.full_like(zeros, MIDDLE)
     return Quantised(

@@ -9,8 +9,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from slmpack.chats.chat import Chat, ChatError
-from slmpack.chats.dataset import ChatData, ChatParts, DataPolicy, TokensOf, check_chats, read_chats, store_parts
+from slmpack.chats.dataset import ChatData, DataPolicy, check_chats
 from slmpack.chats.examples import CHATS_A_LIMIT
+from slmpack.chats.lines import TokensOf, read_chats
+from slmpack.chats.parts import ChatParts, store_parts
 from slmpack.errors import DataError
 from slmpack.log.chat_artifacts import fetch_data
 from slmpack.log.datasets import FoundData

@@ -6,7 +6,6 @@ The kernel gives the lock back when its holder ends, however it ends, so a kille
 that share a registry and no workspace do not see each other here: the second of them is refused when it registers.
 """
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from slmpack.errors import WorkspaceError
-from slmpack.machine.private import folder_in, open_lock
+from slmpack.machine.private import folder_in, open_lock, try_lock
 from slmpack.records import digest_of
 from slmpack.source.mlflow_errors import final_errors
 
@@ -39,13 +38,11 @@ def retrain_alone(name: str, workspace: Path) -> Iterator[None]:
 
 
 def _take(handle: int, name: str) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    if not try_lock(handle):
         since = datetime.fromtimestamp(os.fstat(handle).st_mtime, UTC)
         raise WorkspaceError(
             f"another retraining of {name} runs here, since {since:%Y-%m-%d %H:%M:%S} UTC",
             "one at a time",
             "wait for it or stop it",
-        ) from error
+        )
     os.utime(handle)

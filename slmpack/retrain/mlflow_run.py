@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from slmpack.chats.dataset import HELD_OUT, ChatParts
+from slmpack.chats.parts import HELD_OUT, ChatParts
 from slmpack.errors import PublishError
 from slmpack.figures import perplexity_shown
 from slmpack.log.chat_artifacts import log_chat_dataset
 from slmpack.log.experiment import EXPERIMENT, experiment_id
 from slmpack.log.log import PREFECT_RUN
-from slmpack.log.tags import REFUSED, version_tags
+from slmpack.log.tags import REFUSED, VERSION_OF_LOGGED, version_tags
 from slmpack.plain_text import tag_text
 from slmpack.records import LoggedModel
 from slmpack.retrain.evaluate import (
@@ -259,7 +259,7 @@ def register_tuned(
         )
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
         client.set_registered_model_alias(name, TUNED_ALIAS, version.version)
-        client.set_tag(run_id, "slmpack.version", version.version)
+        client.set_tag(run_id, VERSION_OF_LOGGED, version.version)
         client.set_terminated(run_id, "FINISHED")
     logger.info("registered %s version %s, tuned from %s", name, version.version, retraining.parent)
     return int(version.version)

@@ -23,8 +23,10 @@ def tag_of(request: Request) -> str:
     """Return the tag of a refusal; it changes with all that could change the refusal."""
     target, interface = request.target, request.options.interface
     recipes = [recipe_digest(target, recipe, request.calibration) for recipe in request.recipes_to_try]
-    terms = [target, recipes, request.fingerprint, request.waiver]
+    terms: list[object] = [target, recipes, request.fingerprint, request.waiver]
     terms += [] if interface is Interface.CHAT else [interface]  # as tags were before there was a choice
+    terms += [] if request.options.waive_template is None else [request.options.waive_template]  # as well
+    terms += request.licence_terms
     return f"{REFUSED}.{digest_of(terms)[:KEY_CHARACTERS]}"
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from slmpack.chats.dataset import ChatParts
+from slmpack.chats.parts import ChatParts
 from slmpack.machine.at_rest import unchanged
 from slmpack.prove.quality.chat_loss import chat_perplexity
 from slmpack.records import Snapshot

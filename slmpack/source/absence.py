@@ -21,9 +21,14 @@ class Absence(NamedTuple):
     advice: str
 
 
+def registered_form(uri: str) -> "re.Match[str] | None":
+    """Return the `name` and the `version` or the `alias` that a URI has; None where it has another form."""
+    return _FORM.fullmatch(uri)
+
+
 def absence_of(uri: str) -> Absence | None:
     """Return what is missing; None where all of it is there, or `uri` has another form."""
-    match = _FORM.fullmatch(uri)
+    match = registered_form(uri)
     if match is None:
         return None
     name = match["name"]

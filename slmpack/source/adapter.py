@@ -1,4 +1,4 @@
-"""Adapter: a LoRA fine-tune that is kept apart from its base model, and what can be known of it in no time.
+"""Adapter: a LoRA fine-tune in files apart from its base model, and what a first look tells of it.
 
     adapter_config.json          method, ranks, and which model it was trained on: base_model_name_or_path, revision
     adapter_model.safetensors    the two low-rank factors of each matrix, and whole matrices of modules_to_save
@@ -197,7 +197,7 @@ def write_small_files(base: Path, adapter: Path, into: Path) -> None:
     """Write the files beside config.json and the weights that a merged model takes.
 
     The tokenizer is the adapter's if it has one, and so are the chat templates; else they are the base's. Licences of
-    both are kept; model cards are left out, since neither is about the merged model.
+    the snapshot has both; model cards are left out, since neither is about the merged model.
     """
     ours = {name: path for name, path in files_below(adapter).items() if is_adapter_file(name)}
     theirs = relevant_files(base)

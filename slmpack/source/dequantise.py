@@ -1,11 +1,11 @@
 """Dequantise: from a checkpoint of GPTQ, AWQ or Olive to a plain one, and to one that the builder takes as it is.
 
     original --codes * scales, float32--> the snapshot: what every stage compares with
-             --the same codes, Olive's layout--> kept/<key>/: what the builder reads for targets of as many bits
+             --the same codes, Olive's layout--> codes/<key>/: what the builder reads for targets of as many bits
 
 The builder has loaders of its own for all three. Olive's hands the codes through; the others compute the weights in the
 scales' dtype and round them back to codes, which goes wrong for 8 bits with scales in bfloat16, and GPTQ's adds one to
-the zero points of its second format. So what is kept is always written as Olive does.
+the zero points of its second format. So the codes are always written as Olive does.
 
 Source: onnxruntime_genai/models/loaders, base.py `dequant_weight` and `quant_weight`, gptq.py `handle_qzeros`.
 """
@@ -60,7 +60,7 @@ class DequantiseRequest(Record):
 
     original: Path
     plain: Path
-    kept: Path
+    codes: Path
 
 
 @forked_with(*TORCH)
@@ -81,7 +81,7 @@ def dequantise_checkpoint(request: DequantiseRequest) -> Original:
         _write_plain(request.plain, original, config)
         reason = original.unsupported_reason()
         if reason is None:
-            _write_kept(request.kept, original, config)
+            _write_codes(request.codes, original, config)
     return Original(form=form.label, bits=form.bits, unsupported_reason=reason, version=VERSION)
 
 
@@ -98,7 +98,7 @@ def _write_plain(folder: Path, original: "_QuantisedCheckpoint", config: Mapping
     write_json(folder / CONFIG, plain | {"dtype": "float32"} | _own_head(original))
 
 
-def _write_kept(folder: Path, original: "_QuantisedCheckpoint", config: Mapping[str, Any]) -> None:
+def _write_codes(folder: Path, original: "_QuantisedCheckpoint", config: Mapping[str, Any]) -> None:
     """Write the same codes as Olive does: fused matrices apart, since its loader cuts their zero points wrongly."""
     planned = {
         name: Planned(tensor, partial(original.whole, name))

@@ -9,7 +9,8 @@ Anything else would be copied into what is published: a licence that is a link t
 `checkpoint.relevant_files` is for folders of our own, in which weights are links to a source's.
 """
 
-from collections.abc import Callable, Collection
+import shutil
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from slmpack.checkpoint.headers import INDEX, is_weights, read_index
@@ -114,3 +115,19 @@ def _blobs_of(root: Path) -> Path | None:
 def _refused(file: str, found: str, *, is_large: bool = True) -> SourceError:
     expected = "the size that such a file can have" if is_large else "a regular file"
     return SourceError(f"{file} is not read, since {found}", expected, "correct the file, or name another source")
+
+
+def place_files(files: Mapping[str, Path], into: Path, ours: Path) -> None:
+    """Put files (path in the folder to path on disk) into `into`: small ones as copies, so that they stay as they are.
+
+    Weights cost their bytes once: those below `ours` are moved, others are linked.
+    """
+    for name, path in files.items():
+        target = into / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not is_weights(name):
+            shutil.copyfile(path, target)
+        elif path.resolve().is_relative_to(ours.resolve()):
+            path.rename(target)
+        else:
+            target.symlink_to(path.resolve())

@@ -77,8 +77,8 @@ def _digests(files: Mapping[str, Path], of: Path, workspace: Path | None, settle
     }
     digests |= _hash({name: path for name, path in files.items() if name not in digests})
     if place is not None:
-        kept = {name: Known(stamp=stamp, sha256=digests[name]) for name, stamp in stamps.items()}
-        _write(place, KnownFiles(files=known | kept))  # an adapter and its base may be in one folder
+        hashed = {name: Known(stamp=stamp, sha256=digests[name]) for name, stamp in stamps.items()}
+        _write(place, KnownFiles(files=known | hashed))  # an adapter and its base may be in one folder
     return digests
 
 
@@ -95,7 +95,7 @@ def _hash(files: Mapping[str, Path]) -> dict[str, str]:
 def _read(place: Path | None) -> dict[str, Known]:
     try:
         return {} if place is None else KnownFiles.model_validate_json(place.read_bytes()).files
-    except (OSError, ValidationError):  # none are kept, or what is kept is no use
+    except (OSError, ValidationError):  # there is no such file, or it cannot be read
         return {}
 
 

@@ -8,8 +8,7 @@ import glob
 import logging
 import socket
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -17,25 +16,28 @@ from urllib.request import getproxies, proxy_bypass
 
 from slmpack.checkpoint.headers import INDEX, WEIGHTS, missing_shard, no_weights, read_index
 from slmpack.checkpoint.inspect import CONFIG, relevant_names
-from slmpack.errors import SourceError, UsageError
+from slmpack.checkpoint.licence import licence_of, licence_of_card, licence_of_files, licence_text
+from slmpack.checkpoint.open_templates import is_template_file
+from slmpack.errors import SourceError
 from slmpack.machine.private import replace_text
 from slmpack.machine.store import require_space
 from slmpack.progress import report
 from slmpack.records import ModelSource, Record
 from slmpack.source.adapter import ADAPTER_CONFIG, is_adapter_file, names_of, require_weights
 from slmpack.source.files import require_small_sizes
+from slmpack.source.hub_errors import not_cached, translated
 
 logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10
-_UNAUTHORISED, _FORBIDDEN = 401, 403
+CARD_FACTS = ("license", "license_name")
 
 
 class Pinned(Record):
     """What a branch, a tag or a commit of a repository is now.
 
     Attributes:
-        licence: what its card states.
+        licence: what its card states, else its licence file.
         files: the paths of its files; offline, of those that the cache has.
     """
 
@@ -47,7 +49,8 @@ class Pinned(Record):
 def pin(repository: str, revision: str | None) -> Pinned:
     """Return what `revision` of a model repository is now.
 
-    Costs one request; none with `HF_HUB_OFFLINE`, when the Hub client's cache answers.
+    Costs one request, two more where only a licence file tells the licence; none with `HF_HUB_OFFLINE`, when the Hub
+    client's cache answers.
 
     Raises:
         UsageError: `repository` cannot be a repository's name.
@@ -55,16 +58,23 @@ def pin(repository: str, revision: str | None) -> Pinned:
     """
     from huggingface_hub import HfApi, is_offline_mode
 
-    with _translated(repository, revision):
+    with translated(repository, revision):
         if is_offline_mode():
             return _cached(repository, revision)
         info = HfApi().model_info(repository, revision=revision or "main")
     if info.sha is None:
         raise SourceError(f"the Hub names no commit for {repository}", "a commit", "ask the operator of HF_ENDPOINT")
-    card = info.card_data
-    licence = (card.get("license_name") if card.get("license") == "other" else card.get("license")) if card else None
     files = frozenset(item.rfilename for item in info.siblings or ())
-    return Pinned(commit=info.sha, licence=str(licence) if licence else None, files=files)
+    licence = licence_of_card({name: info.card_data.get(name) for name in CARD_FACTS}) if info.card_data else None
+    return Pinned(commit=info.sha, licence=licence or _licence_in(repository, info.sha, files), files=files)
+
+
+def _licence_in(repository: str, commit: str, files: frozenset[str]) -> str | None:
+    """Return what the licence files of a repository say whose card states none; None where they may not be read."""
+    try:
+        return licence_of_files(files, lambda name: licence_text(small_file(repository, commit, name)))
+    except (SourceError, OSError):
+        return None
 
 
 def require_hub(source: str) -> None:
@@ -98,8 +108,8 @@ def _cached(repository: str, revision: str | None) -> Pinned:
         path = try_to_load_from_cache(repository, name, revision=revision or "main")
         if isinstance(path, str):
             folder = Path(path).parent  # <cache>/models--owner--name/snapshots/<commit>/config.json
-            return Pinned(commit=folder.name, licence=None, files=frozenset(names_of(folder)))
-    raise _not_cached(repository, revision)
+            return Pinned(commit=folder.name, licence=licence_of(folder), files=frozenset(names_of(folder)))
+    raise not_cached(repository, revision)
 
 
 def small_file(repository: str, commit: str, name: str) -> Path:
@@ -116,17 +126,33 @@ def small_file(repository: str, commit: str, name: str) -> Path:
         try_to_load_from_cache,
     )
 
-    with _translated(repository, commit):
+    with translated(repository, commit):
         if not isinstance(try_to_load_from_cache(repository, name, revision=commit), str) and not is_offline_mode():
             size = get_hf_file_metadata(hf_hub_url(repository, name, revision=commit)).size
             require_small_sizes({name: size or 0}, repository)
         return Path(hf_hub_download(repository, name, revision=commit))
 
 
+def template_folder(source: ModelSource) -> Path | None:
+    """Return the folder in the Hub client's cache with the templates of a repository; None if that costs too much.
+
+    Raises:
+        SourceError: the repository may not be read, or has no safetensors.
+    """
+    from huggingface_hub import is_offline_mode
+
+    if is_offline_mode():
+        return None
+    with translated(source.location, source.revision):
+        names = sorted(filter(is_template_file, _needed_sizes(source) or ()))
+    paths = [small_file(source.location, source.revision, name) for name in names]
+    return paths[0].parents[names[0].count("/")] if paths else None
+
+
 def download(source: ModelSource) -> Path:
     """Download the files that a snapshot needs into the Hub client's cache; return the folder they are in.
 
-    Nothing is asked of the network when the cache has them all.
+    No request is made when the cache has them all.
 
     Raises:
         SourceError: the repository may not be read, has no safetensors, or is not cached and the client is offline.
@@ -134,7 +160,7 @@ def download(source: ModelSource) -> Path:
     """
     from huggingface_hub import is_offline_mode, snapshot_download
 
-    with _translated(source.location, source.revision):
+    with translated(source.location, source.revision):
         sizes = _needed_sizes(source)
         if sizes is None:  # offline, and another program filled the cache: take what is there, its checks follow
             return Path(snapshot_download(source.location, revision=source.revision, local_files_only=True))
@@ -153,7 +179,7 @@ def download(source: ModelSource) -> Path:
 
 
 def _remember_branch(source: ModelSource, folder: Path) -> None:
-    """Note in the cache which commit the branch was, as the client does when it is asked for a branch itself.
+    """Note in the cache which commit the branch was, as the client does when it downloads a branch by its name.
 
     Without it, the branch cannot be resolved offline. Source: huggingface_hub's guide, "Understand caching", refs.
     """
@@ -212,62 +238,6 @@ def _require_room(source: ModelSource, sizes: dict[str, int]) -> int:
     if needed:
         require_space(Path(constants.HF_HUB_CACHE), needed, f"the download of {source.location}")
     return needed
-
-
-@contextmanager
-def _translated(repository: str, revision: str | None) -> Iterator[None]:
-    """Turn the Hub's refusals into ours; what may be the network's fault (timeouts, 5xx) stays what it is."""
-    from huggingface_hub import is_offline_mode
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        yield
-    except HFValidationError as error:
-        raise UsageError(f"{repository!r} is no repository's name", "hf://OWNER/NAME[@REVISION]") from error
-    except GatedRepoError as error:
-        raise SourceError(
-            f"{repository} is gated and the Hub refuses its files",
-            "an account that accepted its licence",
-            "accept it on the model's page and set HF_TOKEN to a token of that account",
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise SourceError(
-            f"the Hub shows no repository {repository}",
-            "one that exists and that you may read",
-            "check the name, or set HF_TOKEN if it is private",
-        ) from error
-    except RevisionNotFoundError as error:
-        raise SourceError(
-            f"{repository} has no revision {revision}", "a branch, a tag or a commit", "look at its history on the Hub"
-        ) from error
-    except LocalEntryNotFoundError as error:
-        if is_offline_mode():
-            raise _not_cached(repository, revision) from error
-        raise
-    except HfHubHTTPError as error:
-        if error.response.status_code in (_UNAUTHORISED, _FORBIDDEN):
-            raise SourceError(
-                f"the Hub refuses {repository} ({error.response.status_code})",
-                "a token that may read it",
-                "set HF_TOKEN to a valid one",
-            ) from error
-        raise
-
-
-def _not_cached(repository: str, revision: str | None) -> SourceError:
-    at = f" at {revision}" if revision else ""
-    return SourceError(
-        f"the Hub client is offline (HF_HUB_OFFLINE) and its cache has no whole {repository}{at}",
-        "a model that was downloaded before",
-        "unset HF_HUB_OFFLINE, or name a source that is on this machine",
-    )
 
 
 def _progress_class(total: int, cached: int) -> type[Any]:

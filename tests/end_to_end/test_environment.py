@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from mlflow_server import used_mlflow_server
 from slmpack import progress
 from slmpack.errors import CheckError
 from slmpack.log.log import log_model
+from slmpack.log.requirements_lock import LOCK
 from slmpack.machine.environments import run_to_log
 from slmpack.prove.clean_environment import consumer
 from slmpack.prove.clean_environment.check import check_clean_environment, check_resolution
@@ -32,8 +34,17 @@ def logged(tiny_package: Package, workspace: Path, tmp_path_factory: pytest.Temp
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
-        yield log_model(tiny_package, Interface.CHAT, "tiny", workspace, {})
+        model = log_model(tiny_package, Interface.CHAT, "tiny", workspace, {})
+        location = MlflowClient().get_logged_model(model.model_id).artifact_location
+        (Path(location.removeprefix("file://")) / LOCK).unlink()  # as models of earlier releases have none
+        yield model
         mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def locked(logged: LoggedModel, tiny_package: Package, workspace: Path) -> LoggedModel:
+    """A model with its lock, in the same store."""
+    return log_model(tiny_package, Interface.CHAT, "locked", workspace, {})
 
 
 @contextmanager
@@ -69,12 +80,21 @@ def test_a_model_on_a_server_answers_with_nothing_installed_but_its_requirements
 ) -> None:
     with used_mlflow_server(tmp_path):
         model = log_model(tiny_package, Interface.PROMPT, "tiny", place, {})
-        cost, answer, network = check_clean_environment(model, place)
+        found = check_clean_environment(model, place)
+    cost, answer, network = found.checks
     packages = int(cost.found.split()[0])
     assert len(model.requirements) < packages < 80
     assert answer.found.strip()
+    assert cost.found.endswith("each with a hash of its lock")
+    assert all(each.sha256 for each in found.packages)
+    licences = {each.name: each.licence for each in found.packages}
+    assert len(licences) == packages
+    assert "BSD" in str(licences["jinja2"])
     assert network.found.startswith("closed by the kernel" if has_namespaces() else "closed to Python's sockets only")
     assert not left_behind(place)
+    (compiled,) = (place / "bytecode").iterdir()
+    assert {path.name for path in compiled.iterdir()} == {"packages", "python"}  # nothing of the model's own code
+    assert next(compiled.rglob("onnxruntime_genai/__init__*.pyc"))
 
 
 @pytest.mark.slow
@@ -106,6 +126,32 @@ def test_a_release_that_does_not_exist_is_refused_by_name(logged: LoggedModel, p
     ):
         check_clean_environment(logged, place)
     assert not left_behind(place)
+
+
+def zeroed(text: str) -> str:
+    """Return a lock that expects other bytes of one package."""
+    return re.sub(
+        r"(?<=jinja2==3\.1\.6 )(\\\n *--hash=sha256:[0-9a-f]{64} ?)+", f"\\\n    --hash=sha256:{'0' * 64}", text
+    )
+
+
+@pytest.mark.slow
+def test_a_package_with_another_hash_than_its_lock_has_is_not_installed(locked: LoggedModel, place: Path) -> None:
+    with (
+        edited(locked, LOCK, zeroed),
+        pytest.raises(CheckError, match=r"(?i)clean environment: .*hash.*jinja2"),
+    ):
+        check_clean_environment(locked, place)
+    assert not left_behind(place)
+
+
+@pytest.mark.slow
+def test_a_lock_that_does_not_fit_the_requirements_is_refused(locked: LoggedModel, place: Path) -> None:
+    with (
+        edited(locked, LOCK, lambda text: text.replace("jinja2==3.1.6", "jinja2==3.1.5")),
+        pytest.raises(CheckError, match=r"requirements\.lock without jinja2==3\.1\.6"),
+    ):
+        check_clean_environment(locked, place)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from browser import Form, links_to, open_page, open_run, take_picture
+from browser import Form, Resume, links_to, open_page, open_run, take_picture
 from mlflow import MlflowClient
 from mlflow_server import running_mlflow_server
 from playwright.sync_api import Page
@@ -53,6 +53,19 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
         assert done.returncode == 0, done.stderr
         with running_worker("cpu", folder, environment, "worker"):
             yield Desk(page, prefect, mlflow)
+
+
+def until(run: UUID, state: str) -> None:
+    """Wait until the run is in that state; one that ended is in it never."""
+    deadline = time.monotonic() + RUN_SECONDS
+    with get_client(sync_client=True) as client:
+        while time.monotonic() < deadline:
+            found = client.read_flow_run(run).state
+            if found is not None and found.name == state:
+                return
+            assert found is None or not found.is_final(), found
+            time.sleep(1)
+    raise AssertionError(f"the run is not {state} after {RUN_SECONDS} s: {found}")
 
 
 def ended(run: UUID) -> FlowRun:
@@ -97,13 +110,37 @@ def test_a_run_that_is_asked_for_in_the_form_publishes_a_model(
     for artifact in ("outcome", "proofs", "version", "mlflow-version", *(f"{stage}-progress" for stage in stages)):
         desk.page.get_by_text(artifact, exact=True).first.wait_for()
     take_picture(desk.page, "run", tmp_path)
-    links = {link.inner_text(): str(link.get_attribute("href")) for link in links_to(desk.page, desk.mlflow)}
-    assert links.keys() == {"asked-for version 1", "The page"}
+    texts = ("asked-for version 1", "The page")
+    links = {link.inner_text(): str(link.get_attribute("href")) for link in links_to(desk.page, desk.mlflow, *texts)}
+    assert links.keys() == set(texts)
     desk.page.goto(links["asked-for version 1"])
     desk.page.get_by_role("heading", name="Version 1").first.wait_for()
     take_picture(desk.page, "mlflow-version", tmp_path)
     desk.page.goto(links["The page"])
     desk.page.locator("iframe").first.content_frame.get_by_text("Proved").first.wait_for()
+
+
+def test_a_promotion_is_suspended_until_a_person_approves_it_on_the_page(desk: Desk, tmp_path: Path) -> None:
+    registry = MlflowClient(desk.mlflow)
+    form = Form(desk.page, desk.prefect.address, desk.deployment("promote-model/promote"))
+    form.write("name", "asked-for")  # which the test before has published
+    form.call("to production")
+    answer = form.submit()
+    assert answer.status == 201, answer.text()
+    run = UUID(answer.json()["id"])
+    until(run, "Suspended")
+    assert "production" not in registry.get_registered_model("asked-for").aliases
+
+    resume = Resume(desk.page, desk.prefect.address, run)
+    take_picture(desk.page, "approval", tmp_path)
+    desk.page.get_by_text("asked-for version 1").first.wait_for()
+    desk.page.get_by_text("not signed").first.wait_for()
+    resume.approve("Ada Lovelace")
+    found = ended(run)
+    assert found.state is not None and found.state.is_completed(), found.state
+    assert str(found.state.message).endswith("version 1 (cpu-int4), approved by Ada Lovelace")
+    version = registry.get_model_version_by_alias("asked-for", "production")
+    assert version.tags["slmpack.approved.production"].endswith(" Ada Lovelace")
 
 
 @pytest.mark.parametrize(("field", "value"), [("options.policy.max_perplexity_ratio", "0.5"), ("source", " ")])

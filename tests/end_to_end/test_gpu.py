@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 
 from flows.package_model import package_model
 from flows.verify_model import verify_model
-from slmpack.machine.hardware import device_of, obstacle_to_prove, require_hardware
+from slmpack.machine.hardware import device_of, require_hardware, unprovable_error
 from slmpack.publish.options import PackageOptions
 from slmpack.records import Recipe, Snapshot, Target
 
@@ -42,7 +42,7 @@ def test_what_was_left_unproved_elsewhere_is_verified_here(
 ) -> None:
     with monkeypatch.context() as without_driver:
         without_driver.setenv("PATH", str(tmp_path))
-        assert obstacle_to_prove(Target.CUDA_FP16) is not None
+        assert unprovable_error(Target.CUDA_FP16) is not None
         left = package_model(smollm2.source.text, Target.CUDA_FP16, workspace=workspace)
     assert left.status == "unproved"
     verified = verify_model(str(left.model_uri), workspace=workspace)

@@ -5,10 +5,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import psutil
 import pytest
 from machines import (
     AT_A_TIME,
@@ -30,7 +32,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.deployments import run_deployment
 from prefect_stack import running_worker
 
-from slmpack.machine.child import kill_tree
+from slmpack.machine.process_tree import kill_tree
 
 pytestmark = pytest.mark.slow
 
@@ -90,10 +92,16 @@ def built_on(site: Site, machine: str) -> list[Path]:
     return list((site.folder / machine / ".cache" / "slmpack" / "packages").glob("*"))
 
 
-def wait_until_in_the_middle(site: Site) -> set[UUID]:
-    """Return what runs on the machine that is to die: all runs of its pool, each with its package built there."""
+def wait_until_in_the_middle(site: Site, dying: "subprocess.Popen[bytes]") -> set[UUID]:
+    """Return what runs on the machine that is to die: all runs of its pool, each with its package built there.
+
+    The machine stands still from then on: none of these ends before it dies.
+    """
     until(lambda: len(in_state("edge", StateType.RUNNING, *ENDED)) == AT_A_TIME, "start of all runs")
     until(lambda: len(built_on(site, "edge-1")) == AT_A_TIME or in_state("edge", *ENDED), "package of each")
+    for process in (psutil.Process(dying.pid), *psutil.Process(dying.pid).children(recursive=True)):
+        with suppress(psutil.Error):
+            process.suspend()
     return {run.id for run in in_state("edge", StateType.RUNNING)}
 
 
@@ -106,15 +114,15 @@ def retry_what_crashed(site: Site) -> set[UUID]:
     return {run.id for run in crashed}
 
 
-def test_nothing_is_lost_or_doubled_when_a_machine_dies_among_eight_runs(site: Site, tiny_phi3: Path) -> None:
-    sources = [write_variant(tiny_phi3, site.folder / name, seed) for seed, name in enumerate(NAMES)]
-    shared = write_variant(tiny_phi3, site.folder / "gamma", seed=9)
+def test_nothing_is_lost_or_doubled_when_a_machine_dies_among_eight_runs(site: Site, steady_phi3: Path) -> None:
+    sources = [write_variant(steady_phi3, site.folder / name, seed) for seed, name in enumerate(NAMES)]
+    shared = write_variant(steady_phi3, site.folder / "gamma", seed=9)
     with running_worker("cpu", site.folder, site.machine("cpu-1"), "cpu-1"), packaging_in_pools(site, sources) as desk:
         with running_worker("edge", site.folder, site.machine("edge-1"), "edge-1") as dying:
             until(lambda: len(runs()) == 6 or ended(desk), "six runs")
             for deployment in ("package-cpu-int4", TWIN):
                 start_twin(site, deployment, shared)
-            on_it = wait_until_in_the_middle(site)
+            on_it = wait_until_in_the_middle(site, dying)
             kill_tree(dying.pid)
         with running_worker("edge", site.folder, site.machine("edge-2"), "edge-2"):
             crashed = retry_what_crashed(site)

@@ -8,15 +8,18 @@ from typing import Any
 
 import mlflow
 import pytest
+from made_proofs import proofs_of
 from mlflow import MlflowClient
 from mlflow_server import used_mlflow_server
 
+import slmpack
 from slmpack import progress
-from slmpack.errors import CheckError, SourceError
+from slmpack.errors import CheckError, SourceError, TrustError
 from slmpack.log.log import log_model
 from slmpack.log.mlflow_server import require_registry
 from slmpack.log.read_back import read_back
 from slmpack.log.restore import restore_model
+from slmpack.log.signed import require_signed
 from slmpack.log.transfer import receive_snapshot, share_snapshot
 from slmpack.machine.store import damage
 from slmpack.prove.measure import measure_quality
@@ -25,8 +28,11 @@ from slmpack.prove.validate import validate_model
 from slmpack.publish.find import alias_of, find_published
 from slmpack.publish.page.log_page import Proofs
 from slmpack.publish.publish import publish_version
+from slmpack.publish.rollback import read_version
 from slmpack.records import Interface, LoggedModel, Package, Snapshot, Target
 from slmpack.reports import QualityPolicy
+from slmpack.signing.keys import new_key
+from slmpack.signing.policy import VARIABLE
 
 pytestmark = pytest.mark.slow
 
@@ -77,6 +83,36 @@ def test_the_whole_way_from_an_upload_that_was_interrupted_to_a_version(
     assert find_published("never published", model.digest, alias) is None
     assert "Proved" in mlflow.artifacts.load_text(published.page_uri)
     assert not (tmp_path / "mlruns").exists()  # everything went through the server
+
+
+def test_a_signature_is_put_beside_the_model_and_checked_a_file_at_a_time(
+    server: Path, small_package: Package, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = new_key(tmp_path / "release.pem")
+    (tmp_path / "trust.toml").write_text(f"[trust.keys.a]\npublic_key = '''{key.public_pem()}'''\nnames = ['signed']\n")
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "trust.toml"))
+    model = log_model(small_package, Interface.CHAT, "signed", workspace, {})
+    publish_version(model, proofs_of(model), key=key)
+    uri = "models:/signed/1"
+
+    assert read_version("signed", 1).digest == model.digest  # as `rollback` and, below, a consumer reads it
+    assert slmpack.load(uri).predict({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1})
+    extra = served_file(server, model.uri, "MLmodel").with_name("extra.so")
+    extra.touch()
+    for look in (slmpack.load, lambda uri: require_signed(uri, "signed", _location(model))):
+        with pytest.raises(TrustError, match=f"the signature of {uri} does not have extra.so, which was added"):
+            look(uri)
+    extra.unlink()
+    weights = served_file(server, model.uri, "model.onnx.data")
+    before = flip_a_bit(weights)
+    with pytest.raises(TrustError, match=r"has another artifacts/package/model\.onnx\.data"):
+        require_signed(uri, "signed", _location(model))
+    weights.write_bytes(before)
+    assert require_signed(uri, "signed", _location(model)) is not None
+
+
+def _location(model: LoggedModel) -> str:
+    return str(MlflowClient().get_logged_model(model.model_id).artifact_location)
 
 
 def _proved(model: LoggedModel, workspace: Path) -> Proofs:

@@ -33,23 +33,23 @@ def aliases(name: str) -> dict[str, str]:
 
 
 def test_publishes_both_interfaces_side_by_side_and_not_twice_unless_forced(
-    small_phi3: Path, mlflow_store: Path, workspace: Path
+    steady_phi3: Path, mlflow_store: Path, workspace: Path
 ) -> None:
-    chat = package_model(str(small_phi3), workspace=workspace)
-    prompt = package_model(str(small_phi3), options=PackageOptions(interface=Interface.PROMPT), workspace=workspace)
-    again = package_model(str(small_phi3), workspace=workspace)
+    chat = package_model(str(steady_phi3), workspace=workspace)
+    prompt = package_model(str(steady_phi3), options=PackageOptions(interface=Interface.PROMPT), workspace=workspace)
+    again = package_model(str(steady_phi3), workspace=workspace)
     assert [chat.status, prompt.status, again.status] == ["published", "published", "unchanged"]
-    assert aliases("small-phi3") == {"cpu-int4": "1", "cpu-int4-prompt": "2"}
+    assert aliases("steady-phi3") == {"cpu-int4": "1", "cpu-int4-prompt": "2"}
     assert (again.version, again.digest) == (chat.version, chat.digest)
-    forced = package_model(str(small_phi3), options=PackageOptions(force=True), workspace=workspace)
+    forced = package_model(str(steady_phi3), options=PackageOptions(force=True), workspace=workspace)
     assert (forced.status, forced.version) == ("published", 3)
-    assert aliases("small-phi3") == {"cpu-int4": "3", "cpu-int4-prompt": "2"}
+    assert aliases("steady-phi3") == {"cpu-int4": "3", "cpu-int4-prompt": "2"}
 
 
 def test_publishes_nothing_unproved(
-    small_package: Package, small_tokenizer: Path, mlflow_store: Path, workspace: Path, tmp_path: Path
+    steady_package: Package, small_tokenizer: Path, mlflow_store: Path, workspace: Path, tmp_path: Path
 ) -> None:
-    publish(log_variant(small_package, "", "talks", workspace))
+    publish(log_variant(steady_package, "", "talks", workspace))
     write_mute_phi3(tmp_path / "mute", small_tokenizer, SMALL_VOCABULARY)
     with pytest.raises(SmokeError, match="the answer ''; some text"):
         package_model(str(tmp_path / "mute"), name="talks", workspace=workspace)
@@ -60,6 +60,30 @@ def test_publishes_nothing_unproved(
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
     assert sorted(run.info.status for run in runs) == ["FAILED", "FINISHED"]
+
+
+def test_a_template_that_depends_on_what_a_message_says_is_published_only_with_a_reason(
+    steady_package: Package, steady_phi3: Path, mlflow_store: Path, workspace: Path, tmp_path: Path
+) -> None:
+    publish(log_variant(steady_package, "", "talks", workspace))
+    hidden = shutil.copytree(steady_phi3, tmp_path / "talks")
+    template = (hidden / "chat_template.jinja").read_text()
+    link = "{% if 'python' in messages[-1].content %}http://evil.example{% endif %}"
+    (hidden / "chat_template.jinja").write_text(template + link)
+    line = r"of the chat template of \S+: {% if 'python' in messages\[-1\]\.content %}, which depends on the words"
+    with pytest.raises(SourceError, match=line):
+        package_model(str(hidden), name="talks", workspace=workspace)
+    client = MlflowClient()
+    assert aliases("talks") == {"cpu-int4": "1"}
+    assert len(client.search_model_versions("name = 'talks'")) == 1
+    options = PackageOptions(recipe=Recipe.SMALL, waive_template="the link is our own")
+    waived = package_model(str(hidden), name="talks", options=options, workspace=workspace)
+    assert (waived.status, waived.version) == ("published", 2)
+    tags = client.get_model_version("talks", "2").tags
+    assert tags["slmpack.template_waiver"] == "the link is our own"
+    page = page_of(waived)
+    assert "the link is our own" in page
+    assert "Published with a waiver" in page
 
 
 def test_a_failed_target_does_not_stop_the_others_and_fails_the_run(
@@ -75,13 +99,13 @@ def test_a_failed_target_does_not_stop_the_others_and_fails_the_run(
 
 
 def test_folders_are_registered_under_their_names_whatever_mlflow_calls_a_logged_model(
-    small_phi3: Path, mlflow_store: Path, workspace: Path
+    steady_phi3: Path, mlflow_store: Path, workspace: Path
 ) -> None:
     folders = ["Qwen2.5-0.5B/checkpoint-500", "模型"]
     for folder in folders:
-        shutil.copytree(small_phi3, mlflow_store / folder)
+        shutil.copytree(steady_phi3, mlflow_store / folder)
     names = ["qwen2.5-0.5b", "模型"]
-    options = PackageOptions(recipe=Recipe.SMALL, policy=QualityPolicy(allow_new_loops=True))  # random weights loop
+    options = PackageOptions(recipe=Recipe.SMALL)
     for folder, name in zip(folders, names, strict=True):
         outcome = package_model(folder, options=options, workspace=workspace)
         assert (outcome.status, outcome.name, outcome.version) == ("published", name, 1)
@@ -92,9 +116,9 @@ def test_folders_are_registered_under_their_names_whatever_mlflow_calls_a_logged
 
 
 def test_a_source_that_says_no_name_is_refused_before_it_is_fetched(
-    small_phi3: Path, mlflow_store: Path, tmp_path: Path
+    steady_phi3: Path, mlflow_store: Path, tmp_path: Path
 ) -> None:
-    folder = shutil.copytree(small_phi3, tmp_path / "models" / "checkpoints" / "outputs" / "final")
+    folder = shutil.copytree(steady_phi3, tmp_path / "models" / "checkpoints" / "outputs" / "final")
     for run in (package_model, package_targets, lambda source, **rest: retrain_model("chats.jsonl", source, **rest)):
         with pytest.raises(UsageError, match=r"gives the name 'final', which any model could have; .*--name"):
             run(str(folder), workspace=tmp_path / "empty")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from command_line import SLMPACK, environment, objects, slmpack, versions
+import served
+from command_line import SLMPACK, children_with, environment, objects, slmpack, versions
 
 from slmpack.machine.store import damage
 
@@ -28,12 +29,6 @@ def wait_for(folder: Path, pattern: str, process: "subprocess.Popen[bytes]") -> 
     raise AssertionError(f"no {pattern} in {folder}")
 
 
-def is_ours(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.Error):
-        return "slmpack.machine.child" in process.cmdline()
-    return False
-
-
 def test_the_run_after_a_kill_in_the_middle_of_writing_weights_goes_on_and_publishes(
     tiny_phi3: Path, tmp_path: Path
 ) -> None:
@@ -44,11 +39,14 @@ def test_the_run_after_a_kill_in_the_middle_of_writing_weights_goes_on_and_publi
         [SLMPACK, *command], cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True,
     )  # fmt: skip
+    (builder,) = served.wait_for(lambda: children_with("run_builder:", process.pid), LIMIT_SECONDS)
     half_written = wait_for(workspace, "scratch/packages-*/model.onnx.data", process)
-    children = [each for each in psutil.Process(process.pid).children(recursive=True) if is_ours(each)]
+    builder.suspend()  # else a fast machine has the whole package before the kill
+    children = children_with("slmpack.machine.child", process.pid)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    _, alive = psutil.wait_procs(children, timeout=30)
+    builder.resume()  # a stopped process cannot notice that its parent is gone
+    _, alive = psutil.wait_procs(children, timeout=60)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # Prefect's own server
     assert children and not alive

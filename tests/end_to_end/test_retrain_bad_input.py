@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from command_line import objects, slmpack
+from hidden_links import HIDDEN_LINKS
 from invented_town import Chat, chats, write_chats
 from mlflow import MlflowClient
 
@@ -237,3 +238,14 @@ def test_a_disk_that_fills_up_ends_the_training_and_with_room_again_it_goes_on(
     (tuned,) = town.workspace.glob("tunings/*")
     assert read_training(tuned).resumed_at in range(1, 52)
     assert "training" not in town.halves()
+
+
+def test_a_base_whose_template_decides_by_what_a_message_says_is_not_trained(
+    town: Town, town_phi3: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(town_phi3, tmp_path / "base")
+    (base / "chat_template.jinja").write_text(HIDDEN_LINKS["a test"])
+    data = write_chats(tmp_path / "town.jsonl", chats())
+    line = refusal(SourceError, town, data, base)
+    assert re.search(r"line 1 of the chat template of \S+: {% if 'python' in m\.content %}, which depends on", line)
+    assert (town.runs(), town.registered(), town.halves()) == ([], [], [])

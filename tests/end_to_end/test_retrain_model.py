@@ -15,6 +15,7 @@ from flows.retrain_model import retrain_model
 from slmpack.chats.dataset import DataPolicy
 from slmpack.errors import DataError, QualityError, UsageError
 from slmpack.log.tags import facts_in
+from slmpack.publish.bom.log_bom import read_bom
 from slmpack.publish.options import PackageOptions
 from slmpack.records import Target
 from slmpack.reports import QualityPolicy
@@ -159,6 +160,8 @@ def test_whoever_packages_the_tuned_model_by_hand_has_it_held_against_the_same_c
     assert (found.status, found.version) == ("unchanged", 2)
     other = MlflowClient().get_model_version("town", "2")
     assert "chat_perplexity_ratio" in facts_in(other.tags)
+    bill = json.loads(read_bom("models:/town/2"))
+    assert {each["name"] for each in bill["components"] if each["type"] == "data"} == {"town.jsonl"}
 
 
 def models_logged() -> int:

@@ -1,6 +1,7 @@
 """A retraining that is killed or cancelled while it trains, on real servers: a retry goes on, and one version comes."""
 
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from shutil import rmtree
@@ -8,8 +9,9 @@ from uuid import UUID
 
 import psutil
 import pytest
+from command_line import children_with
 from crashing import (
-    LOOK_FOR_STAGE_SECONDS,
+    LOOK_FOR_CHILD_SECONDS,
     REPORTED,
     Site,
     flow_process,
@@ -29,13 +31,13 @@ from prefect.deployments import run_deployment
 from prefect.states import Cancelling
 from prefect_stack import running_worker
 
-from slmpack.machine.child import kill_tree
+from slmpack.machine.process_tree import kill_tree
 from slmpack.retrain.training.train import read_training
 
 pytestmark = pytest.mark.slow
 
-# MLflow has the first steps after 5 s: many cheap ones, of which the last is some seconds later.
 STEPS = 104  # 8 times 204 chats, 16 at a time
+STANDING_SECONDS = 0.5
 TRAINING = {"epochs": 8, "rank": 8, "learning_rate": 5e-3, "batch_size": 16, "max_length": 128, "save_minutes": 0}
 
 
@@ -60,8 +62,9 @@ def start(site: Site, name: str, base: Path, seed: int) -> UUID:
         "retrain-model/retrain",
         parameters={
             "data": str(data), "base": str(base), "name": name, "training": TRAINING | {"seed": seed},
-            "retrain_policy": {"min_gain": 0.0, "max_forgetting": 100.0}, "targets": ["transformers"],
-            "options": {"waive_quality": "random weights, for a test"}, "workspace": str(site.workspace),
+            "retrain_policy": {"min_gain": 0.0, "max_forgetting": 100.0}, "targets": ["cpu-int4"],
+            "options": {"recipe": "small", "waive_quality": "random weights, for a test"},
+            "workspace": str(site.workspace),
         },
         timeout=0,
     )  # fmt: skip
@@ -82,20 +85,29 @@ def steps_told(name: str) -> list[int]:
 
 
 def until_it_trains(site: Site, run: UUID, name: str) -> psutil.Process:
-    """Wait until a checkpoint is whole and MLflow has the first steps; return the flow's process."""
+    """Wait until a checkpoint is whole and MLflow has the first steps; return the flow's process.
+
+    MLflow has them after some seconds, in which a fast machine would have trained to the end: from the first checkpoint
+    on the training stands still but for a few steps between two looks, and when this returns.
+    """
+    flow = until(lambda: flow_process(run), "flow")
 
     def trains() -> bool:
         now = read(run).state
         assert now is not None
         assert not now.is_final(), now
-        return (
-            any(site.workspace.glob("training/*/checkpoint-*/whole"))
-            and mlflow_runs(name) != []
-            and steps_told(name) != []
-        )
+        if not any(site.workspace.glob("training/*/checkpoint-*/whole")):
+            return False
+        (training,) = children_with("run_training", flow.pid)
+        training.suspend()
+        time.sleep(STANDING_SECONDS)
+        if mlflow_runs(name) != [] and steps_told(name) != []:
+            return True
+        training.resume()
+        return False
 
-    until(trains, "checkpoint", LOOK_FOR_STAGE_SECONDS)
-    return until(lambda: flow_process(run), "flow")
+    until(trains, "checkpoint", LOOK_FOR_CHILD_SECONDS)
+    return flow
 
 
 def test_a_retraining_that_is_killed_goes_on_when_it_is_retried(
@@ -119,7 +131,7 @@ def test_a_retraining_that_is_killed_goes_on_when_it_is_retried(
     assert 0 < training.resumed_at < STEPS
     assert sorted(steps_told("killed")) == [point.step for point in training.curve] == list(range(1, STEPS + 1))
     assert [each.info.status for each in mlflow_runs("killed")] == ["FINISHED"]
-    assert sorted(versions("killed")) == ["transformers", "tuned"]
+    assert sorted(versions("killed")) == ["cpu-int4", "tuned"]
     assert list(site.workspace.glob("training/*")) == []
 
 

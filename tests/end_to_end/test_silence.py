@@ -11,12 +11,29 @@ import pytest
 from command_line import SLMPACK
 from traced import Trace, bare_environment, needs_strace, read_log, run_traced
 
+from slmpack.signing.keys import new_key
+
 pytestmark = [pytest.mark.slow, needs_strace]
 
 LOAD = """
 import mlflow
-model = mlflow.pyfunc.load_model("models:/small-phi3@cpu-int4")
+model = mlflow.pyfunc.load_model("models:/steady-phi3@cpu-int4")
 model.predict({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4})
+"""
+CHECKED = LOAD.replace("import mlflow", "import slmpack").replace(
+    "mlflow.pyfunc.load_model(", 'slmpack.load(trust="trust.toml", uri='
+)
+# Serves the version, asks it, and stops the server.
+SERVE = """
+import json, re, subprocess, sys, urllib.request
+server = subprocess.Popen([sys.argv[1], "serve", *sys.argv[2:]], stderr=subprocess.PIPE, text=True)
+address = next(found[1] for line in server.stderr if (found := re.search(r"listening at (http://\\S+?)/v1", line)))
+body = json.dumps({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}).encode()
+request = urllib.request.Request(f"{address}/v1/chat/completions", body, {"Content-Type": "application/json"})
+assert json.load(urllib.request.urlopen(request))["choices"]
+server.terminate()
+rest = server.stderr.read()
+assert server.wait() == 0, rest
 """
 AFTERWARDS = 'mlflow.MlflowClient().create_registered_model("another")  # which MLflow reports, by default'
 
@@ -61,9 +78,14 @@ def person(tmp_path_factory: pytest.TempPathFactory) -> Person:
 
 
 @pytest.fixture(scope="module")
-def main_job(person: Person, small_phi3: Path, workspace: Path, uv_cache: Path) -> Trace:
-    """The main job with a tiny model; the others ask what it published."""
-    command = (SLMPACK, "package", str(small_phi3), "--workspace", str(workspace), "--force")
+def main_job(person: Person, steady_phi3: Path, workspace: Path, uv_cache: Path) -> Trace:
+    """The main job with a tiny model, which is signed; the others ask what it published."""
+    key = new_key(person.work / "release.pem")
+    policy = f"[trust.keys.release]\npublic_key = '''{key.public_pem()}'''\nnames = ['steady-*']\n"
+    (person.work / "trust.toml").write_text(policy)
+    command = (
+        SLMPACK, "package", str(steady_phi3), "--workspace", str(workspace), "--force", "--signing-key", "release.pem",
+    )  # fmt: skip
     return person.run(*command, PREFECT_HOME=str(person.work / "prefect"), UV_CACHE_DIR=str(uv_cache))
 
 
@@ -80,7 +102,23 @@ def test_the_main_job_writes_where_it_was_told_to(
 
 @pytest.mark.usefixtures("main_job")
 def test_chat_asks_nobody_and_writes_nothing_elsewhere(person: Person) -> None:
-    trace = person.run(SLMPACK, "chat", "models:/small-phi3@cpu-int4", "Hi")
+    trace = person.run(SLMPACK, "chat", "models:/steady-phi3@cpu-int4", "Hi", "--trust", "trust.toml")
+    assert trace.attempts == ()
+    assert person.outside(trace) == []
+
+
+@pytest.mark.usefixtures("main_job")
+def test_a_server_asks_nobody_and_writes_nothing_elsewhere(person: Person) -> None:
+    uri = "models:/steady-phi3@cpu-int4"
+    options = ("--port", "0", "--trust", "trust.toml", "--workspace", str(person.work / "served"))
+    trace = person.run(sys.executable, "-c", SERVE, SLMPACK, uri, *options)
+    assert trace.attempts == ()
+    assert person.outside(trace) == []
+
+
+@pytest.mark.usefixtures("main_job")
+def test_a_consumer_that_checks_the_signature_asks_nobody(person: Person) -> None:
+    trace = person.run(sys.executable, "-c", CHECKED)
     assert trace.attempts == ()
     assert person.outside(trace) == []
 

@@ -20,13 +20,13 @@ from prefect.deployments import run_deployment
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.stack import HOST, end_marked
-from slmpack.machine.child import kill_tree
+from slmpack.machine.process_tree import kill_tree
 from slmpack.telemetry import SWITCHES
 
 pytestmark = pytest.mark.slow
 
 START_SECONDS = 300
-END_SECONDS = 15
+END_SECONDS = 60
 
 
 @pytest.fixture

@@ -126,16 +126,16 @@ class User:
 
 
 @pytest.fixture
-def user(small_phi3: Path, tmp_path: Path, prefect_api: str) -> Iterator[User]:
+def user(steady_phi3: Path, tmp_path: Path, prefect_api: str) -> Iterator[User]:
     (tmp_path / "user").mkdir()
     (tmp_path / "user" / "quality.txt").write_text(QUALITY_TEXT)
-    shutil.copytree(small_phi3, tmp_path / "repository")
+    shutil.copytree(steady_phi3, tmp_path / "repository")
     with HubServer({"org/Tiny": Repository(tmp_path / "repository")}) as hub:
         yield User(tmp_path / "user", hub, prefect_api)
 
 
 def test_an_unchanged_source_costs_a_new_machine_one_request_and_a_moved_one_is_packaged(
-    user: User, small_phi3: Path, tmp_path: Path
+    user: User, steady_phi3: Path, tmp_path: Path
 ) -> None:
     with user.packaging("one") as package:
         first = package("small")
@@ -150,7 +150,7 @@ def test_an_unchanged_source_costs_a_new_machine_one_request_and_a_moved_one_is_
         other = package("stock-small")
         assert (other["status"], other["version"]) == ("published", 2)
 
-        write_variant(small_phi3, tmp_path / "moved", seed=7)
+        write_variant(steady_phi3, tmp_path / "moved", seed=7)
         repository = user.hub.repositories["org/Tiny"]
         user.hub.repositories["org/Tiny"] = replace(repository, folder=tmp_path / "moved", commit="d00d" * 10)
         moved = package("stock-small")

@@ -17,7 +17,7 @@ from prefect.deployments import run_deployment
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_stack import running_prefect_server, running_worker
 
-from slmpack.machine.child import kill_tree
+from slmpack.machine.process_tree import kill_tree
 from tasks.outcome import read_outcome
 
 pytestmark = pytest.mark.slow

@@ -23,7 +23,8 @@ from slmpack.figures import (
 from slmpack.prove.timing import LEAST_REPEATS, REPEATS, measure_speed, spread_of
 from slmpack.publish.find import find_published
 from slmpack.publish.outcome import StageTimer, published_outcome, unchanged_outcome
-from slmpack.publish.page.frontier import Attempt, frontier_svg
+from slmpack.publish.page.attempt import Attempt
+from slmpack.publish.page.frontier import frontier_svg
 from slmpack.publish.publish import publish_version
 from slmpack.publish.summary import json_of, summary_lines
 from slmpack.records import LoggedModel
@@ -68,8 +69,8 @@ def test_a_figure_is_one_text_by_package_unchanged_page_summary_and_plot(
 ) -> None:
     model = log_it()
     size = model.package.size_bytes
-    rung = Attempt(recipe="small", size_bytes=size, quality=BETWEEN, speed=TIMED, status="published")
-    made = proofs_of(model, quality=BETWEEN, rungs=(rung,))
+    attempt = Attempt(recipe="small", size_bytes=size, quality=BETWEEN, speed=TIMED, status="published")
+    made = proofs_of(model, quality=BETWEEN, attempts=(attempt,))
     proofs = made.model_copy(update={"smoke": made.smoke.model_copy(update={"speed": TIMED})})
 
     published = publish_version(model, proofs)
@@ -87,7 +88,7 @@ def test_a_figure_is_one_text_by_package_unchanged_page_summary_and_plot(
         assert text in page, text
     for text in ("1.080", "72.4", "126", "459.2 MB", bytes_shown(size)):
         assert f"| {text} |" in published.summary, published.summary
-    plot = frontier_svg((rung,), QualityPolicy())
+    plot = frontier_svg((attempt,), QualityPolicy())
     assert f"{bytes_shown(size)} at 1.080" in plot
     assert "72.4 tokens/s" in plot
     for text in ("1.079", "0.1877", "72.5", "12.35"):

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from flows.display import Display
-from slmpack.errors import SourceError
+from slmpack.errors import LONGEST_PART, SourceError
 from slmpack.plain_text import harmless, make_logs_harmless, one_line, tag_text
 from slmpack.publish.outcome import failed_outcome
 from slmpack.records import Target
@@ -85,3 +85,8 @@ def test_log_lines_are_made_harmless_once() -> None:
         assert logging.getLogRecordFactory() is first
     finally:
         logging.setLogRecordFactory(before)
+
+
+def test_an_error_shows_the_beginning_of_what_a_file_says() -> None:
+    shown = str(SourceError("x" * 100_000, "a name", "shorten it"))
+    assert shown == "x" * LONGEST_PART + "...; a name; shorten it"

@@ -77,6 +77,7 @@ class Form:
         """Return what a select offers."""
         self._after(parameter, SELECT).focus()
         self._page.keyboard.press("ArrowDown")
+        self._page.get_by_role("option").first.wait_for()
         options = self._page.get_by_role("option").all_inner_texts()
         self._page.keyboard.press("Escape")
         return options
@@ -109,12 +110,34 @@ class Form:
         defined: dict[str, Any] = {}
         for name in names:
             shown = group["properties"][name]
-            group = defined = self._schema["definitions"].get(str(shown.get("$ref")).rpartition("/")[2], {})
+            group = defined = self._schema.get("definitions", {}).get(str(shown.get("$ref")).rpartition("/")[2], {})
         return str(shown.get("title") or defined["title"])  # a title that both have stands once
 
 
-def links_to(page: Page, address: str) -> list[Locator]:
-    """Return the links of the page that lead to a server."""
+class Resume:
+    """The form by which a suspended run goes on."""
+
+    def __init__(self, page: Page, dashboard: str, run: UUID) -> None:
+        self._page = page
+        page.goto(f"{dashboard}/runs/flow-run/{run}")
+        page.get_by_role("button", name="Resume").first.click()
+        page.get_by_text("Your name").first.wait_for()
+
+    def approve(self, approver: str) -> None:
+        """Say yes, with a name."""
+        self._page.locator("xpath=//label[starts-with(normalize-space(.), 'Your name')]/following::textarea[1]").fill(
+            approver
+        )
+        self._page.locator(
+            "xpath=//label[starts-with(normalize-space(.), 'Approve')]/following::input[1]"
+        ).dispatch_event("click")
+        self._page.get_by_role("button", name="Submit").last.click()
+
+
+def links_to(page: Page, address: str, *texts: str) -> list[Locator]:
+    """Return the links of the page that lead to a server, once those with these texts are there."""
+    for text in texts:
+        page.locator(f'a[href^="{address}"]', has_text=text).first.wait_for()
     return page.locator(f'a[href^="{address}"]').all()
 
 

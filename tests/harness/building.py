@@ -35,7 +35,7 @@ class Cases(Record):
 class Ended(Record):
     """Why the stock builder took each of them over, and why none was folded, "" where it was otherwise."""
 
-    obstacles: tuple[str, ...]
+    unsupported_reasons: tuple[str, ...]
     unfolded: tuple[str, ...]
 
 
@@ -46,7 +46,8 @@ def build_all(cases: Cases) -> Ended:
     torch.set_num_threads(1)
     done = [_build(case) for case in cases.cases]
     return Ended(
-        obstacles=tuple(each.obstacle or "" for each in done), unfolded=tuple(each.unfolded or "" for each in done)
+        unsupported_reasons=tuple(each.unsupported_reason or "" for each in done),
+        unfolded=tuple(each.unfolded or "" for each in done),
     )
 
 

@@ -89,6 +89,30 @@ def write_mute_phi3(folder: Path, tokenizer: Path, vocabulary: int = 49152, end_
     model.to(torch.bfloat16).save_pretrained(folder)
 
 
+def answer_in_order(folder: Path, words: list[int]) -> None:
+    """Change a checkpoint's embedding and head so that each of the tokens `words` is followed by the next of them.
+
+    The head's row of a token is the embedding of those that it follows, and the layers change little of what that says.
+    Other tokens stay likely enough for the perplexity on a text to be an ordinary number.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    rows = torch.randn(model.model.embed_tokens.weight.shape, generator=torch.Generator().manual_seed(0))
+    rows /= rows.norm(dim=1, keepdim=True)
+    order = torch.tensor(words)
+    followers = order[torch.arange(len(rows)) % len(order)]
+    followers[order] = order.roll(-1)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.copy_(rows)
+        model.lm_head.weight.zero_().index_add_(0, followers, 0.6 * rows)
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight *= 0.1
+            layer.mlp.down_proj.weight *= 0.1
+    model.to(torch.bfloat16).save_pretrained(folder)
+
+
 def write_random(folder: Path, name: str, config: dict[str, Any]) -> Any:
     """Write a random checkpoint of family `name` in bfloat16; return its model in float32, of the same weights."""
     import torch

@@ -109,6 +109,11 @@ def hold_memory_in_a_fork(number: Number) -> Number:
     return hold_memory(number)
 
 
+class Texts(Record):
+    arguments: str
+    argument: str
+
+
 @forked_with()
 def start_grandchild_and_wait_in_a_fork(marker: Marker) -> Marker:
     return start_grandchild_and_wait(marker)
@@ -117,6 +122,11 @@ def start_grandchild_and_wait_in_a_fork(marker: Marker) -> Marker:
 @forked_with("made_up_module")
 def double_without_a_module(number: Number) -> Number:
     return double(number)
+
+
+def read_own_arguments(marker: Marker) -> Texts:
+    """Say what every user of the machine sees of a child, and what it was given."""
+    return Texts(arguments=" ".join(psutil.Process().cmdline()), argument=str(marker.path))
 
 
 @forked_with("numpy")

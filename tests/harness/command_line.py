@@ -1,5 +1,6 @@
 """Runs the real command in a process of its own, as a person would."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 from mlflow import MlflowClient
 
 SLMPACK = str(Path(sys.executable).parent / "slmpack")
@@ -43,3 +45,35 @@ def versions(folder: Path) -> list[str]:
         return []
     found = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_model_versions()
     return [f"{version.name}/{version.version}" for version in found]
+
+
+def processes_of(home: Path) -> list[psutil.Process]:
+    """Return the processes whose environment has this Prefect home."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("PREFECT_HOME") == str(home):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def children_with(words: str, pid: int | None = None) -> list[psutil.Process]:
+    """Return the children of a process, or of this one, and theirs, that have the words in their command line."""
+    found = []
+    with contextlib.suppress(psutil.Error):  # each may end meanwhile
+        for child in psutil.Process(pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if words in " ".join(child.cmdline()):
+                    found.append(child)
+    return found
+
+
+def statuses_of(home: Path) -> set[str]:
+    """Return the states of the processes of this Prefect home, such as psutil.STATUS_STOPPED."""
+    found = set()
+    for process in processes_of(home):
+        with contextlib.suppress(psutil.Error):
+            found.add(str(process.status()))
+    return found

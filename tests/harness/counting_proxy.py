@@ -12,7 +12,7 @@ BLOCK_BYTES = 1 << 16
 class CountingProxy(socketserver.ThreadingTCPServer):
     """Passes every connection on to one port; `sent_bytes` went there, `received_bytes` came back.
 
-    While `is_down`, whoever connects is hung up on.
+    While `is_down`, each client that connects is hung up on, as is one that sends what `holding` waits for.
     """
 
     daemon_threads = True
@@ -23,11 +23,35 @@ class CountingProxy(socketserver.ThreadingTCPServer):
         self.target = ("127.0.0.1", port)
         self.sent_bytes = self.received_bytes = 0
         self.is_down = False
+        self._held: bytes | None = None
+        self._reached, self._released = threading.Event(), threading.Event()
         self.counting = threading.Lock()
 
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
+
+    @contextmanager
+    def holding(self, words: bytes, seconds: float) -> Iterator[None]:
+        """Run the block once a client has sent the words, which waits for an answer meanwhile and gets none."""
+        self._reached.clear()
+        self._released.clear()
+        self._held = words
+        try:
+            if not self._reached.wait(seconds):
+                raise TimeoutError(f"nobody has sent {words!r} within {seconds:.0f} s")
+            yield
+        finally:
+            self._held = None
+            self._released.set()
+
+    def lets_through(self, block: bytes) -> bool:
+        """Say whether a block is passed on; one that is held waits first."""
+        if self._held is not None and self._held in block:
+            self._reached.set()
+            self._released.wait()
+            return False
+        return not self.is_down
 
 
 class _Connection(socketserver.BaseRequestHandler):
@@ -45,7 +69,7 @@ class _Connection(socketserver.BaseRequestHandler):
     def _pass(self, source: socket.socket, into: socket.socket, counter: str) -> None:
         """Pass on until one side hangs up, then let the other side know."""
         try:
-            while (block := source.recv(BLOCK_BYTES)) and not self.server.is_down:
+            while (block := source.recv(BLOCK_BYTES)) and self.server.lets_through(block):
                 into.sendall(block)
                 with self.server.counting:
                     setattr(self.server, counter, getattr(self.server, counter) + len(block))

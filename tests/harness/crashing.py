@@ -20,6 +20,7 @@ from uuid import UUID
 
 import psutil
 import pytest
+from command_line import children_with
 from mlflow import MlflowClient
 from mlflow_server import forget_tracking_uri, running_mlflow_server
 from places import PROJECT
@@ -30,7 +31,7 @@ from prefect.deployments import run_deployment
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_stack import PrefectServer, running_prefect_server
 
-from slmpack.machine.child import kill_tree
+from slmpack.machine.process_tree import kill_tree
 
 # A worker reports a killed run twice; a retry in between would be Crashed by the second. This is in its log after both.
 REPORTED = "prefect.flow_runs.worker - Check whether the flow run exceeded its memory allocation"
@@ -39,8 +40,11 @@ Found = TypeVar("Found")
 
 
 LIMIT_SECONDS = 900.0
-# A look at the server costs it and us some hundredths of a second of CPU; a stage may be over within a second or two.
+# A look at the server costs it and us some hundredths of a second of CPU; a stage may be over within a second.
 LOOK_SECONDS, LOOK_FOR_STAGE_SECONDS = 1.0, 0.2
+LOOK_FOR_CHILD_SECONDS = 0.05
+# What a flow asks of MLflow within `publish` before anything is published.
+CLAIMS_VERSION = b"/mlflow/model-versions/create"
 DEPLOYMENT = "package-model/package-cpu-int4"
 # What works in a stage, where it is a function in a child process.
 CHILDREN = {
@@ -150,6 +154,8 @@ def flow_process(run: UUID) -> psutil.Process | None:
 def hold(run: UUID, stage: str, workspace: Path | None = None) -> psutil.Process:
     """Wait until the run is in the stage and stop what works there; return the flow's process.
 
+    Of `publish` the server says so some time later: a run on a fast machine may be past it by then.
+
     Args:
         run: a run that was started.
         stage: one of STAGES.
@@ -169,7 +175,8 @@ def hold(run: UUID, stage: str, workspace: Path | None = None) -> psutil.Process
         assert flow.is_running(), f"{run} went past {stage}: {read(run).state}"
         return flow if works() else None
 
-    return until(held, f"stage {stage} of {run}", LOOK_FOR_STAGE_SECONDS)
+    seconds = LOOK_FOR_CHILD_SECONDS if stage in CHILDREN else LOOK_FOR_STAGE_SECONDS
+    return until(held, f"stage {stage} of {run}", seconds)
 
 
 def _stopped(process: psutil.Process) -> bool:
@@ -180,11 +187,7 @@ def _stopped(process: psutil.Process) -> bool:
 
 
 def _child(flow: psutil.Process, stage: str) -> psutil.Process | None:
-    for child in flow.children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if CHILDREN[stage] in " ".join(child.cmdline()):
-                return child
-    return None
+    return next(iter(children_with(CHILDREN[stage], flow.pid)), None)
 
 
 def _is_publishing(run: UUID) -> bool:

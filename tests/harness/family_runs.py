@@ -192,7 +192,7 @@ def built(checkpoint: Path, options: BuilderOptions, calibration: Path, into: Pa
     )  # fmt: skip
     with methods_put_back():
         done = run_builder(request)
-    assert done.obstacle is None, done.obstacle
+    assert done.unsupported_reason is None, done.unsupported_reason
     return into
 
 

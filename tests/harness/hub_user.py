@@ -12,7 +12,7 @@ from typing import Any
 
 from hub_server import HubServer
 
-# Reads a source and a workspace a line, or a source alone, and writes what became of it.
+# Reads a line: a source, a workspace or none, and whether its templates are looked at; writes what became of it.
 PROGRAM = """
 import json, logging, sys
 from pathlib import Path
@@ -20,6 +20,7 @@ from slmpack import telemetry
 telemetry.switch_off()
 from slmpack.errors import SlmpackError
 from slmpack.source.fetch import fetch_snapshot
+from slmpack.source.open_source import fetch_open_snapshot
 from slmpack.progress import logger
 from slmpack.source.resolve import resolve_source
 
@@ -31,12 +32,16 @@ class Collect(logging.Handler):
 
 logger.addHandler(Collect())
 for line in sys.stdin:
-    text, workspace = json.loads(line)
+    text, workspace, is_judged = json.loads(line)
     last = {}
     try:
         last["source"] = resolve_source(text).model_dump(mode="json")
         if workspace is not None:
-            snapshot = fetch_snapshot(resolve_source(text), Path(workspace))
+            source = resolve_source(text)
+            snapshot = (
+                fetch_open_snapshot(source, Path(workspace), None) if is_judged
+                else fetch_snapshot(source, Path(workspace))
+            )
             last["snapshot"] = snapshot.model_dump(mode="json")
     except SlmpackError as error:
         last["ours"] = [type(error).__name__, str(error)]
@@ -69,6 +74,10 @@ class HubUser:
     def fetch(self, text: str, **settings: str) -> dict[str, Any]:
         return self._run(settings, text, str(self.workspace))
 
+    def fetch_judged(self, text: str, **settings: str) -> dict[str, Any]:
+        """Fetch as a flow does, which refuses some chat templates."""
+        return self._run(settings, text, str(self.workspace), is_judged=True)
+
     @property
     def stderr(self) -> str:
         """What the processes wrote to stderr, all of them together."""
@@ -80,14 +89,16 @@ class HubUser:
             process.communicate()
         self._processes.clear()
 
-    def _run(self, settings: dict[str, str], text: str, workspace: str | None) -> dict[str, Any]:
+    def _run(
+        self, settings: dict[str, str], text: str, workspace: str | None, is_judged: bool = False
+    ) -> dict[str, Any]:
         key = frozenset(settings.items())
         if key not in self._processes:
             self._processes[key] = self._start(settings)
         process = self._processes[key]
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(json.dumps([text, workspace]) + "\n")
+        process.stdin.write(json.dumps([text, workspace, is_judged]) + "\n")
         process.stdin.flush()
         line = process.stdout.readline()
         assert line, self.stderr

@@ -6,12 +6,13 @@ the fact and not the sentence. The same lines on every run.
 
 import json
 import random
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from shutil import rmtree
 from typing import NamedTuple
 
-from checkpoints import write_tiny_phi3
+from checkpoints import answer_in_order, write_tiny_phi3
 from small_tokenizers import CHATML, QWEN2, TRAINING_TEXTS, byte_level, split, token_id, vocabulary, write_source
 
 from slmpack.chats.chat import held_out, parse_chat
@@ -129,17 +130,34 @@ def write_town_phi3(workspace: Path) -> Path:
 
     A tokenizer of 49,152 tokens is what a tiny checkpoint mostly consists of: its files, and the work on its logits.
     """
+    return _written(workspace, "town-phi3")
+
+
+def write_steady_phi3(workspace: Path) -> Path:
+    """Write the same with a head that makes it answer with one word after the other, in the vocabulary's order.
+
+    Greedy answers of random weights go round in circles, those of a package in others than its source's, so that a
+    recipe is refused or not by chance. These do not, in any recipe.
+    """
+    return _written(workspace, "steady-phi3", answer_in_order)
+
+
+def _written(workspace: Path, name: str, change: Callable[[Path, list[int]], None] | None = None) -> Path:
+    """Write tokenizer and checkpoint once a machine; `change` gets the checkpoint and the ids of words."""
     texts = tuple(turn["content"] for row in chats() for turn in row["messages"])
     ends = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
     rules = byte_level(split(QWEN2), specials=ends, texts=texts + TRAINING_TEXTS)
-    folder = workspace / "checkpoints" / f"town-phi3-{sha256(json.dumps(rules).encode()).hexdigest()[:12]}"
-    checkpoint, end = folder / "town-phi3", token_id(rules, ends[-1])
-    with lock(workspace, "town-phi3"):
-        if not (checkpoint / "model.safetensors").exists():
+    folder = workspace / "checkpoints" / f"{name}-{sha256(json.dumps(rules).encode()).hexdigest()[:12]}"
+    checkpoint, end, ids = folder / name, token_id(rules, ends[-1]), vocabulary(rules)
+    with lock(workspace, name):
+        if not checkpoint.exists():
             rmtree(folder, ignore_errors=True)  # what a killed run left
             named = {"eos_token": ends[-1], "pad_token": ends[0]}
             write_source(folder / "tokenizer", rules, CHATML, named, ends[-1:], "PreTrainedTokenizerFast")
-            write_tiny_phi3(checkpoint, folder / "tokenizer", max(vocabulary(rules).values()) + 1, end)
+            write_tiny_phi3(folder / "unfinished", folder / "tokenizer", max(ids.values()) + 1, end)
+            if change is not None:
+                change(folder / "unfinished", sorted(ids[word] for word in ids if word.isalpha() and len(word) > 2))
+            (folder / "unfinished").rename(checkpoint)
     return checkpoint
 
 

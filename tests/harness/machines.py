@@ -28,7 +28,7 @@ from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from prefect_stack import PrefectServer, running_prefect_server
 
-from slmpack.machine.child import kill_tree
+from slmpack.machine.process_tree import kill_tree
 
 Desk = subprocess.Popen[bytes]
 

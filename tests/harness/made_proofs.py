@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 
 from slmpack import progress
 from slmpack.log.log import log_model
-from slmpack.publish.page.frontier import Attempt
+from slmpack.publish.page.attempt import Attempt
 from slmpack.publish.page.log_page import Proofs
 from slmpack.publish.publish import publish_version
 from slmpack.records import Interface, LoggedModel, Package
@@ -30,7 +30,7 @@ QUALITY = Quality(
     perplexity=12.6, source_perplexity=12.0, perplexity_ratio=1.05, mean_kl=0.04, p99_kl=0.4, top1_agreement=0.875,
     tokens=2047, new_loops=0, seconds_per_1000_tokens=4.0,
 )  # fmt: skip
-RUNGS = (
+ATTEMPTS = (
     Attempt(
         recipe="small", size_bytes=10**8, quality=QUALITY, speed=SPEED, status="refused", reason="1.20; at most 1.10"
     ),
@@ -39,14 +39,18 @@ RUNGS = (
 
 
 def proofs_of(
-    model: LoggedModel, *, quality: Quality | None = QUALITY, waiver: str | None = None, rungs: tuple[Attempt, ...] = ()
+    model: LoggedModel,
+    *,
+    quality: Quality | None = QUALITY,
+    waiver: str | None = None,
+    attempts: tuple[Attempt, ...] = (),
 ) -> Proofs:
     checks = (Check(name="one question", found="Paris"),)
     return Proofs(
         validation=ValidationReport(model=model, checks=checks),
         quality=QualityReport(model=model, quality=quality, policy=QualityPolicy(), checks=checks, waiver=waiver),
         smoke=SmokeReport(model=model, checks=checks, speed=SPEED),
-        rungs=rungs,
+        attempts=attempts,
     )
 
 

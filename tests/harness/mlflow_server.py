@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 from mlflow_database import write_empty_database
 from server_health import wait_until_healthy
 
-from slmpack.machine.child import kill_tree
+from slmpack.machine.process_tree import kill_tree
 
 if TYPE_CHECKING:
     from postgres import Postgres
 
 START_SECONDS = 120
+_PORTS = iter(range(20_000, 32_000))  # below those of connections: /proc/sys/net/ipv4/ip_local_port_range
+_claims: list[socket.socket] = []
 DRIVER = "postgresql+psycopg2"  # plain `postgresql` means psycopg 3 to SQLAlchemy 2.1
 
 
@@ -42,10 +44,22 @@ class GuardedMlflow:
 
 
 def free_port() -> int:
-    """Return a port of the loopback that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    """Return a port of the loopback that nobody listens on, nor will before the server that it is for.
+
+    The kernel gives these to no connection, and other processes of the tests find them claimed.
+    """
+    for port in _PORTS:
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(f"\0slmpack-tests-{port}")  # gone with this process, whatever ends it
+            with socket.socket() as found:
+                found.bind(("127.0.0.1", port))
+        except OSError:
+            claim.close()
+            continue
+        _claims.append(claim)
+        return port
+    raise RuntimeError("no port is left")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import pytest
 from mlflow_server import free_port
 
 START_SECONDS = 60
-STOP_SECONDS = 30
+STOP_SECONDS = 60
 ADMIN = "postgres"
 # The shell ends the server when we close its standard input or die, however suddenly. SIGINT: PostgreSQL's fast stop.
 UNTIL_WE_END = '"$@" & read -r _; kill -INT $!; wait'
@@ -39,6 +39,22 @@ class Postgres:
             for extension in extensions:
                 cursor.execute(f'CREATE EXTENSION "{extension}"')
         return f"{ADMIN}:{self.password}@127.0.0.1:{self.port}/{name}"
+
+    def dump(self, name: str) -> bytes:
+        """Return all rows of a database as text."""
+        command = [
+            str(_programs() / "pg_dump"),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--username",
+            ADMIN,
+            name,
+        ]
+        return subprocess.run(
+            command, env=os.environ | {"PGPASSWORD": self.password}, capture_output=True, check=True
+        ).stdout
 
 
 @contextmanager

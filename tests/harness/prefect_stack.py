@@ -14,7 +14,7 @@ from mlflow_server import free_port
 from prefect_database import write_empty_database
 from server_health import wait_until_healthy
 
-from slmpack.machine.child import kill_tree
+from slmpack.machine.process_tree import kill_tree
 from slmpack.telemetry import SWITCHES
 
 START_SECONDS = 180
@@ -60,6 +60,34 @@ def running_prefect_server(folder: Path, **environment: str) -> Iterator[Prefect
         finally:
             kill_tree(process.pid)
             process.wait()
+
+
+@contextmanager
+def used_prefect_server(folder: Path) -> Iterator[PrefectServer]:
+    """Yield a server to which the flows of this process talk meanwhile."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with running_prefect_server(folder) as server, temporary_settings({PREFECT_API_URL: server.api}):
+        try:
+            yield server
+        finally:
+            _send_what_is_left()
+
+
+def _send_what_is_left() -> None:
+    """Wait until the server has the logs and events of this process, which would look for it until they are sent."""
+    import inspect
+
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+    from prefect.utilities.asyncutils import run_coro_as_sync
+
+    async def drain() -> None:
+        for each in (APILogWorker.drain_all(), EventsWorker.drain_all()):
+            if inspect.isawaitable(each):
+                await each
+
+    run_coro_as_sync(drain())
 
 
 @contextmanager

@@ -1,8 +1,9 @@
-"""`slmpack chat`: one question to a loaded model, its limits, and a system message that is heard or refused."""
+"""`slmpack chat` with a loaded model: limits, turns, and a system message that changes the answer or is refused."""
 
 import json
 import shutil
 import subprocess
+from contextlib import closing
 from pathlib import Path
 
 import mlflow
@@ -13,7 +14,8 @@ from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
 
 from slmpack.errors import SourceError
 from slmpack.log import chat_model
-from slmpack.log.ask import Question, stream_answer
+from slmpack.log.ask import load_model
+from slmpack.log.conversation import Conversation
 from slmpack.machine.store import MANIFEST, Manifest, digest_files
 from slmpack.records import Package
 
@@ -44,10 +46,12 @@ def saved(package: Package, into: Path, template: str = TURN, interface: str = "
     return str(into / "model")
 
 
-def answer(uri: str, **asked: object) -> str:
-    return "".join(
-        stream_answer(uri, Question.model_validate({"prompt": "Hello", "max_tokens": 6, **asked}), trust_code=True)
-    )
+def answer(uri: str, system: str | None = None, **limits: object) -> str:
+    return "".join(chat(uri, system, **limits).ask("Hello"))
+
+
+def chat(uri: str, system: str | None = None, **limits: object) -> Conversation:
+    return Conversation(load_model(uri, trust_code=True), {"max_tokens": 6, **limits}, system)
 
 
 def test_a_system_message_changes_the_answer_and_the_limits_are_obeyed(tiny_package: Package, tmp_path: Path) -> None:
@@ -66,7 +70,7 @@ def test_a_template_without_a_system_role_is_an_error_and_never_silence(
 ) -> None:
     uri = saved(tiny_package, tmp_path, template)
     assert answer(uri)
-    with pytest.raises(SourceError, match=r"no place for a system message.*; leave --system out$") as caught:
+    with pytest.raises(SourceError, match=r"no place for a system message.*; leave the system message out$") as caught:
         answer(uri, system="Be short.")
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -74,10 +78,41 @@ def test_a_template_without_a_system_role_is_an_error_and_never_silence(
 
 def test_the_prompt_interface_takes_limits_and_refuses_a_system_message(tiny_package: Package, tmp_path: Path) -> None:
     uri = saved(tiny_package, tmp_path, interface="prompt")
-    whole = answer(uri, max_tokens=None)
+    whole = "".join(Conversation(load_model(uri, trust_code=True), {}).ask("Hello"))
     assert whole.startswith(answer(uri, max_tokens=2))
     with pytest.raises(SourceError, match="has the prompt interface"):
         answer(uri, system="Be short.")
+
+
+def test_a_question_is_sent_with_the_turns_before_it_and_without_those_that_were_forgotten(
+    tiny_package: Package, tmp_path: Path
+) -> None:
+    conversation = chat(uri := saved(tiny_package, tmp_path))
+    first = "".join(conversation.ask("Hello"))
+    second = "".join(conversation.ask("Hello"))
+    assert (first, second != first) == (answer(uri), True)
+    conversation.reset()
+    assert "".join(conversation.ask("Hello")) == first
+
+
+def test_an_answer_that_is_left_early_is_remembered_as_far_as_it_came_and_a_failed_question_is_not(
+    tiny_package: Package, tmp_path: Path
+) -> None:
+    conversation, cut = chat(uri := saved(tiny_package, tmp_path)), chat(uri)
+    whole = "".join(cut.ask("Hello"))
+    with closing(conversation.ask("Hello")) as pieces:
+        begun = next(piece for piece in pieces if piece)
+    assert whole.startswith(begun)
+    after = "".join(conversation.ask("Go on"))
+    assert after != "".join(cut.ask("Go on"))  # which goes on from the whole answer
+    with pytest.raises(SourceError, match="the context window has 4096 tokens"):
+        list(conversation.ask("word " * 5000))
+    assert "".join(conversation.ask("And now?"))
+
+
+def test_the_prompt_interface_has_no_turns(tiny_package: Package, tmp_path: Path) -> None:
+    conversation = chat(saved(tiny_package, tmp_path, interface="prompt"))
+    assert "".join(conversation.ask("Hello")) == "".join(conversation.ask("Hello"))
 
 
 def test_the_command_reads_its_prompt_from_standard_input(tiny_package: Package, tmp_path: Path) -> None:

@@ -13,13 +13,24 @@ from mlflow_database import write_empty_database
 
 from slmpack.errors import LogError, UsageError
 from slmpack.log.experiment import EXPERIMENT, experiment_id, location_beside, require_experiment
-from slmpack.log.lifetime import database_folder, obstacle, temporary_folder
-from slmpack.log.mlflow_server import require_registry
+from slmpack.log.lifetime import database_folder, temporary_folder, why_temporary
+from slmpack.log.mlflow_server import is_without_a_store, require_registry
 
 WORK = Path("/srv/work")
 RUN = Path(tempfile.gettempdir(), "tmpa1b2c3d4prefect")
 RELATIVE, IN_RUN, TEMPORARY = "relative to", "in the working folder of this run", "in the temporary folder"
 POSTGRES, SERVER, LOOPBACK = "postgresql://db/mlflow", "https://mlflow.example", "http://127.0.0.1:5000"
+
+
+def test_a_folder_without_a_store_is_told_by_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert is_without_a_store()
+    (tmp_path / "mlflow.db").touch()
+    assert not is_without_a_store()
+    (tmp_path / "mlflow.db").unlink()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert not is_without_a_store()
 
 
 @pytest.mark.parametrize(
@@ -61,7 +72,7 @@ POSTGRES, SERVER, LOOPBACK = "postgresql://db/mlflow", "https://mlflow.example",
 def test_a_place_is_refused_when_it_is_gone_before_the_database(
     uri: str, location: str, working: Path, on_worker: bool, found: str | None
 ) -> None:
-    reason = obstacle(location, uri, working, on_worker)
+    reason = why_temporary(location, uri, working, on_worker)
     assert (reason is None) == (found is None), reason
     assert found is None or found in str(reason)
 

@@ -53,6 +53,12 @@ def test_what_a_person_wrote_over_the_facts_is_no_fact_and_no_traceback(written:
     assert with_more({FACTS: written}, {"a": "b"}) == '{"a": "b"}'
 
 
+def test_a_fact_that_is_added_leaves_numbers_numbers() -> None:
+    assert with_more({FACTS: '{"speed": 12.5, "page": "x"}'}, {"more": "y"}) == (
+        '{"speed": 12.5, "page": "x", "more": "y"}'
+    )
+
+
 @pytest.mark.slow
 def test_a_published_version_is_a_dozen_lines_in_the_list_of_versions(name: str, log_it: LogIt) -> None:
     model = log_it()

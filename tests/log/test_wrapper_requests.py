@@ -192,11 +192,11 @@ def test_a_refusal_is_mlflow_s_own_error_and_tells_nothing_but_itself() -> None:
 
 
 def refused_in_seconds(model: ChatModel, rows: object, message: str) -> float:
-    started = time.monotonic()
+    started = time.process_time()  # the clock's would have other tests' in it
     with pytest.raises(RequestError, match=message) as refusal:
         predict(model, rows)
     assert len(str(refusal.value)) < 400
-    return time.monotonic() - started
+    return time.process_time() - started
 
 
 def test_bounds_of_one_call_are_checked_before_any_work(tiny: ChatModel) -> None:

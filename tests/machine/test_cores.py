@@ -11,6 +11,7 @@ from places import HARNESS
 from slmpack.errors import BuildError
 from slmpack.machine.child import run_in_child
 from slmpack.machine.cores import share_of_cores, threads_of_children
+from slmpack.machine.environments import run_to_log
 
 ALL = len(os.sched_getaffinity(0))
 
@@ -67,3 +68,9 @@ def test_a_child_computes_with_the_threads_that_it_is_given(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     with threads_of_children(2):
         assert count() == 1
+
+
+def test_a_process_of_another_environment_computes_with_the_threads_that_it_is_given(tmp_path: Path) -> None:
+    with threads_of_children(1):
+        code = run_to_log(["sh", "-c", "echo $OMP_NUM_THREADS"], {}, tmp_path, tmp_path / "log", 60)
+    assert (code, (tmp_path / "log").read_text()) == (0, "1\n")

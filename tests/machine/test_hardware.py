@@ -10,16 +10,16 @@ from slmpack.errors import HardwareError
 from slmpack.log.requirements import requirements_for
 from slmpack.machine.hardware import (
     LIBRARIES,
-    obstacle_to_prove,
     provider_here,
     read_gpu,
     require_hardware,
     require_libraries,
     require_recent,
     require_runtime,
+    unprovable_error,
 )
 from slmpack.machine.runtimes import CUDA_LIBRARIES, installed_runtime, release_of
-from slmpack.machine.target_support import offers
+from slmpack.machine.target_support import all_support
 from slmpack.records import Device, Target
 
 CUDA = [Target.CUDA_INT4, Target.CUDA_FP16]
@@ -72,7 +72,7 @@ def test_a_machine_without_a_driver_is_told_which_pool_has_one(target: Target, d
 )
 def test_what_keeps_a_gpu_from_being_used_is_told(driver: Path, script: str, told: str) -> None:
     install(driver, script)
-    assert told in str(obstacle_to_prove(Target.CUDA_INT4))
+    assert told in str(unprovable_error(Target.CUDA_INT4))
 
 
 def test_a_gpu_is_known_by_what_its_driver_says() -> None:
@@ -104,7 +104,7 @@ def test_both_sets_of_packages_in_one_environment_are_told(tmp_path: Path, monke
     with pytest.raises(HardwareError, match="both onnxruntime-genai and onnxruntime-gpu are installed, which own"):
         require_runtime(Target.CPU_INT4)
     require_runtime(Target.TRANSFORMERS)
-    assert {(offer.target, offer.builds) for offer in offers()} == {
+    assert {(offer.target, offer.builds) for offer in all_support()} == {
         (target, target is Target.TRANSFORMERS) for target in Target
     }
 

@@ -9,9 +9,16 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from slmpack.errors import WorkspaceError
-from slmpack.machine.private import append_log, empty_log, open_lock, open_log, replace_text, require_private
+from slmpack.machine.private import (
+    append_log,
+    empty_log,
+    open_lock,
+    open_log,
+    replace_text,
+    require_private,
+    workspace_of,
+)
 from slmpack.machine.store import lock, log_folder
-from slmpack.publish.request import workspace_of
 from slmpack.retrain.lock import retrain_alone
 
 OTHER_USER = 65534

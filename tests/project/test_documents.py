@@ -17,14 +17,17 @@ from flows.cli_parser import CommandParser
 from slmpack.log.tags import APART
 from slmpack.records import Recipe, Target
 from slmpack.reports import QualityPolicy
+from slmpack.serve.metrics import Metrics
+from slmpack.serve.models import Models
 
 DOCUMENTS = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").glob("*.md")])
 HISTORY = "CHANGELOG.md"  # has the names of its time
 CODE_BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 OF_PREFECT = {"--limit"}
-FOLDERS = ("benchmarks/", "docs/", "flows/", "slmpack/", "tasks/", "tests/")
-NO_TAGS = {"json", "matrix", "source.version"}  # a file, metadata of a graph, an event
+FOLDERS = ("benchmarks/", "deploy/", "docs/", "flows/", "slmpack/", "tasks/", "tests/")
+# A file, metadata of a graph, a request's scope, an event, and what a trace of a served answer has.
+NO_TAGS = {"json", "toml", "matrix", "models", "source.version", "completion"}
 README_LINES = 120
 
 by_name = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -157,6 +160,13 @@ def test_the_document_of_operations_has_every_deployment() -> None:
     table = text_of(PROJECT / "docs" / "operations.md").partition("## Deployments")[2].partition("\n\nTo start")[0]
     heads = "".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))
     assert set(re.findall(r"`([a-z0-9-]+)`", heads)) == {each["name"] for each in described}
+
+
+def test_the_document_of_serving_has_every_metric() -> None:
+    written = Metrics(Models()).text().decode()
+    names = set(re.findall(r"^# TYPE (slmpack_\w+)", written, re.MULTILINE))
+    shown = set(re.findall(r"`(slmpack_\w+)`", text_of(PROJECT / "docs" / "serving.md")))
+    assert {"slmpack_requests_total", "slmpack_up"} <= names <= shown
 
 
 def test_every_variable_of_ours_is_read_somewhere() -> None:

@@ -40,7 +40,7 @@ def loss_by_transformers(folder: Path, file: Path) -> float:
 
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     examples, total = read_examples(folder, file, 4096), 0.0
-    for each in examples.kept:
+    for each in examples.fitting:
         with torch.no_grad():
             said = model(input_ids=torch.tensor([each.ids]), labels=torch.tensor([each.labels]))
         total += float(said.loss) * each.learnt

@@ -9,8 +9,10 @@ from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
 
 from slmpack.errors import SmokeError
 from slmpack.log.log import log_model
-from slmpack.prove.smoke import SmokeRequest, ask_model, smoke_test
+from slmpack.prove.smoke import QUESTION, SmokeRequest, ask_model, smoke_test
+from slmpack.prove.through_server import NAME, SERVED, ask_server
 from slmpack.records import Interface, LoggedModel, Package
+from slmpack.reports import Check
 
 # An honest model but for `answer`, which each test replaces; it counts words as tokens.
 MODEL = """
@@ -161,3 +163,31 @@ def test_measures_a_package_that_answers(
     assert report.speed.load_seconds > 0
     assert report.speed.peak_rss_bytes > tiny_package.size_bytes
     assert {check.name for check in report.checks} >= {"one question", "a batch of two", "a streamed answer"}
+    assert report.checks[-1] == Check(name=NAME, found=SERVED)
+
+
+@pytest.fixture(scope="module")
+def served(small_package: Package, store: Path, workspace: Path) -> LoggedModel:
+    return log_model(small_package, Interface.CHAT, "served", workspace, {})
+
+
+@pytest.mark.slow
+def test_a_server_that_answers_otherwise_than_the_wrapper_is_refused(served: LoggedModel, workspace: Path) -> None:
+    found = r"the server's answer '.+'; the wrapper's own, 'Paris\.'; serve it yourself"
+    with pytest.raises(SmokeError, match=found):
+        ask_server(served, QUESTION, "Paris.", 6, workspace)
+
+
+@pytest.mark.slow
+def test_a_model_that_cannot_be_served_is_refused_with_the_servers_reason(served: LoggedModel, workspace: Path) -> None:
+    gone = served.model_copy(update={"uri": f"models:/m-{'0' * 32}"})
+    with pytest.raises(SmokeError, match=r"`slmpack serve` does not serve the model \(.*m-0+"):
+        ask_server(gone, QUESTION, "Paris.", 6, workspace)
+
+
+@pytest.mark.slow
+def test_a_model_with_code_of_its_own_is_not_served(
+    small_package: Package, store: Path, tmp_path: Path, workspace: Path
+) -> None:
+    check = ask_server(logged(small_package, tmp_path, ""), QUESTION, "once", 1, workspace)
+    assert check == Check(name=NAME, found="not tried: the model has code of its own, which the server would not run")

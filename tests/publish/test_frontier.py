@@ -1,4 +1,4 @@
-"""The frontier: every rung is there, nothing breaks the drawing, and the same rungs give the same bytes."""
+"""The frontier: every attempt is there, nothing breaks the drawing, and the same attempts give the same bytes."""
 
 import math
 import re
@@ -8,7 +8,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from slmpack.publish.page.frontier import Attempt, frontier_svg
+from slmpack.publish.page.attempt import Attempt
+from slmpack.publish.page.frontier import frontier_svg
 from slmpack.reports import Quality, QualityPolicy, Speed
 
 POLICY = QualityPolicy(max_perplexity_ratio=1.1)
@@ -22,7 +23,7 @@ def quality(ratio: float) -> Quality:
     )  # fmt: skip
 
 
-def rung(
+def attempt(
     recipe: str, megabytes: float, ratio: float | None, status: Literal["published", "refused", "failed"] = "refused"
 ) -> Attempt:
     speed = Speed(decode_tokens_per_second=61.25, ttft_ms=80, load_seconds=1, peak_rss_bytes=4 * 10**8)
@@ -31,9 +32,9 @@ def rung(
 
 
 EIGHT = (
-    rung("small", 110, 1.16), rung("stock-small", 110, 1.31), rung("balanced", 118, 1.061, "published"),
-    rung("stock-mixed", 121, 1.12), rung("accurate", 134, 1.03), rung("best", 118, 1.05), rung("seventh", 118, 1.05),
-    rung("eighth", 118, 1.051, "failed"),
+    attempt("small", 110, 1.16), attempt("stock-small", 110, 1.31), attempt("balanced", 118, 1.061, "published"),
+    attempt("stock-mixed", 121, 1.12), attempt("accurate", 134, 1.03), attempt("best", 118, 1.05),
+    attempt("seventh", 118, 1.05), attempt("eighth", 118, 1.051, "failed"),
 )  # fmt: skip
 
 
@@ -47,10 +48,10 @@ def texts(svg: str) -> dict[str, tuple[float, float]]:
 
 @pytest.mark.parametrize("count", range(1, 9))
 def test_labels_every_rung_with_recipe_and_speed_and_no_label_covers_another(count: int) -> None:
-    rungs = EIGHT[:count]
-    svg = frontier_svg(rungs, POLICY)
+    attempts = EIGHT[:count]
+    svg = frontier_svg(attempts, POLICY)
     found = texts(svg)
-    labels = [found[one.recipe + (", chosen" if one.status == "published" else "")] for one in rungs]
+    labels = [found[one.recipe + (", chosen" if one.status == "published" else "")] for one in attempts]
     heights = sorted(y for _, y in labels)
     assert all(below - above > 20 for above, below in pairwise(heights))
     assert heights[0] > 0
@@ -65,13 +66,15 @@ def test_same_rungs_give_the_same_bytes() -> None:
 
 
 def test_draws_the_chosen_rung_below_the_limit_and_a_refused_one_above_it() -> None:
-    rungs = (rung("good", 118, 1.02, "published"), rung("bad", 100, 1.3))
-    found = texts(frontier_svg(rungs, POLICY))
+    attempts = (attempt("good", 118, 1.02, "published"), attempt("bad", 100, 1.3))
+    found = texts(frontier_svg(attempts, POLICY))
     assert found["bad"][1] < found["limit 1.10"][1] < found["good, chosen"][1]
 
 
 def test_keeps_good_rungs_apart_when_one_is_far_off() -> None:
-    svg = frontier_svg((rung("good", 118, 1.02, "published"), rung("fair", 110, 1.09), rung("lost", 90, 5e4)), POLICY)
+    svg = frontier_svg(
+        (attempt("good", 118, 1.02, "published"), attempt("fair", 110, 1.09), attempt("lost", 90, 5e4)), POLICY
+    )
     drawn = re.findall(r'<use xlink:href="#\w+" x="([\d.]+)" y="([\d.]+)"', svg)
     good, fair, lost = (float(y) for _, y in drawn[-3:])
     assert good - fair > 5
@@ -80,7 +83,7 @@ def test_keeps_good_rungs_apart_when_one_is_far_off() -> None:
 
 @pytest.mark.parametrize("ratio", [None, math.nan, math.inf, -1.0, 0.0, 1e300])
 def test_lists_a_rung_without_a_usable_ratio_below_the_drawing(ratio: float | None) -> None:
-    found = texts(frontier_svg((EIGHT[2], rung("broken", 100, ratio, "failed")), POLICY))
+    found = texts(frontier_svg((EIGHT[2], attempt("broken", 100, ratio, "failed")), POLICY))
     (line,) = [text for text in found if text.startswith("broken, 100.0 MB, 61.2 tokens/s: ")]
     assert found[line][1] > found["size, MB"][1]
 
@@ -96,14 +99,14 @@ def test_says_why_a_rung_was_not_built_and_gives_it_no_figures() -> None:
 
 
 def test_draws_nothing_but_lines_of_text_when_no_rung_was_measured() -> None:
-    found = texts(frontier_svg((rung("one", 100, None, "failed"), rung("two", 110, None, "failed")), POLICY))
+    found = texts(frontier_svg((attempt("one", 100, None, "failed"), attempt("two", 110, None, "failed")), POLICY))
     assert sorted(text.partition(",")[0] for text in found) == ["one", "two"]
     assert not texts(frontier_svg((), POLICY))
 
 
 def test_takes_hostile_names_and_reasons_as_text() -> None:
     name = "$x^2$<script>\x00\ud800"
-    found = texts(frontier_svg((rung(name, 100, 1.01), rung("<b>" * 999, 100, None)), POLICY))
+    found = texts(frontier_svg((attempt(name, 100, 1.01), attempt("<b>" * 999, 100, None)), POLICY))
     assert "$x^2$<script>\ufffd\ufffd" in found
     assert max(map(len, found)) < 100
 

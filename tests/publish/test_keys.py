@@ -6,24 +6,28 @@ from typing import Any
 
 import pytest
 
+from slmpack.build.genai.builder import option_parts
 from slmpack.build.select import recipe_digest
 from slmpack.chats.dataset import ChatData, DataPolicy
+from slmpack.errors import LicenceError
 from slmpack.log.log import logged_digest
 from slmpack.publish.options import PackageOptions
 from slmpack.publish.request import check_request
 from slmpack.publish.request_key import request_key, resolved_request
-from slmpack.records import Interface, ModelSource, SourceKind, Target, digest_of
+from slmpack.records import Interface, ModelSource, Recipe, SourceKind, Target, digest_of
+from slmpack.reports import LicencePolicy
 from slmpack.retrain.evaluate import RetrainPolicy, retrain_key
 from slmpack.retrain.refusals import tag_of
 from slmpack.retrain.training.settings import TrainSettings
 from slmpack.source.fetch import snapshot_key
+from slmpack.targets import options_for
 
 WHEEL = ModelSource(
     text="pypi://a==1/small.gguf", kind=SourceKind.WHEEL, location="a==1", revision="1", member="small.gguf", name="a"
 )
 DATA = ChatData(
     name="chats.jsonl", files=(), digest="1" * 64, training_digest="2" * 64, held_out_digest="3" * 64, lines=300,
-    chats=300, held_out=30, bad=0, duplicates=0, mended=0, first_bad=(), policy=DataPolicy(),
+    chats=300, held_out=30, bad=0, duplicates=0, repaired=0, first_bad=(), policy=DataPolicy(),
 )  # fmt: skip
 
 
@@ -58,6 +62,16 @@ def test_a_waiver_counts_for_the_last_recipe_alone() -> None:
     assert request.waiver_for(last) == "a demonstration"
 
 
+def test_a_template_waiver_changes_no_key_but_that_of_a_refusal() -> None:
+    plain, waived = (
+        check_request(Target.CPU_INT4, PackageOptions(waive_template=reason), None, None)
+        for reason in (None, "it is  our own")
+    )
+    assert waived.options.waive_template == "it is our own"
+    assert (plain.fingerprint, request_key(WHEEL, plain)) == (waived.fingerprint, request_key(WHEEL, waived))
+    assert tag_of(plain) != tag_of(waived)  # what was refused for its template is tried again
+
+
 CHATS = "runs:/0123456789abcdef0123456789abcdef/c.jsonl"
 FINGERPRINTS = [  # as versions that are published have them in their tags
     (Target.CPU_INT4, {}, "auto b7f196f2ad2f"),
@@ -76,6 +90,27 @@ FINGERPRINTS = [  # as versions that are published have them in their tags
         "best 8b2ea1f5308e",
     ),
 ]  # fmt: skip
+
+
+OPTION_DIGESTS = {  # as packages that are published have them in their digests
+    (Target.CPU_INT4, Recipe.SMALL): "0a442555020d",
+    (Target.CPU_INT4, Recipe.BALANCED): "769ba9f6f04b",
+    (Target.CPU_INT4, Recipe.ACCURATE): "c37cf82583df",
+    (Target.CPU_INT4, Recipe.BEST): "a5c59243f4d8",
+    (Target.CPU_INT4, Recipe.STOCK_SMALL): "1219b7c0c171",
+    (Target.CPU_INT4, Recipe.STOCK_MIXED): "6efa1b7a23ce",
+    (Target.CPU_INT8, Recipe.SMALL): "eee1310f75af",
+    (Target.CPU_INT8, Recipe.ACCURATE): "1c66d712f84b",
+    (Target.CUDA_FP16, None): "7340b0d5475a",
+}
+
+
+@pytest.mark.parametrize(("target", "recipe"), OPTION_DIGESTS)
+def test_the_options_of_a_recipe_have_the_digest_that_published_packages_have(
+    target: Target, recipe: Recipe | None
+) -> None:
+    found = digest_of(option_parts(options_for(target, recipe), None))[:12]
+    assert found == OPTION_DIGESTS[target, recipe]
 
 
 @pytest.fixture
@@ -101,6 +136,22 @@ def test_a_request_has_the_fingerprint_that_published_versions_have(
     if request.options.interface == "chat":
         terms = [target, recipes, fingerprint, request.waiver]
         assert tag_of(request) == f"slmpack.refused.{digest_of(terms)[:24]}"
+
+
+def test_a_licence_policy_is_in_the_key_but_not_in_the_fingerprint() -> None:
+    usual, strict = (
+        check_request(Target.CPU_INT4, PackageOptions(licences=policy), None, None)
+        for policy in (LicencePolicy(), LicencePolicy(refuse=("mit",)))
+    )
+    assert usual.fingerprint == strict.fingerprint
+    assert request_key(WHEEL, usual) != request_key(WHEEL, strict)
+    assert tag_of(usual) != tag_of(strict)
+
+
+def test_a_request_for_a_source_whose_licence_is_refused_gets_no_key() -> None:
+    request = check_request(Target.CPU_INT4, PackageOptions(licences=LicencePolicy(refuse=("MIT",))), None, None)
+    with pytest.raises(LicenceError, match=r"small\.gguf has the licence mit; any but MIT"):
+        resolved_request(request, WHEEL.model_copy(update={"licence": "mit"}), None)
 
 
 def test_the_chats_that_a_source_names_count_as_those_that_a_user_names(in_texts: None) -> None:

@@ -3,7 +3,7 @@
 from slmpack.errors import BuildError, QualityError, RecipeError
 from slmpack.publish.attempts import error_of, last_refused, unbuilt_attempt
 from slmpack.publish.outcome import failed_outcome
-from slmpack.publish.page.frontier import Attempt
+from slmpack.publish.page.attempt import Attempt
 from slmpack.records import Recipe, Target
 from slmpack.reports import Quality, Speed
 

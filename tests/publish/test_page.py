@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from flows.cli import command_parser
+from slmpack.prove.through_server import NAME, NOT_TRIED, SERVED
+from slmpack.publish.page.attempt import Attempt
 from slmpack.publish.page.changes import requirement_changes, template_difference
 from slmpack.publish.page.facts import Earlier, Machine, PageFacts, facts_of, read_earlier, summary_json
-from slmpack.publish.page.frontier import Attempt
 from slmpack.publish.page.machine import this_machine
 from slmpack.publish.page.render import commands_of, page_summary, state_of, verdict_of, version_page
 from slmpack.records import (
@@ -26,7 +27,16 @@ from slmpack.records import (
     SourceKind,
     Target,
 )
-from slmpack.reports import Check, Quality, QualityPolicy, QualityReport, SmokeReport, Speed, ValidationReport
+from slmpack.reports import (
+    Check,
+    Quality,
+    QualityPolicy,
+    QualityReport,
+    SmokeReport,
+    Speed,
+    TemplateReport,
+    ValidationReport,
+)
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 HOSTILE = '<script>alert("x")</script> | `x` [x](javascript:x) \u202e\x00 ' + "W" * 50_000
@@ -75,26 +85,31 @@ def facts(
     words: str = "Paris.",
     template: str | None = "{{ messages }}",
     others: dict[str, tuple[Check, ...]] | None = None,
-    rungs: tuple[Attempt, ...] = (),
+    attempts: tuple[Attempt, ...] = (),
     previous: Earlier | None = None,
     model: LoggedModel | None = None,
     machine: Machine = MACHINE,
+    served: str | None = None,
+    judged: TemplateReport = TemplateReport(template="{{ messages }}"),  # noqa: B008 - frozen
 ) -> PageFacts:
     model = model or logged()
     speed = Speed(decode_tokens_per_second=decode, ttft_ms=84.1, load_seconds=1.31, peak_rss_bytes=412_300_000)
     return facts_of(
-        ValidationReport(model=model, checks=(Check(name="signature", found="that of chat"),)),
+        ValidationReport(model=model, checks=(Check(name="signature", found="that of chat"),), template=judged),
         QualityReport(model=model, quality=measured(ratio), policy=QualityPolicy(), checks=(), waiver=waiver),
         SmokeReport(
             model=model, speed=speed,
-            checks=(Check(name="one question", found=words), Check(name="greedy twice", found="the same text")),
+            checks=(
+                Check(name="one question", found=words), Check(name="greedy twice", found="the same text"),
+                *(() if served is None else (Check(name=NAME, found=served),)),
+            ),
         ),
         version=4, alias="cpu-int4", created="2026-01-02T03:04:05Z", machine=machine, chat_template=template,
-        others=OTHERS if others is None else others, rungs=rungs, previous=previous,
+        others=OTHERS if others is None else others, attempts=attempts, previous=previous,
     )  # fmt: skip
 
 
-def rung(recipe: str, ratio: float | None, reason: str | None = None) -> Attempt:
+def attempt(recipe: str, ratio: float | None, reason: str | None = None) -> Attempt:
     quality = None if ratio is None else measured(ratio)
     status = "published" if reason is None else "refused"
     return Attempt.model_validate(
@@ -134,6 +149,16 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if "style" not in self.open:
             self.words.append(data)
+
+
+def test_an_answer_of_the_server_counts_as_a_check_and_a_server_that_was_not_tried_does_not() -> None:
+    def held(page: PageFacts) -> int:
+        return int(verdict_of(page).partition(" of ")[0])
+
+    assert held(facts(served=SERVED)) == held(facts()) + 1
+    untried = facts(served=f"{NOT_TRIED}: no GPU")
+    assert (held(untried), state_of(untried)) == (held(facts()), "proved")
+    assert "no GPU" in Page(version_page(untried)).text
 
 
 def test_tells_every_check_with_its_figure_and_limit() -> None:
@@ -181,11 +206,32 @@ def test_a_waiver_is_told_first_and_is_never_called_proved() -> None:
     told = facts(ratio=1.34, waiver="agreed for the test bench")
     assert state_of(told) == "waived"
     text = Page(version_page(told)).text
-    assert "Published with a waiver 7 of 8 checks held" in text
+    assert "Published with a waiver 8 of 9 checks held" in text
     assert text.index("Published with a waiver") < text.index("agreed for the test bench") < text.index("First version")
     assert "not held: perplexity ratio, 1.340" in verdict_of(told)
     assert "(expected at most 1.10) waived" in text
     assert "Proved" not in text
+
+
+def test_a_template_that_was_waived_is_told_with_what_was_found_and_why() -> None:
+    found = "line 3 of the chat template of x: {% if '<b>python</b>' in c %}, which depends on the words of a message"
+    told = facts(judged=TemplateReport(template="x", finding=found, waiver="it is <i>our</i> own"))
+    page = Page(version_page(told))
+    assert state_of(told) == "waived"
+    assert f"words of messages {found} (expected no branch of the chat template depends on them) waived" in page.text
+    assert "Chat template waived: it is <i>our</i> own" in page.text
+    assert "published all the same, because: it is <i>our</i> own" in verdict_of(told)
+    assert not {"b", "i"} & page.tags
+
+
+def test_the_template_is_compared_with_that_of_the_base() -> None:
+    base, own = "{{ messages }}", "{{ messages }}{{ '<script>' }}"
+    page = Page(version_page(facts(judged=TemplateReport(template=own, base_template=base))))
+    assert "Not the base's." in page.text
+    assert "+{{ '<script>' }}" in page.text
+    assert "script" not in page.tags
+    assert "The base's." in Page(version_page(facts(judged=TemplateReport(template=base, base_template=base)))).text
+    assert "The base's." not in Page(version_page(facts())).text
 
 
 def test_what_missed_its_limit_without_a_waiver_is_not_proved() -> None:
@@ -275,7 +321,7 @@ def test_reads_what_it_understands_of_facts_that_a_later_release_wrote() -> None
 
 
 def test_the_facts_come_back_from_json() -> None:
-    told = facts(rungs=(rung("balanced", 1.061),), previous=Earlier(version=3))
+    told = facts(attempts=(attempt("balanced", 1.061),), previous=Earlier(version=3))
     assert PageFacts.model_validate_json(summary_json(told)) == told
 
 
@@ -284,7 +330,7 @@ def test_text_from_outside_is_text() -> None:
     told = facts(
         words=HOSTILE, template=HOSTILE, waiver=HOSTILE, model=model,
         others={HOSTILE: (Check(name=HOSTILE, found=HOSTILE),)},
-        rungs=(rung(HOSTILE, 1.06), rung("x", None, HOSTILE)),
+        attempts=(attempt(HOSTILE, 1.06), attempt("x", None, HOSTILE)),
         machine=Machine(cpu=HOSTILE, cores=1, memory_bytes=1, system=HOSTILE),
         previous=Earlier(version=3, recipe=HOSTILE, licence="MIT", chat_template="x", requirements=(HOSTILE,)),
     )  # fmt: skip
@@ -311,7 +357,9 @@ def test_lone_surrogates_do_not_stop_the_page_from_being_written() -> None:
 
 @pytest.mark.parametrize("previous", [None, Earlier(version=3)])
 def test_is_one_file_that_fetches_nothing(previous: Earlier | None) -> None:
-    html = version_page(facts(rungs=(rung("balanced", 1.061), rung("small", 1.2, "too dear")), previous=previous))
+    html = version_page(
+        facts(attempts=(attempt("balanced", 1.061), attempt("small", 1.2, "too dear")), previous=previous)
+    )
     page = Page(html)
     assert [place for place in page.fetched if not place.startswith("#")] == []
     assert not page.tags & {"script", "link", "iframe", "img", "object", "form"}
@@ -322,7 +370,7 @@ def test_is_one_file_that_fetches_nothing(previous: Earlier | None) -> None:
 
 
 def test_same_facts_give_the_same_bytes() -> None:
-    told = facts(rungs=(rung("balanced", 1.061), rung("small", 1.2, "too dear")))
+    told = facts(attempts=(attempt("balanced", 1.061), attempt("small", 1.2, "too dear")))
     assert version_page(told) == version_page(told)
     assert version_page(PageFacts.model_validate_json(summary_json(told))) == version_page(told)
 

@@ -29,6 +29,7 @@ from slmpack.log.tags import FACTS, facts_in
 from slmpack.publish.find import find_published
 from slmpack.publish.publish import mark_refused, publish_version
 from slmpack.records import LoggedModel
+from slmpack.reports import TemplateReport
 
 LogIt = Callable[..., LoggedModel]
 
@@ -85,10 +86,15 @@ def test_waiver_and_repairs_are_tags(name: str, log_it: LogIt) -> None:
     package = model.package.model_copy(update={"repairs": repairs, "snapshot": snapshot})
     repaired = model.model_copy(update={"package": package})
 
-    publish_version(repaired, proofs_of(repaired, waiver="a demonstration"), fingerprint="small 1")
+    proofs = proofs_of(repaired, waiver="a demonstration")
+    template = TemplateReport(finding="line 1", waiver="it is our own template")
+    validation = proofs.validation.model_copy(update={"template": template})
+
+    publish_version(repaired, proofs.model_copy(update={"validation": validation}), fingerprint="small 1")
 
     tags = MlflowClient().get_model_version(name, "1").tags
     assert tags["slmpack.waiver"] == "a demonstration"
+    assert tags["slmpack.template_waiver"] == "it is our own template"
     assert tags["slmpack.asked"] == "small 1"
     assert facts_in(tags)["repairs"] == "The source was repaired. The first was mended. So was the second."
 
@@ -96,7 +102,9 @@ def test_waiver_and_repairs_are_tags(name: str, log_it: LogIt) -> None:
 @pytest.mark.slow
 def test_nothing_waived_or_mended_leaves_no_tag(name: str, log_it: LogIt) -> None:
     publish(log_it())
-    assert not {"waiver", "repairs"} & facts_in(MlflowClient().get_model_version(name, "1").tags).keys()
+    assert (
+        not {"waiver", "template_waiver", "repairs"} & facts_in(MlflowClient().get_model_version(name, "1").tags).keys()
+    )
 
 
 @pytest.mark.slow

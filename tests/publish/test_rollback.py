@@ -14,7 +14,7 @@ from flows.rollback_model import rollback_model
 from slmpack.errors import CheckError, PublishError, SourceError, UsageError
 from slmpack.log.health import UNHEALTHY
 from slmpack.log.tags import facts_in
-from slmpack.machine.hardware import obstacle_to_prove
+from slmpack.machine.hardware import unprovable_error
 from slmpack.publish.find import Search, find_published, published_before
 from slmpack.publish.options import PackageOptions
 from slmpack.publish.publish import publish_version
@@ -306,7 +306,7 @@ def test_a_packaging_run_after_a_rollback_is_unchanged_and_moves_nothing(
     assert (versions_of(name), holder_of(name)) == ([1, 2], 1)
 
 
-@pytest.mark.skipif(obstacle_to_prove(Target.CUDA_INT4) is None, reason="this machine has a GPU")
+@pytest.mark.skipif(unprovable_error(Target.CUDA_INT4) is None, reason="this machine has a GPU")
 def test_a_target_for_gpus_is_refused_without_one_before_anything_is_asked(tmp_path: Path, prefect_api: str) -> None:
     done = slmpack(
         "rollback", "tiny", "--target", "cuda-int4", "--json", cwd=tmp_path, PREFECT_API_URL=prefect_api,

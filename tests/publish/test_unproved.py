@@ -15,7 +15,7 @@ from slmpack.errors import CheckError, HardwareError, PublishError
 from slmpack.log.requirements import requirements_for
 from slmpack.log.restore import find_logged, restore_model
 from slmpack.log.tags import facts_in
-from slmpack.machine.hardware import obstacle_to_prove
+from slmpack.machine.hardware import unprovable_error
 from slmpack.prove.clean_environment.check import check_resolution
 from slmpack.publish.options import PackageOptions
 from slmpack.publish.page.log_page import Proofs
@@ -26,7 +26,7 @@ from slmpack.reports import Outcome, QualityPolicy
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.usefixtures("prefect_api"),
-    pytest.mark.skipif(obstacle_to_prove(Target.CUDA_FP16) is None, reason="this machine has a GPU to prove it on"),
+    pytest.mark.skipif(unprovable_error(Target.CUDA_FP16) is None, reason="this machine has a GPU to prove it on"),
 ]
 
 H100 = Device(provider="cuda", name="NVIDIA H100", driver="580.95.05", compute_capability="9.0")
@@ -35,10 +35,10 @@ ASKED = [(Target.CUDA_INT4, Recipe.STOCK_SMALL), (Target.CUDA_INT4, Recipe.AUTO)
 
 
 @pytest.fixture(scope="module")
-def outcomes(store: Path, small_phi3: Path, workspace: Path, prefect_api: str) -> list[Outcome]:
+def outcomes(store: Path, steady_phi3: Path, workspace: Path, prefect_api: str) -> list[Outcome]:
     return [
         package_model(
-            str(small_phi3), target, options=PackageOptions(recipe=recipe, policy=RANDOM), workspace=workspace
+            str(steady_phi3), target, options=PackageOptions(recipe=recipe, policy=RANDOM), workspace=workspace
         )
         for target, recipe in ASKED
     ]
@@ -65,15 +65,15 @@ def test_it_is_logged_with_its_figures_and_nothing_is_registered(outcomes: list[
         names = [row["check"] for row in checked]
         assert {"graph", "token ids", "chat template", "clean environment resolves", "prediction"} <= set(names)
     with pytest.raises(MlflowException, match=r"not found"):
-        client.get_registered_model("small-phi3")
+        client.get_registered_model("steady-phi3")
 
 
 def test_the_same_request_finds_it_again_and_builds_nothing(
-    outcomes: list[Outcome], small_phi3: Path, tmp_path: Path
+    outcomes: list[Outcome], steady_phi3: Path, tmp_path: Path
 ) -> None:
     for (target, recipe), before in zip(ASKED, outcomes, strict=True):
         again = package_model(
-            str(small_phi3), target, options=PackageOptions(recipe=recipe, policy=RANDOM), workspace=tmp_path
+            str(steady_phi3), target, options=PackageOptions(recipe=recipe, policy=RANDOM), workspace=tmp_path
         )
         assert again.model_dump(exclude={"seconds"}) == before.model_dump(exclude={"seconds"})
         assert list(again.seconds) == ["resolve", "find"]
@@ -116,7 +116,7 @@ def on_gpu(proofs: Proofs) -> Proofs:
 
 
 def test_proofs_on_a_gpu_publish_it_and_the_next_request_finds_the_version(
-    outcomes: list[Outcome], small_phi3: Path, workspace: Path
+    outcomes: list[Outcome], steady_phi3: Path, workspace: Path
 ) -> None:
     waiting = outcomes[1]
     model = model_of(waiting, workspace)
@@ -129,7 +129,9 @@ def test_proofs_on_a_gpu_publish_it_and_the_next_request_finds_the_version(
     page = mlflow.artifacts.load_text(version.page_uri)
     assert "NVIDIA H100, driver 580.95.05, compute capability 9.0" in page
     assert "one request at a time" in page
-    again = package_model(str(small_phi3), Target.CUDA_INT4, options=PackageOptions(policy=RANDOM), workspace=workspace)
+    again = package_model(
+        str(steady_phi3), Target.CUDA_INT4, options=PackageOptions(policy=RANDOM), workspace=workspace
+    )
     assert (again.status, again.version, list(again.seconds)) == ("unchanged", 1, ["resolve", "find"])
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from made_proofs import proofs_of
 
-from slmpack.machine.hardware import obstacle_to_prove
+from slmpack.machine.hardware import unprovable_error
 from slmpack.publish.find import Search
 from slmpack.publish.publish import mark_refused
 from slmpack.publish.unproved import leave_unproved, waiting_before
@@ -15,7 +15,7 @@ TARGET = Target.CUDA_INT4
 KEY = "a" * 64
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(obstacle_to_prove(TARGET) is None, reason="this machine has a GPU to prove it on"),
+    pytest.mark.skipif(unprovable_error(TARGET) is None, reason="this machine has a GPU to prove it on"),
 ]
 
 

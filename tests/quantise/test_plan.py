@@ -124,7 +124,7 @@ def test_the_package_computes_what_its_plan_says(
     family: str, checkpoints: Mapping[str, Path], plans: Mapping[str, Prepared], built: tuple[Path, Ended]
 ) -> None:
     folder, ended = built
-    assert set(ended.obstacles) == {""}
+    assert set(ended.unsupported_reasons) == {""}
     assert ended.unfolded[list(plans).index(family)] == ""
     expected = planned_logits(checkpoints[family], plans[family])
     found = logits_of(folder / family, IDS)

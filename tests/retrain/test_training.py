@@ -6,9 +6,9 @@ import threading
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 from checkpoints import write_random
+from command_line import children_with
 from families import PLAIN, TOKENIZERS
 from invented_town import chats, write_chats
 from pydantic import ValidationError
@@ -181,19 +181,12 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(llama: Snap
     assert weights_of(other.path) != weights_of(first.path)
 
 
-def training_process() -> psutil.Process | None:
-    for process in psutil.Process().children(recursive=True):
-        if "run_training" in " ".join(process.cmdline()):
-            return process
-    return None
-
-
 def kill_at_a_checkpoint(folder: Path) -> None:
     """Kill the training's process as soon as one of its checkpoints is whole."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
-        if list(folder.glob("*/checkpoint-*/whole")) and (process := training_process()):
-            process.kill()
+        if list(folder.glob("*/checkpoint-*/whole")) and (processes := children_with("run_training")):
+            processes[0].kill()
             return
         time.sleep(0.01)
 

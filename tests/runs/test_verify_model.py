@@ -12,15 +12,26 @@ from mlflow import MlflowClient
 from flows.package_model import package_model
 from flows.verify_model import verify_model
 from slmpack.build.build import build_package
-from slmpack.errors import CheckError, SmokeError
+from slmpack.errors import CheckError, LicenceError, SmokeError
 from slmpack.log.health import UNHEALTHY
 from slmpack.log.log import log_model
+from slmpack.publish.options import ProofOptions
 from slmpack.publish.outcome import verified_outcome
 from slmpack.publish.page.log_page import Proofs
 from slmpack.publish.publish import publish_version
 from slmpack.publish.rollback import read_version
 from slmpack.records import Interface, LoggedModel, Package, Recipe, Target
-from slmpack.reports import Check, Outcome, QualityPolicy, QualityReport, SmokeReport, Speed, ValidationReport
+from slmpack.reports import (
+    Check,
+    LicencePolicy,
+    Outcome,
+    QualityPolicy,
+    QualityReport,
+    SmokeReport,
+    Speed,
+    UnknownLicence,
+    ValidationReport,
+)
 from slmpack.source.fetch import fetch_snapshot
 from slmpack.source.resolve import resolve_source
 from tasks.outcome import read_outcome
@@ -29,8 +40,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_api")]
 
 
 @pytest.fixture(scope="module")
-def published(store: Path, tiny_phi3: Path, workspace: Path, prefect_api: str) -> Outcome:
-    return package_model(str(tiny_phi3), workspace=workspace)
+def published(store: Path, steady_phi3: Path, workspace: Path, prefect_api: str) -> Outcome:
+    return package_model(str(steady_phi3), workspace=workspace)
 
 
 def everything(name: str) -> dict[str, Any]:
@@ -50,37 +61,37 @@ def everything(name: str) -> dict[str, Any]:
 
 
 def test_a_published_model_holds_from_an_empty_workspace_and_nothing_moves(
-    published: Outcome, tiny_phi3: Path, tmp_path: Path, prefect_api: str
+    published: Outcome, steady_phi3: Path, tmp_path: Path, prefect_api: str
 ) -> None:
-    (tmp_path / tiny_phi3.name).symlink_to(tiny_phi3)  # the source, found by its name in the working folder
-    before = everything("tiny-phi3")
+    (tmp_path / steady_phi3.name).symlink_to(steady_phi3)  # the source, found by its name in the working folder
+    before = everything("steady-phi3")
 
     done = slmpack(
-        "verify", "models:/tiny-phi3/1", "--workspace", str(tmp_path / "workspace"), "--json", cwd=tmp_path,
+        "verify", "models:/steady-phi3/1", "--workspace", str(tmp_path / "workspace"), "--json", cwd=tmp_path,
         PREFECT_API_URL=prefect_api, MLFLOW_TRACKING_URI=mlflow.get_tracking_uri(),
     )  # fmt: skip
 
     assert done.returncode == 0, done.stderr
     found = Outcome.model_validate(*objects(done))
-    assert (found.status, found.version, found.model_uri) == ("unchanged", 1, "models:/tiny-phi3/1")
+    assert (found.status, found.version, found.model_uri) == ("unchanged", 1, "models:/steady-phi3/1")
     assert (found.alias, found.digest, found.size_bytes) == ("cpu-int4", published.digest, published.size_bytes)
     assert found.quality is not None
     assert published.quality is not None
     assert found.quality.model_dump() == pytest.approx(published.quality.model_dump(), rel=1e-3)
     assert found.speed != published.speed  # measured again
-    assert list(found.seconds) == ["find", "recall", "smoke", "measure", "validate"]
+    assert list(found.seconds) == ["find", "restore", "smoke", "measure", "validate"]
     for check in ("one question", "perplexity ratio", "signature", "tokenizer", "clean environment"):
         assert f"holds: {check}" in done.stderr
     assert "read back: " in done.stderr
-    assert "proved again: tiny-phi3 version 1, alias cpu-int4" in done.stderr
+    assert "proved again: steady-phi3 version 1, alias cpu-int4" in done.stderr
     assert (tmp_path / "workspace" / "snapshots").is_dir()
-    assert everything("tiny-phi3") == before
+    assert everything("steady-phi3") == before
 
 
 def test_a_changed_byte_is_refused_by_the_command(
     published: Outcome, workspace: Path, tmp_path: Path, prefect_api: str
 ) -> None:
-    before = everything("tiny-phi3")
+    before = everything("steady-phi3")
     model_id = before["versions"][0][1]["slmpack.model_id"]
     location = MlflowClient().get_logged_model(model_id).artifact_location
     weights = Path(location.removeprefix("file://")) / "artifacts" / "package" / "model.onnx.data"
@@ -89,7 +100,7 @@ def test_a_changed_byte_is_refused_by_the_command(
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     try:
         done = slmpack(
-            "verify", "models:/tiny-phi3@cpu-int4", "--workspace", str(workspace), "--json", cwd=tmp_path,
+            "verify", "models:/steady-phi3@cpu-int4", "--workspace", str(workspace), "--json", cwd=tmp_path,
             PREFECT_API_URL=prefect_api, MLFLOW_TRACKING_URI=mlflow.get_tracking_uri(),
         )  # fmt: skip
     finally:
@@ -100,13 +111,13 @@ def test_a_changed_byte_is_refused_by_the_command(
     assert (outcome["status"], outcome["target"]) == ("refused", "cpu-int4")
     assert "model.onnx.data" in outcome["reason"]
     assert f"slmpack: {outcome['reason']}" in done.stderr.splitlines()
-    assert "model.onnx.data" in MlflowClient().get_model_version("tiny-phi3", "1").tags[UNHEALTHY]
-    read_version("tiny-phi3", 1)  # as it was again, and read to its end
-    assert everything("tiny-phi3") == before
+    assert "model.onnx.data" in MlflowClient().get_model_version("steady-phi3", "1").tags[UNHEALTHY]
+    read_version("steady-phi3", 1)  # as it was again, and read to its end
+    assert everything("steady-phi3") == before
 
 
-def test_a_model_that_was_only_logged_is_published(store: Path, tiny_package: Package, workspace: Path) -> None:
-    model = log_model(tiny_package, Interface.CHAT, "from-elsewhere", workspace, {})
+def test_a_model_that_was_only_logged_is_published(store: Path, steady_package: Package, workspace: Path) -> None:
+    model = log_model(steady_package, Interface.CHAT, "from-elsewhere", workspace, {})
 
     found = verify_model(model.uri, workspace=workspace)
 
@@ -115,16 +126,27 @@ def test_a_model_that_was_only_logged_is_published(store: Path, tiny_package: Pa
     assert MlflowClient().get_run(model.run_id).info.status == "FINISHED"
 
 
-def test_the_same_again_from_another_run_moves_nothing(
-    published: Outcome, tiny_phi3: Path, tiny_package: Package, workspace: Path
+def test_a_model_whose_licence_the_policy_refuses_is_not_restored(
+    store: Path, steady_package: Package, workspace: Path, tmp_path: Path
 ) -> None:
-    twin = log_model(tiny_package, Interface.CHAT, "tiny-phi3", workspace, {})
+    model = log_model(steady_package, Interface.CHAT, "unlicensed", workspace, {})
+    options = ProofOptions(licences=LicencePolicy(unknown=UnknownLicence.REFUSE))
+    with pytest.raises(LicenceError, match=f"the licence of {model.uri} is unknown; one that is known"):
+        verify_model(model.uri, options, tmp_path / "workspace")
+    assert not (tmp_path / "workspace" / "packages").exists()
+    assert MlflowClient().search_model_versions("name = 'unlicensed'") == []
+
+
+def test_the_same_again_from_another_run_moves_nothing(
+    published: Outcome, steady_phi3: Path, steady_package: Package, workspace: Path
+) -> None:
+    twin = log_model(steady_package, Interface.CHAT, "steady-phi3", workspace, {})
     assert twin.digest == published.digest
 
     found = verify_model(twin.uri, workspace=workspace)
 
     assert (found.status, found.version) == ("unchanged", 1)
-    assert everything("tiny-phi3")["aliases"] == {"cpu-int4": 1}
+    assert everything("steady-phi3")["aliases"] == {"cpu-int4": 1}
 
 
 @pytest.fixture(scope="module")
@@ -173,11 +195,11 @@ def test_a_refusal_leaves_a_published_model_as_it_is(mute: LoggedModel, workspac
 
 
 def test_a_model_without_its_source_is_told_and_registers_nothing(
-    store: Path, tiny_package: Package, workspace: Path, tmp_path: Path
+    store: Path, steady_package: Package, workspace: Path, tmp_path: Path
 ) -> None:
-    model = log_model(tiny_package, Interface.CHAT, "orphan", workspace, {})
+    model = log_model(steady_package, Interface.CHAT, "orphan", workspace, {})
 
-    with pytest.raises(CheckError, match="folder tiny-phi3, which is not here"):
+    with pytest.raises(CheckError, match="folder steady-phi3, which is not here"):
         verify_model(model.uri, workspace=tmp_path)
 
     assert MlflowClient().search_model_versions("name = 'orphan'") == []
@@ -188,7 +210,7 @@ def test_a_model_without_its_source_is_told_and_registers_nothing(
     ("arguments", "message"),
     [
         (["verify"], "MODEL_URI"),
-        (["verify", "models:/tiny-phi3"], "names no single logged model"),
+        (["verify", "models:/steady-phi3"], "names no single logged model"),
         (["verify", "hf://a/b"], "names no single logged model"),
     ],
 )
@@ -203,7 +225,7 @@ def test_bad_usage_is_one_line_and_touches_nothing(arguments: list[str], message
 
 def test_bad_options_are_told_before_any_work(published: Outcome, tmp_path: Path) -> None:
     done = slmpack(
-        "verify", "models:/tiny-phi3/1", "--waive-quality", "ok", cwd=tmp_path,
+        "verify", "models:/steady-phi3/1", "--waive-quality", "ok", cwd=tmp_path,
         MLFLOW_TRACKING_URI=mlflow.get_tracking_uri(),
     )  # fmt: skip
 

@@ -110,6 +110,7 @@ def test_an_adapter_beside_its_base_is_merged_into_it(
     snapshot = fetch_snapshot(source, tmp_path / "workspace")
     weights = {file.name: file.sha256 for file in merged.files}["model.safetensors"]
     assert {file.name: file.sha256 for file in snapshot.files}["model.safetensors"] == weights
+    assert snapshot.base_template == (both / "chat_template.jinja").read_text()
 
 
 def test_a_base_needs_no_tokenizer_if_the_adapter_has_one(here: Path, tmp_path: Path) -> None:

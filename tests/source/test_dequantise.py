@@ -219,10 +219,10 @@ def test_refuses_tensors_that_do_not_fit(edit: Callable[[Any], object], found: s
 
 
 def dequantise(checkpoint: Path, into: Path) -> Original:
-    for name in ("plain", "kept"):
+    for name in ("plain", "codes"):
         (into / name).mkdir()
         copy_tokenizer(checkpoint, into / name)
-    return dequantise_checkpoint(DequantiseRequest(original=checkpoint, plain=into / "plain", kept=into / "kept"))
+    return dequantise_checkpoint(DequantiseRequest(original=checkpoint, plain=into / "plain", codes=into / "codes"))
 
 
 def assert_plain(folder: Path, checkpoint: Path) -> None:
@@ -262,7 +262,7 @@ def test_columns_of_any_group_become_plain_and_are_not_kept(altered: Path, tmp_p
         "its groups are not in order (desc_act), which ONNX Runtime has no fast form for",
     )
     assert original.unsupported_reason == reason
-    assert not list((into / "kept").glob("*.safetensors"))
+    assert not list((into / "codes").glob("*.safetensors"))
     assert original_sentences(original, has_codes=False, lossless=()) == (
         f"weights quantised again from GPTQ, 4 bits, groups of 32, since {reason}",
     )
@@ -308,19 +308,20 @@ def test_a_snapshot_is_plain_and_what_is_kept_lies_beside_it(gptq: Path, tmp_pat
     snapshot = fetch_snapshot(source, workspace)
     assert_plain(snapshot.path, gptq)
     assert snapshot.dtype == "F32"
-    original, kept = snapshot.original, codes_folder(snapshot.path)
+    original, codes = snapshot.original, codes_folder(snapshot.path)
     assert original_sentences(original, has_codes=True, lossless=()) == (
         "weights kept as they were quantised (GPTQ, 4 bits, groups of 32), without loss",
     )
-    assert (damage(kept), damage(snapshot.path)) == (None, None)
+    assert (damage(codes), damage(snapshot.path)) == (None, None)
     assert not list((workspace / "scratch").iterdir())
-    shutil.rmtree(kept)
+    shutil.rmtree(codes)
     assert fetch_snapshot(source, workspace) == snapshot
-    assert damage(kept) is None
+    assert damage(codes) is None
     write_older_manifest(snapshot.path / MANIFEST)
-    inode = snapshot.path.stat().st_ino
+    codes.parent.rename(workspace / "kept")  # where they were then
+    inodes = snapshot.path.stat().st_ino, (workspace / "kept" / codes.name).stat().st_ino
     older = fetch_snapshot(source, workspace)
-    assert (older, older.path.stat().st_ino) == (snapshot, inode)  # nothing was made again
+    assert (older, older.path.stat().st_ino, codes.stat().st_ino) == (snapshot, *inodes)  # nothing was made again
 
 
 CASES: dict[str, tuple[str, str, Bits, dict[str, Any]]] = {
@@ -340,7 +341,7 @@ def test_the_builder_computes_with_the_codes_as_they_were(
         folder = tmp_path / name
         checkpoint = write_quantised(folder / "tiny", tokenizer, family, layout, bits, **config)
         assert dequantise(checkpoint, folder).unsupported_reason is None
-        trials.append(Trial(checkpoint=folder / "kept", into=folder / "package", precision=f"int{bits}"))
+        trials.append(Trial(checkpoint=folder / "codes", into=folder / "package", precision=f"int{bits}"))
     monkeypatch.setenv("PYTHONPATH", str(HARNESS))
     run_in_child(
         build_and_ask, Trials(trials=tuple(trials)), log=tmp_path / "log", limit_seconds=300,

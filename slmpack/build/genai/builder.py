@@ -1,4 +1,4 @@
-"""Builder of ONNX Runtime GenAI: what it is given for a recipe, in a process of its own, and the package's digest.
+"""Builder of ONNX Runtime GenAI: its options for a recipe, its run in a process of its own, and the package's digest.
 
     snapshot --prepare--> energies, fold, codes --run_builder, in a child--> package
 
@@ -17,7 +17,7 @@ from slmpack.build.genai.streaming import unchecked_builder
 from slmpack.build.versions import BUILD_STEPS, builder_versions
 from slmpack.errors import BuildError
 from slmpack.machine.remember import ChildWork, run_work
-from slmpack.quantise.prepare import Prepared, is_kept, preparation_digest, prepare
+from slmpack.quantise.prepare import Prepared, preparation_digest, prepare, takes_codes
 from slmpack.records import Exporter, Recipe, Snapshot, Target, digest_of
 from slmpack.targets import BuilderOptions
 
@@ -45,8 +45,8 @@ class GenaiBuilder:
     def digest(self) -> str:
         """Return the digest of the package: of the snapshot, the options, and what quantises and builds."""
         parts = option_parts(self.options, self.calibration_text)
-        if is_kept(self.snapshot, self.options):
-            parts["kept"] = True
+        if takes_codes(self.snapshot, self.options):
+            parts["kept"] = True  # this word is in the digests of published packages
         return digest_of([self.snapshot.digest, self.target, self.recipe, parts, self.versions(), BUILD_STEPS])
 
     def versions(self) -> dict[str, str]:
@@ -62,29 +62,29 @@ class GenaiBuilder:
         """
         snapshot, options = self.snapshot, self.options
         logger.info("building %s for %s, recipe %s", snapshot.source.name, self.target, self.recipe or "none")
-        obstacle = obstacle_of(options)
-        if obstacle:
-            _require_stock(snapshot, options, obstacle)
-        prepared = Prepared() if obstacle else prepare(snapshot, options, self.calibration_text, workspace)
+        reason = unsupported_reason_of(options)
+        if reason:
+            _require_stock(snapshot, options, reason)
+        prepared = Prepared() if reason else prepare(snapshot, options, self.calibration_text, workspace)
         request = BuildRequest(
             snapshot=prepared.checkpoint or snapshot.path,
             architecture=snapshot.architecture,
             layers=snapshot.layers,
             options=options,
-            streamed=options.quantises and obstacle is None,
+            streamed=options.quantises and reason is None,
             prepared=prepared,
             into=into,
         )
         built, run = run_work(BUILDING, request, self.digest(), snapshot, workspace)
-        obstacle = obstacle or built.obstacle
-        remarks = (_taken_over(obstacle),) if obstacle and options.streams else ()
+        reason = reason or built.unsupported_reason
+        remarks = (_taken_over(reason),) if reason and options.streams else ()
         return BuildResult(
             quantised_by=_quantiser_of(options, built),
             peak_private_bytes=run.peak_private_bytes,
             repairs=built.repairs,
             quantisation=(*prepared.remarks, *built.quantisation, *remarks),
             reused_checkpoint=prepared.checkpoint is not None,
-            reused_tensors=built.kept,
+            reused_tensors=built.lossless,
         )
 
 
@@ -96,26 +96,26 @@ def option_parts(options: BuilderOptions | None, calibration_text: str | None) -
     return parts
 
 
-def obstacle_of(options: BuilderOptions) -> str | None:
+def unsupported_reason_of(options: BuilderOptions) -> str | None:
     """Return why the stock builder must quantise, None if weights can be streamed or nothing is quantised."""
     if not options.quantises:
         return None
     return unchecked_builder() if options.streams else f"{options.algo_config} looks at whole matrices"
 
 
-def _require_stock(snapshot: Snapshot, options: BuilderOptions, obstacle: str) -> None:
+def _require_stock(snapshot: Snapshot, options: BuilderOptions, reason: str) -> None:
     """Say that the stock builder quantises, and why; then there must be memory for all weights.
 
     Raises:
         RecipeError: there is not.
     """
-    logger.warning("the stock builder quantises, which takes more time and memory: %s", obstacle)
+    logger.warning("the stock builder quantises, which takes more time and memory: %s", reason)
     require_stock_memory(snapshot.path, options)
 
 
-def _taken_over(obstacle: str) -> str:
+def _taken_over(reason: str) -> str:
     """Return the sentence for the page, having warned with it."""
-    remark = f"the stock builder quantised, by the blocks' extremes, since {obstacle}"
+    remark = f"the stock builder quantised, by the blocks' extremes, since {reason}"
     logger.warning("%s", remark)
     return remark
 

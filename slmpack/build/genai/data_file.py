@@ -85,7 +85,7 @@ class QuantisedEntry:
         zeros_offset: where its zero points go, None if it has none.
         energy: float32 `[K]`, how much the error of each column counts; None: as the stock builder has it.
         stored: by the name of a part's tensor, what it was quantised to before.
-        kept: the weights are whole multiples already.
+        is_lossless: the weights are whole multiples already.
         missed: names of the tensors of which that was not true, added while they are written.
     """
 
@@ -98,7 +98,7 @@ class QuantisedEntry:
     zeros_offset: int | None = None
     energy: "Tensor | None" = None
     stored: Mapping[str, StoredRows] = field(default_factory=dict)
-    kept: bool = False
+    is_lossless: bool = False
     missed: set[str] = field(default_factory=set)
 
     def pieces(self, part: Part, start: int, stop: int, to: int) -> Iterator[tuple[int, "Tensor"]]:
@@ -115,7 +115,7 @@ class QuantisedEntry:
             first = part.rows.first
             return self.stored[part.rows.name].read(first + start, first + stop)
         weights = part.read(start, stop)
-        if self.kept:
+        if self.is_lossless:
             if (exact := exact_rows(weights.float(), self.bits, self.block_size)) is not None:
                 return exact
             self.missed.add(part.rows.name)

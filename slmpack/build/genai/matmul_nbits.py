@@ -55,7 +55,7 @@ class TransposedMatrix:
         return columns, rows
 
     def joined(self, name: str, dtype: "ir.DataType") -> "ir.LazyTensor":
-        """Return it as one tensor, made when it is asked for: the stock builder's way."""
+        """Return it as one tensor, made when it is used: the stock builder's way."""
         import onnx_ir as ir
         import torch
         from onnx_ir.tensor_adapters import TorchTensor, to_torch_dtype
@@ -92,7 +92,7 @@ class QuantisedWeight:
     bits: Bits
 
 
-def obstacle_in(model: Any) -> str | None:
+def unsupported_reason_in(model: Any) -> str | None:
     """Return why the graph of a builder's model has no streaming form, None if it has."""
     for node in model.model.graph:
         weight = _weight_of(model, node)

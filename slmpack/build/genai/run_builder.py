@@ -31,7 +31,7 @@ from slmpack.targets import BuilderOptions
 
 
 class BuildRequest(Record):
-    """What the builder's process is asked for.
+    """What the builder's process builds.
 
     Attributes:
         streamed: quantise while writing; else as the stock builder does.
@@ -54,16 +54,16 @@ class BuilderRun(Record):
     Attributes:
         repairs: a sentence for each repair of its output.
         quantisation: a sentence for each thing that went otherwise than prepared.
-        kept: the checkpoint's tensors that lost nothing, since they were whole multiples already.
+        lossless: the checkpoint's tensors that lost nothing, since they were whole multiples already.
         streamed: whether weights were quantised while they were written.
-        obstacle: why they were not although that was asked for, else None.
+        unsupported_reason: why they were not although the request says so, else None.
     """
 
     repairs: tuple[str, ...]
     quantisation: tuple[str, ...]
-    kept: tuple[str, ...]
+    lossless: tuple[str, ...]
     streamed: bool
-    obstacle: str | None
+    unsupported_reason: str | None
 
 
 def require_stock_memory(snapshot: Path, options: BuilderOptions) -> None:
@@ -118,14 +118,14 @@ def run_builder(request: BuildRequest) -> BuilderRun:
     return BuilderRun(
         repairs=repairs,
         quantisation=_remarks_of(request, streaming),
-        kept=streaming.kept,
-        streamed=request.streamed and not streaming.obstacle,
-        obstacle=streaming.obstacle,
+        lossless=streaming.lossless,
+        streamed=request.streamed and not streaming.unsupported_reason,
+        unsupported_reason=streaming.unsupported_reason,
     )
 
 
 def _remarks_of(request: BuildRequest, streaming: Streaming) -> tuple[str, ...]:
-    if not request.streamed or streaming.obstacle:
+    if not request.streamed or streaming.unsupported_reason:
         return ()
     remarks = []
     if request.prepared.calibration and not streaming.searched:

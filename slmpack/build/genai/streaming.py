@@ -33,8 +33,8 @@ from slmpack.build.genai.matmul_nbits import (
     Matrix,
     QuantisedWeight,
     TransposedMatrix,
-    obstacle_in,
     replace_matmuls,
+    unsupported_reason_in,
 )
 from slmpack.checkpoint.blocks import Bits
 from slmpack.checkpoint.mapped_rows import Maps, Rows
@@ -61,16 +61,16 @@ class Streaming:
     """What became of it.
 
     Attributes:
-        obstacle: why the stock builder quantised all the same, None if it did not.
+        unsupported_reason: why the stock builder quantised all the same, None if it did not.
         searched: how many weights had their scales searched.
         unfolded: why the plan's fold was not used, None if it was or there was none.
-        kept: the checkpoint's tensors that lost nothing, since they were whole multiples already.
+        lossless: the checkpoint's tensors that lost nothing, since they were whole multiples already.
     """
 
-    obstacle: str | None = None
+    unsupported_reason: str | None = None
     searched: int = 0
     unfolded: str | None = None
-    kept: tuple[str, ...] = ()
+    lossless: tuple[str, ...] = ()
 
 
 def stream_weights(
@@ -103,8 +103,8 @@ def stream_weights(
         return SimpleNamespace(weight=Matrix((q.weight, k.weight, v.weight)))
 
     def save_model(self: Any, out_dir: str) -> None:
-        streaming.obstacle = obstacle_in(self)
-        if streaming.obstacle:
+        streaming.unsupported_reason = unsupported_reason_in(self)
+        if streaming.unsupported_reason:
             before_stock()
             stock_save(self, out_dir)
         else:
@@ -162,7 +162,7 @@ def _save(model: Any, out_dir: Path, threads: int, plan: Plan, streaming: Stream
     with suppress(OSError):  # the builder's cache, which it removes here if it is empty
         Path(model.cache_dir).rmdir()
     streaming.searched = sum(entry.energy is not None for entry in quantised)
-    streaming.kept = _names_kept(quantised)
+    streaming.lossless = _lossless_names(quantised)
 
 
 def _lay_out(graph: "ir.Graph", folder: Path, data: str) -> int:
@@ -196,11 +196,11 @@ def _form_of(plan: Plan, maps: Maps, parts: "tuple[Tensor, ...]", bits: Bits) ->
     if bits == 4 and plan.int8.intersection(names):
         return Form(8)
     searched = all(name in plan.energies for name in names)
-    return Form(bits, zeros=bits == 4 and plan.zero_points and searched and not _are_kept(plan, names, bits))
+    return Form(bits, zeros=bits == 4 and plan.zero_points and searched and not _are_lossless(plan, names, bits))
 
 
-def _are_kept(plan: Plan, names: Sequence[str], bits: Bits) -> bool:
-    return all(plan.kept.get(name) == bits for name in names)
+def _are_lossless(plan: Plan, names: Sequence[str], bits: Bits) -> bool:
+    return all(plan.lossless.get(name) == bits for name in names)
 
 
 def _rows_of(weight: QuantisedWeight, maps: Maps) -> tuple[Rows, ...]:
@@ -224,10 +224,10 @@ def _quantised_entry(weight: QuantisedWeight, rows: tuple[Rows, ...], block_size
         zeros_offset=None if weight.zeros is None else _offset(weight.zeros),
         energy=energy if energy is None or columns is None else energy / columns.square(),
         stored=plan.stored if weight.zeros is not None else {},
-        kept=_are_kept(plan, names, weight.bits),
+        is_lossless=_are_lossless(plan, names, weight.bits),
     )
 
 
-def _names_kept(entries: Sequence[QuantisedEntry]) -> tuple[str, ...]:
-    names = {part.rows.name for entry in entries if entry.kept for part in entry.parts}
+def _lossless_names(entries: Sequence[QuantisedEntry]) -> tuple[str, ...]:
+    names = {part.rows.name for entry in entries if entry.is_lossless for part in entry.parts}
     return tuple(sorted(names - {name for entry in entries for name in entry.missed}))

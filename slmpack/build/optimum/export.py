@@ -1,6 +1,6 @@
 """The work of the exporter: a checkpoint's graph, exported once and compared with its source, and packages of it.
 
-    <workspace>/exports/<key>/model.onnx    float32, from optimum in its own environment; kept if its logits are right
+    <workspace>/exports/<key>/model.onnx    float32, from optimum in its own environment; stored if its logits are right
 
 Every recipe of a snapshot starts from the same graph.
 """

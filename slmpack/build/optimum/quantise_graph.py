@@ -155,8 +155,8 @@ def _make_matmuls(graph: Any) -> None:
     graph.ClearField("node")
     graph.node.extend(node for node in nodes if node.op_type != "Transpose" or node.output[0] in read)
     graph.initializer.extend(added.values())
-    kept = {name for node in graph.node for name in node.input}
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in kept]:
+    used = {name for node in graph.node for name in node.input}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
         graph.initializer.remove(tensor)
 
 

@@ -1,6 +1,7 @@
-"""Clean environment: the logged model is loaded and asked where nothing is installed but its own requirements.
+"""Clean environment: the logged model is loaded and answers where nothing is installed but its own requirements.
 
-    requirements.txt, by URI --uv--> a new virtual environment --consumer.py--> the model's own input example, answered
+    requirements.lock, else requirements.txt, by URI --uv--> a new virtual environment
+    a new virtual environment --consumer.py--> the model's own input example, answered
 
 A requirement that is missing, or an import of what only this machine has, shows here and nowhere else. uv does the
 installing, from the package index that pip is set up with (`machine.pip_config`).
@@ -10,18 +11,17 @@ import json
 import logging
 import shutil
 import signal
+import sysconfig
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from slmpack.errors import CheckError
 from slmpack.figures import bytes_shown
-from slmpack.log.artifacts import Artifacts, artifacts_of
 from slmpack.log.interfaces import check_answer, signature_of
-from slmpack.log.requirements import LARGEST_REQUIREMENTS, plain_pins
 from slmpack.machine.environments import UvError, inherited, make_environment, resolve_requirements, run_to_log
 from slmpack.machine.limits import limit_seconds
 from slmpack.machine.private import empty_log
@@ -29,15 +29,17 @@ from slmpack.machine.runtimes import SETS
 from slmpack.machine.store import lock, log_folder
 from slmpack.progress import report
 from slmpack.prove.clean_environment import consumer
-from slmpack.records import Interface, LoggedModel, Record, Target
-from slmpack.reports import Check
+from slmpack.prove.clean_environment.packages import installed_packages
+from slmpack.prove.clean_environment.requirement_files import REQUIREMENTS, fetch_requirements, take_lock
+from slmpack.records import Interface, LoggedModel, Record, Target, digest_of
+from slmpack.reports import Check, CleanEnvironment
 from slmpack.source.mlflow_errors import final_errors
 
 logger = logging.getLogger(__name__)
 
 ASK_LIMIT_SECONDS = 1800.0
 ANSWER_TOKENS = 16
-REQUIREMENTS = "requirements.txt"
+BYTECODE = "bytecode"
 CUDA_PLATFORM = "x86_64-manylinux_2_28"  # what ONNX Runtime's wheels for CUDA 13 are built for
 # A module that is importable in there would hide that the model needs it.
 FORBIDDEN = {
@@ -58,7 +60,7 @@ class Answer(Record):
     not_closed: str | None
 
 
-def check_clean_environment(model: LoggedModel, workspace: Path) -> tuple[Check, ...]:
+def check_clean_environment(model: LoggedModel, workspace: Path) -> CleanEnvironment:
     """Install what the logged model itself says it needs, in a new place, and ask it there.
 
     The environment is gone afterwards. One is made at a time, so that what a killed run left can be removed.
@@ -75,20 +77,25 @@ def check_clean_environment(model: LoggedModel, workspace: Path) -> tuple[Check,
             source = _fetch(model, folder)
         started = time.monotonic()
         report("clean environment", 1, 3, "steps")
-        python = _make(folder, log)
+        locked = take_lock(folder)
+        python = _make(folder, log, hashed=bool(locked))
         made = time.monotonic()
+        packages = installed_packages(folder / "environment", locked)
         report("clean environment", 2, 3, "steps")
-        answer = _ask(model, source, python, folder, log)
+        with _bytecode_of_packages(folder, workspace):
+            answer = _ask(model, source, python, folder, log)
         answered = time.monotonic()
         report("clean environment", 3, 3, "steps")
         cost = _cost(folder / "environment", made - started, answered - made)
+        cost += f", {'each with a hash of its lock' if locked else 'without hashes'}"
     logger.info("clean environment of %s: %s", model.model_id, cost)
     found = _check(answer.answer, model)
-    return (
+    checks = (
         Check(name="clean environment", found=cost),
         Check(name="answer in a clean environment", found=found),
         Check(name="network of the clean environment", found=_network(answer)),
     )
+    return CleanEnvironment(checks=checks, packages=packages)
 
 
 def _network(answer: Answer) -> str:
@@ -108,7 +115,7 @@ def check_resolution(model: LoggedModel, workspace: Path) -> Check:
     empty_log(log)
     with _empty_folder(workspace) as folder:
         with final_errors(CheckError, f"to read {model.uri}"):
-            _fetch_requirements(model, folder)
+            fetch_requirements(model, folder)
         try:
             lines = resolve_requirements(folder / REQUIREMENTS, CUDA_PLATFORM, log, CheckError)
         except UvError as refused:
@@ -143,34 +150,42 @@ def _fetch(model: LoggedModel, folder: Path) -> str:
     """
     from mlflow import get_tracking_uri
 
-    artifacts = _fetch_requirements(model, folder)
+    artifacts = fetch_requirements(model, folder)
     scheme = urlsplit(artifacts.location).scheme
     if urlsplit(get_tracking_uri()).scheme in {"http", "https"} and scheme == "mlflow-artifacts":
         return model.uri
     return str(artifacts.path_of("", folder / "model"))
 
 
-def _fetch_requirements(model: LoggedModel, folder: Path) -> Artifacts:
-    """Write the requirements into `folder`; return the files of the model.
-
-    Raises:
-        CheckError: one of them is more than a name and a version.
-    """
-    artifacts = artifacts_of(model)
-    given = artifacts.copy(REQUIREMENTS, folder)
-    with given.open("rb") as file:
-        pins = plain_pins(file.read(LARGEST_REQUIREMENTS + 1))
-    given.unlink()  # read-only where it was copied with its mode
-    (folder / REQUIREMENTS).write_text("".join(f"{pin}\n" for pin in pins))  # what was looked at is what uv gets
-    return artifacts
-
-
-def _make(folder: Path, log: Path) -> Path:
+def _make(folder: Path, log: Path, *, hashed: bool = False) -> Path:
     """Make the environment with uv and return its interpreter."""
     try:
-        return make_environment(folder / "environment", folder / REQUIREMENTS, log, CheckError)
+        return make_environment(folder / "environment", folder / REQUIREMENTS, log, CheckError, hashed=hashed)
     except UvError as refused:
         raise _unmade(refused, log) from refused
+
+
+@contextmanager
+def _bytecode_of_packages(folder: Path, workspace: Path) -> Iterator[None]:
+    """Lend the environment what Python has compiled of the same packages before, and keep it if the block succeeds.
+
+    To compile them takes longer than to load and ask a small model. Python compares a file's time and size before it
+    uses its bytecode. Nothing of the model's own code is kept, and nothing after a failure.
+    """
+    environment = folder / "environment"
+    packages = sorted(path.name for path in environment.glob("lib/python*/site-packages/*.dist-info"))
+    kept = workspace / BYTECODE / digest_of(packages)
+    compiled = {"packages": environment, "python": Path(sysconfig.get_path("stdlib"))}
+    places = {kept / name: folder / BYTECODE / path.relative_to(path.anchor) for name, path in compiled.items()}
+    for stored, lent in places.items():
+        lent.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            stored.rename(lent)
+    yield
+    kept.mkdir(parents=True, exist_ok=True)
+    for stored, lent in places.items():
+        with suppress(OSError):  # it costs the next one seconds
+            lent.rename(stored)
 
 
 def _unmade(refused: UvError, log: Path) -> Exception:
@@ -217,13 +232,13 @@ def _run_consumer(python: Path, step: str, parameters: dict[str, object], size_b
     request.write_text(json.dumps(parameters | {"result": str(result)}))
     # Bytecode is beside the environment, where the second step finds what the first compiled: a store on this machine
     # is read in place, and bytecode in it would later be run unlooked at.
-    bytecode = f"pycache_prefix={folder / 'bytecode'}"
+    bytecode = f"pycache_prefix={folder / BYTECODE}"
     command = [str(python), "-I", "-P", "-X", bytecode, consumer.__file__, step, str(request)]
     code = run_to_log(command, _consumer_environment(folder), folder, log, limit_seconds(ASK_LIMIT_SECONDS, size_bytes))
     if code or not result.exists():
         how_ended = "was killed by signal 9" if code == -signal.SIGKILL else f"ended with code {code}"
         raise CheckError(
-            f"clean environment: the process that asks the model {how_ended}", "an answer", f"the log is {log}"
+            f"clean environment: the process that runs the model {how_ended}", "an answer", f"the log is {log}"
         )
     answer: dict[str, Any] = json.loads(result.read_text())
     if "step" in answer:
@@ -236,7 +251,7 @@ def _run_consumer(python: Path, step: str, parameters: dict[str, object], size_b
 
 
 def _consumer_environment(folder: Path) -> dict[str, str]:
-    """Return what the consumer sees: the server if there is one, no pickles, no Hub and none of its files kept here."""
+    """Return what the consumer sees: the server if there is one, no pickles, no Hub and none of its files from here."""
     import mlflow
 
     stores = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "MLFLOW_REGISTRY_URI": mlflow.get_registry_uri()}

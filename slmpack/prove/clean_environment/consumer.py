@@ -33,7 +33,7 @@ Result = dict[str, Any]
 
 
 class NetworkError(RuntimeError):
-    """The model asked the network for something when it was loaded or answered."""
+    """The model used the network when it was loaded or answered."""
 
 
 # Source: Linux's sched.h, sockios.h and if.h.
@@ -172,7 +172,7 @@ def _leave_with_parent() -> None:
 
 if __name__ == "__main__":
     step, path = sys.argv[1:]
-    obstacle = close_network() if step == "ask" else None
+    still_open = close_network() if step == "ask" else None
     _leave_with_parent()
     given = json.loads(Path(path).read_text())
-    Path(given["result"]).write_text(json.dumps(ask(given, obstacle) if step == "ask" else fetch(given)))
+    Path(given["result"]).write_text(json.dumps(ask(given, still_open) if step == "ask" else fetch(given)))

@@ -1,10 +1,10 @@
-"""Known parity: what `parity` found is kept by all that it depends on, and so is found once.
+"""Cache of parity results, keyed by all that they depend on.
 
     <workspace>/parities/<key>/parity.json    the checks that held
 
 A tokenizer is compared without a weight. Another recipe or target of a snapshot has the same tokenizer files, and
 another run has the same of everything, so for them nothing is compared again; a changed file, release or line of the
-comparison is another key. A difference is not kept: it is found again each time.
+comparison is another key. A difference is not stored: it is found again each time.
 """
 
 from importlib.metadata import PackageNotFoundError, version
@@ -56,7 +56,7 @@ CODE = (
 
 
 def known_parity(package: Package, workspace: Path) -> tuple[Check, ...]:
-    """Return what `check_parity` finds for the package and its snapshot, now or when it was asked before.
+    """Return what `check_parity` finds for the package and its snapshot, now or in an earlier run.
 
     Raises:
         CheckError: the first difference.

@@ -113,14 +113,14 @@ def measure_loss(request: LossRequest) -> ChatLoss:
     """
     examples = read_examples(request.checkpoint, request.chats, request.context_length)
     total, done = 0.0, 0
-    for part in parts_of(examples.kept, tokens_at_once(request.checkpoint)):
+    for part in parts_of(examples.fitting, tokens_at_once(request.checkpoint)):
         total += _loss(request, part)
         done += len(part)
-        report("measure", done, len(examples.kept), "held-out answers")
+        report("measure", done, len(examples.fitting), "held-out answers")
     if not math.isfinite(total):
         raise QualityError("a loss that is not finite", "a number", "check the checkpoint")
     return ChatLoss(
-        loss=total / examples.learnt, tokens=examples.learnt, answers=len(examples.kept), left_out=examples.left_out
+        loss=total / examples.learnt, tokens=examples.learnt, answers=len(examples.fitting), left_out=examples.left_out
     )
 
 

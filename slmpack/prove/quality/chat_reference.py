@@ -1,7 +1,7 @@
-"""Chat reference: what the source itself says of the answers in some chats, computed once and kept, like `reference`.
+"""Chat reference: the source's own logits on the answers in some chats, computed and stored once, like `reference`.
 
     <workspace>/chat-references/<key>/
-        chats.jsonl             the chats that were given
+        chats.jsonl             the chats
         chats.json              `ChatReference`: the chats' token ids, and where their answers are
         log_probabilities.npy   float16 [answers' tokens, vocabulary]
 
@@ -13,8 +13,8 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from slmpack.chats.dataset import read_good_chats
 from slmpack.chats.examples import IGNORED, Example, read_examples
+from slmpack.chats.lines import read_good_chats
 from slmpack.checkpoint.forward import load_source, logits_of, vocabulary_of
 from slmpack.checkpoint.tokenizer import read_tokenizer
 from slmpack.checkpoint.windows import LOG_PROBABILITIES_FILE, dtype_of
@@ -125,32 +125,32 @@ def run_source_on_chats(request: ChatReferenceRequest) -> ChatReference:
     vocabulary = vocabulary_of(load_source(request.snapshot, request.dtype))
     longest = min(request.context_length, MAX_CHAT_TOKENS, CHAT_BYTES // (LOGITS_ROW_BYTES * vocabulary))
     examples = read_examples(request.snapshot, request.into / GIVEN, longest)
-    kept = sorted(first_examples(examples.kept), key=lambda example: len(example.ids))
+    used = sorted(first_examples(examples.fitting), key=lambda example: len(example.ids))
     reference = ChatReference(
-        windows=tuple(tuple(example.ids) for example in kept),
-        marked=tuple(answer_positions(example) for example in kept),
-        left_out=examples.left_out + len(examples.kept) - len(kept),
+        windows=tuple(tuple(example.ids) for example in used),
+        marked=tuple(answer_positions(example) for example in used),
+        left_out=examples.left_out + len(examples.fitting) - len(used),
         vocabulary=len(read_tokenizer(request.snapshot)),
     )
     (request.into / CHATS_FILE).write_text(reference.model_dump_json())
     require_space(request.into, 2 * reference.positions * vocabulary, "the record of what the source says")
     with (request.into / LOG_PROBABILITIES_FILE).open("wb") as file:
         write_header(file, (reference.positions, vocabulary))
-        for rows in _answers_rows(request, kept):
+        for rows in _answers_rows(request, used):
             file.write(rows)
     return reference
 
 
 def first_examples(examples: Sequence[Example]) -> list[Example]:
     """Return the first examples, as many as are read; at least one."""
-    kept: list[Example] = []
+    used: list[Example] = []
     tokens = learnt = 0
     for example in examples:
         tokens, learnt = tokens + len(example.ids), learnt + example.learnt
-        if kept and (tokens > MAX_TOKENS or learnt > MAX_ANSWER_TOKENS):
+        if used and (tokens > MAX_TOKENS or learnt > MAX_ANSWER_TOKENS):
             break
-        kept.append(example)
-    return kept
+        used.append(example)
+    return used
 
 
 def answer_positions(example: Example) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from slmpack.records import Snapshot
 
 
 def general_perplexity(snapshot: Snapshot, workspace: Path) -> float:
-    """Return the perplexity of the built-in quality text; what the model says of it is kept, see `reference`.
+    """Return the perplexity of the built-in quality text; the model's log-probabilities are stored, see `reference`.
 
     Raises:
         QualityError: the model cannot be run, or its logits are not finite.

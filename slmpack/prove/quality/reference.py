@@ -1,11 +1,11 @@
-"""Reference: what the source itself says on a text, computed once and kept, so that packages are compared with it.
+"""Reference: the source's own logits on a text, computed and stored once, so that packages are compared with it.
 
     <workspace>/references/<key>/
         text.txt                what was read, UTF-8
         reference.json          `Reference`: the windows' token ids, the prompts' token ids
         log_probabilities.npy   float16 [positions, vocabulary]
 
-Log-probabilities are kept, not logits: float16 has its finest steps near zero, which is where the likely tokens'
+Log-probabilities are stored, not logits: float16 has its finest steps near zero, which is where the likely tokens'
 are (an error of 0.0005 at p = 0.5, while a logit of 20 is off by 0.008), and an error counts by the token's
 probability. Renormalised when read, the rounding costs less than 1e-6 nats of KL.
 
@@ -176,7 +176,7 @@ def rows_at_once(vocabulary: int) -> int:
 
 
 def log_probabilities(logits: "Tensor") -> "Tensor":
-    """Return the float16 `[positions, vocabulary]` that is kept of float32 logits.
+    """Return the float16 `[positions, vocabulary]` that is stored of float32 logits.
 
     Raises:
         QualityError: logits that are not finite.

@@ -1,7 +1,7 @@
 """Repetition: greedy answers that loop, which a model too coarsely quantised gives before its perplexity tells.
 
-Small models loop by themselves on some questions. So only a package's answer that loops is held against its source,
-and only a loop that the source does not have is new. The source is asked only then, and all questions at once: a token
+Small models loop by themselves on some questions. So only a package's answer that loops is compared with its source's,
+and only a loop that the source does not have is new. The source runs only then, with all questions at once: a token
 costs the reading of every weight, however many answers it is for. It runs in its own precision, mapped: float32 would
 be made anew for every token.
 """
@@ -115,7 +115,7 @@ def count_new_loops(
 def source_answers(
     prompts: tuple[tuple[int, ...], ...], snapshot: Snapshot, dtype: str, workspace: Path
 ) -> tuple[Answer, ...]:
-    """Return the source's own greedy answers, asked once and kept in the workspace.
+    """Return the source's own greedy answers, computed once and stored in the workspace.
 
     Raises:
         QualityError: the source cannot be run.

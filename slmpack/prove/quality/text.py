@@ -29,7 +29,7 @@ def checked_waiver(waiver: str) -> str:
         raise UsageError(
             f"the waiver {reason!r}",
             f"a reason of at least {MIN_WAIVER_LETTERS} letters",
-            "say why the loss does not matter here",
+            "say why it does not matter here",
         )
     return reason
 

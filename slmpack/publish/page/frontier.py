@@ -1,20 +1,17 @@
 """The frontier: what each recipe that was tried costs in size and loses in quality, drawn as SVG.
 
-A drawing is the same bytes for the same rungs. Its colours are CSS variables with a light page's values as fallback,
+A drawing is the same bytes for the same attempts. Its colours are CSS variables with a light page's values as fallback,
 so it stands alone and also follows the page that it is set in, light or dark.
 """
 
 import io
 import math
 import re
-import unicodedata
-from typing import TYPE_CHECKING, Annotated, Literal
-
-from pydantic import AfterValidator
+from typing import TYPE_CHECKING
 
 from slmpack.figures import bytes_shown, limit_shown, rate_shown, ratio_shown
-from slmpack.records import Record
-from slmpack.reports import Quality, QualityPolicy, Speed
+from slmpack.publish.page.attempt import Attempt
+from slmpack.reports import QualityPolicy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,44 +39,8 @@ VARIABLES = {
 }
 
 
-def _clean(text: str) -> str:
-    """Replace what no file takes (lone surrogates, control characters) or what turns the reading direction."""
-    return "".join(
-        "\N{REPLACEMENT CHARACTER}" if _is_unfit(character) else character for character in text.replace("\r\n", "\n")
-    )
-
-
-def _is_unfit(character: str) -> bool:
-    if unicodedata.category(character) in {"Cc", "Cs"}:
-        return character not in "\n\t"
-    return character in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufffe\uffff"
-
-
-Text = Annotated[str, AfterValidator(_clean)]  # words from outside, fit for a page
-
-
-class Attempt(Record):
-    """One recipe that was tried.
-
-    Attributes:
-        recipe: its name.
-        size_bytes: None where it was not built.
-        quality: None where it was not measured.
-        status: `refused` by the policy, `not built` because it cannot take the model or this machine cannot take it,
-            or `failed` before it could be measured.
-        reason: why it was not published, else None.
-    """
-
-    recipe: Text
-    size_bytes: int | None
-    quality: Quality | None
-    speed: Speed | None
-    status: Literal["published", "refused", "not built", "failed"]
-    reason: Text | None = None
-
-
 def frontier_svg(attempts: tuple[Attempt, ...], policy: QualityPolicy) -> str:
-    """Draw size against perplexity ratio, the policy's limit, and a line of text for each rung without a ratio.
+    """Draw size against perplexity ratio, the policy's limit, and a line of text for each attempt without a ratio.
 
     Returns:
         An `<svg>` element without an XML header, to be set in a page or saved as it is.
@@ -185,7 +146,7 @@ def _dress(axes: "Axes") -> None:
 
 
 def _draw_attempts(axes: "Axes", drawn: list[Attempt]) -> None:
-    """Mark each rung and label it in a column beside the plot, where labels cannot cover each other."""
+    """Mark each attempt and label it in a column beside the plot, where labels cannot cover each other."""
     gap = min(0.125, 1.0 / len(drawn))
     points = [(_megabytes(attempt), _ratio(attempt) or 1.0) for attempt in drawn]
     to_axes = axes.transData + axes.transAxes.inverted()

@@ -1,4 +1,4 @@
-"""Proof: the page of a version, kept with the run that made it.
+"""Proof: the page of a version, logged in the run that made it.
 
 runs:/<run>/proof/version.html   every check with its figure, to be read by a person
 runs:/<run>/proof/facts.json     the same for programs; the next version's page compares itself with it
@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slmpack.log.tags import facts_in
+from slmpack.publish.page.attempt import Attempt
 from slmpack.publish.page.facts import Earlier, PageFacts, facts_of, read_earlier, summary_json
-from slmpack.publish.page.frontier import Attempt, frontier_svg
+from slmpack.publish.page.frontier import frontier_svg
 from slmpack.publish.page.machine import this_machine
 from slmpack.publish.page.render import page_summary, version_page
 from slmpack.records import Package, Record
@@ -32,7 +33,7 @@ class Proofs(Record):
     validation: ValidationReport
     quality: QualityReport
     smoke: SmokeReport
-    rungs: tuple[Attempt, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
 
     @property
     def are_on_hardware(self) -> bool:
@@ -73,20 +74,20 @@ def page_facts(
         machine=this_machine(proofs.smoke.device),
         chat_template=_chat_template(validation.model.package),
         others=others,
-        rungs=proofs.rungs,
+        attempts=proofs.attempts,
         previous=_earlier(holder),
     )
 
 
 def log_page(facts: PageFacts, run_id: str) -> str:
-    """Keep the page with its run; return its summary in Markdown."""
+    """Log the page in its run; return its summary in Markdown."""
     from mlflow import MlflowClient
 
     client = MlflowClient()
     client.log_text(run_id, version_page(facts), PAGE)
     client.log_text(run_id, summary_json(facts), FACTS)
-    if facts.rungs:
-        client.log_text(run_id, frontier_svg(facts.rungs, facts.policy), FRONTIER)
+    if facts.attempts:
+        client.log_text(run_id, frontier_svg(facts.attempts, facts.policy), FRONTIER)
     return page_summary(facts)
 
 
@@ -100,15 +101,19 @@ def _chat_template(package: Package) -> str | None:
     return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
-def _earlier(holder: "ModelVersion | None") -> Earlier | None:
-    """Read the facts of the version that holds the alias; one that has none is known by its number."""
+def page_facts_text(run_id: str | None) -> str:
+    """Return the facts of the page of a run as they were logged; "" where it has none."""
     import mlflow
     from mlflow.exceptions import MlflowException
 
+    try:
+        return str(mlflow.artifacts.load_text(f"runs:/{run_id}/{FACTS}"))
+    except (MlflowException, OSError):  # published by an earlier release, or its run was deleted
+        return ""
+
+
+def _earlier(holder: "ModelVersion | None") -> Earlier | None:
+    """Read the facts of the version that holds the alias; one that has none is known by its number."""
     if holder is None:
         return None
-    try:
-        text = mlflow.artifacts.load_text(f"runs:/{facts_in(holder.tags).get('mlflow_run')}/{FACTS}")
-    except (MlflowException, OSError):  # published by an earlier release, or its run was deleted
-        text = "{}"
-    return read_earlier(text, int(holder.version))
+    return read_earlier(page_facts_text(facts_in(holder.tags).get("mlflow_run")) or "{}", int(holder.version))

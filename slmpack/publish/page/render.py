@@ -5,7 +5,7 @@
                                       +-> summary_json -> read_earlier: what the next version compares itself with
 
 What comes from outside (answers, licences, names) is text, never markup. `facts` has the facts and their JSON,
-`changes` the comparison.
+`findings` the checks with their limits, `changes` the comparison.
 """
 
 import html
@@ -62,7 +62,7 @@ def version_page(facts: PageFacts) -> str:
             requirement_changes=requirement_changes,
             template_difference=template_difference,
             # what frontier_svg returns is markup by construction: matplotlib escapes every text in it
-            frontier=Markup(frontier_svg(facts.rungs, facts.policy)) if facts.rungs else None,  # noqa: S704
+            frontier=Markup(frontier_svg(facts.attempts, facts.policy)) if facts.attempts else None,  # noqa: S704
             commands=commands_of(facts),
         )
     )
@@ -141,7 +141,8 @@ def verdict_of(facts: PageFacts) -> str:
     held = f"{len(judged) - len(short)} of {len(judged)} checks held on {facts.machine.cpu}{_loss_of(facts)}"
     unheld = "".join(f"; not held: {f.name}, {f.found} (expected {f.threshold})" for f in short)
     skipped = "".join(f"; not run: {proof.name}" for proof in facts.proofs if not proof.findings)
-    reason = f"; published all the same, because: {facts.waiver}" if facts.waiver is not None else ""
+    reasons = "".join(f"; {why}" for why in (facts.waiver, facts.template_waiver) if why is not None)
+    reason = f"; published all the same, because: {reasons.removeprefix('; ')}" if reasons else ""
     return f"{held}{unheld}{skipped}{reason}."
 
 

@@ -3,7 +3,7 @@
     <workspace>/folds/<key>/
         fold.safetensors    float32: columns/<matrix> [K], rows/<matrix> [N], norms/<norm's weight> [H]
 
-    snapshot --fold_map--> pairs --fold_scales, by the calibration--> scales --fold_check--> kept, or empty
+    snapshot --channel_pairs--> pairs --channel_scales, by the calibration--> scales --check--> stored, or empty
 
 A folded model is the source but for rounding. An architecture without a map, or a fold that changes what the source
 says, gives an empty fold with the reason among the folder's facts; the package is then made without.

@@ -46,7 +46,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class SolvedMatrix:
-    """The codes of a matrix `[N, K]`, read from its file when they are asked for, from any number of threads."""
+    """The codes of a matrix `[N, K]`, read from its file when they are used, from any number of threads."""
 
     codes: Stored
     scales: Stored

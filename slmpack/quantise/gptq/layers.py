@@ -58,7 +58,7 @@ def solve_model(
         import torch
 
         name, weight = names[module], module.weight
-        if name not in done and x.numel():  # an expert that nobody asked has no inputs
+        if name not in done and x.numel():  # an expert that no token was routed to has no inputs
             factor = inputs.factor_of(x, fold.columns.get(name), name)
             solved, weight = _solve_folded(weight, factor, fold, name)
             keep(name, solved)
@@ -90,7 +90,7 @@ class _Inputs:
         """Return the factor of `inputs` `[..., K]`, divided by a fold's `columns`, for the matrix `name`."""
         seen = self._seen
         if seen is None or seen.inputs is not inputs or not _same(seen.columns, columns):
-            seen = self._seen = None  # what the last inputs took is free before more is asked for
+            seen = self._seen = None  # the memory of the last inputs is free before more is allocated
             self._seen = seen = _Seen(inputs, columns, factorise(covariance(inputs, columns), name))
         return seen.factor
 

@@ -5,7 +5,7 @@ The error of a matrix's output, weighted by the energy of its input, relative to
     q, k, v; gate, up     the matrix's own output
     o; down               the residual stream, which is what all of their kind have added to it until then
 
-Inputs count as if their channels had nothing to do with each other, since calibration kept no more of them. What adds
+Inputs count as if their channels had nothing to do with each other, since calibration stores no more of them. What adds
 to the residual stream is a matrix alone with its input that has as many rows as the head has columns.
 
 SmolLM2-135M, 4 bits with the head in 8, no fold: mean KL .119 on the built-in text. With 10.5 MB more for int8: .053 by

@@ -184,7 +184,7 @@ def _in_threads(rounded: "Callable[[Tensor, slice], Tensor]", weight: "Tensor") 
 
 
 def _grow(layer: Any, more: int, batch: _Batch, on_layer: Callable[[], object]) -> None:
-    """Let a layer work on `more` copies of the first row beside what it is given, some rows at a time."""
+    """Let a layer work on `more` copies of the first row beside its own input, some rows at a time."""
     import torch
 
     own = layer.forward
@@ -216,7 +216,7 @@ def _run(decoder: Any, window: Sequence[int]) -> Any:
 
 
 def _losses(model: Any, output: Any, names: Sequence[str]) -> tuple[float, ...]:
-    """Return the mean KL of each row to the first, having asked the head for some tokens at a time, all their rows."""
+    """Return the mean KL of each row to the first; the head runs on some tokens at a time, all their rows."""
     import torch
 
     hidden = output.last_hidden_state.transpose(0, 1)

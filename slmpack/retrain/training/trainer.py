@@ -9,31 +9,27 @@ and a base in bfloat16 stays in it under an adapter. On a CPU without the memory
 is loaded in bfloat16, which rounds more, and is slower on a CPU that does not know it. All weights in bfloat16 are not
 trained: a step is often smaller than bfloat16's.
 
-One seed decides the order of the chats and the adapter's beginning, and torch is held to algorithms that give the same
+One seed decides the order of the chats and the adapter's beginning, and torch uses algorithms that give the same
 sums, so a machine with the same number of threads gives the same weights again.
 """
 
 import logging
 import shutil
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slmpack.chats.examples import IGNORED, Examples, read_examples
 from slmpack.checkpoint.sizes import sizes_of
-from slmpack.errors import TrainError
 from slmpack.machine.forks import TORCH, forked_with
 from slmpack.machine.memory import available_bytes
-from slmpack.progress import report
 from slmpack.records import Record
-from slmpack.retrain.training.checkpoints import KEPT, mark_whole, no_room
-from slmpack.retrain.training.losses import LOSSES, TrainingPoint, read_points
+from slmpack.retrain.training.checkpoints import KEPT, no_room
 from slmpack.retrain.training.memory import Plan, chats_at_a_time, choose_plan, give_large_blocks_back
 from slmpack.retrain.training.settings import TrainSettings
+from slmpack.retrain.training.watch import watch_steps
 
 if TYPE_CHECKING:
     import torch
-    from transformers import TrainerCallback
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +128,7 @@ def _train(request: TrainRequest) -> TrainResult:
         dtype=plan.dtype,
         recomputes=plan.recomputes,
         trained_parameters=sum(weights),
-        examples=len(examples.kept),
+        examples=len(examples.fitting),
         left_out=examples.left_out,
         learnt_tokens=examples.learnt,
         longest=examples.longest,
@@ -167,7 +163,7 @@ def dtypes_for(request: TrainRequest) -> list[str]:
 
 
 def _at_a_time(request: TrainRequest, examples: Examples) -> int:
-    """Return how many chats of a batch are read at a time; a GPU is kept busy with all of them."""
+    """Return how many chats of a batch are read at a time; a GPU reads all of them."""
     import torch
 
     batch_size = request.settings.batch_size
@@ -237,9 +233,15 @@ def _trainer(model: Any, request: TrainRequest, examples: Examples, plan: Plan, 
         disable_tqdm=True,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several would be fed by threads, and sum in another order
-    rows = [{"input_ids": example.ids, "labels": example.labels} for example in examples.kept]
+    rows = [{"input_ids": example.ids, "labels": example.labels} for example in examples.fitting]
     trainer: Any = Trainer
-    return trainer(model=model, args=arguments, train_dataset=rows, data_collator=_batch, callbacks=[_watch(request)])
+    return trainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        data_collator=_batch,
+        callbacks=[watch_steps(request.folder, request.save_seconds)],
+    )
 
 
 def _batch(rows: "list[dict[str, list[int]]]") -> "dict[str, torch.Tensor]":
@@ -256,66 +258,6 @@ def _batch(rows: "list[dict[str, list[int]]]") -> "dict[str, torch.Tensor]":
         "labels": torch.tensor([padded(row["labels"], IGNORED) for row in rows]),
         "attention_mask": torch.tensor([padded([1] * len(row["input_ids"]), 0) for row in rows]),
     }
-
-
-def _watch(request: TrainRequest) -> "TrainerCallback":
-    """Return the callback that tells every step, stops at a number that is not finite, and asks for checkpoints."""
-    import math
-
-    from transformers import TrainerCallback
-
-    class Watch(TrainerCallback):
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.began = self.saved = time.monotonic()
-            self.first_step, self.first_tokens = state.global_step, state.num_input_tokens_seen
-            before = read_points(request.folder / LOSSES)
-            self.earlier_seconds = before[-1].seconds if before else 0.0
-            report("train", state.global_step, state.max_steps, "steps")
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            control.should_save = time.monotonic() - self.saved >= request.save_seconds
-
-        def on_log(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-            logs: dict[str, float] = others["logs"]
-            if "loss" not in logs:  # the summary at the end
-                return
-            for name in ("loss", "grad_norm"):
-                if not math.isfinite(logs.get(name, 0.0)):
-                    self.forget()
-                    raise TrainError(
-                        f"the {name.replace('grad_norm', 'gradient')} is {logs[name]} at step {state.global_step} of "
-                        f"{state.max_steps}",
-                        "a finite number",
-                        f"lower the learning rate ({args.learning_rate:g}), or look for what is odd in the chats",
-                    )
-            self.tell(state, logs)
-
-        def tell(self, state: Any, logs: dict[str, float]) -> None:
-            seconds, steps = time.monotonic() - self.began, state.global_step - self.first_step
-            point = TrainingPoint(
-                step=state.global_step,
-                steps=state.max_steps,
-                loss=logs["loss"],
-                learning_rate=logs["learning_rate"],
-                tokens=int(state.num_input_tokens_seen),
-                seconds=self.earlier_seconds + seconds,
-                tokens_per_second=(state.num_input_tokens_seen - self.first_tokens) / seconds,
-                seconds_left=(state.max_steps - state.global_step) * seconds / steps,
-            )
-            with (request.folder / LOSSES).open("a") as file:
-                file.write(point.model_dump_json() + "\n")
-            report("train", point.step, point.steps, "steps")
-
-        def forget(self) -> None:
-            """Remove the checkpoints: going on from them would end here again."""
-            for path in request.folder.glob("checkpoint-*"):
-                shutil.rmtree(path)
-
-        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            mark_whole(request.folder / f"checkpoint-{state.global_step}")
-            self.saved = time.monotonic()
-
-    return Watch()
 
 
 def _save(model: Any, request: TrainRequest) -> None:

@@ -1,0 +1,141 @@
+"""Signed: the signature of a logged model, beside its MLmodel, and whether it may be used here.
+
+    model.sig          over every file of the model, the next one included (`slmpack.signing.signature`)
+    provenance.json    what was made of what, how, and what was proved (`slmpack.publish.statement`)
+
+It is checked where a model's files are, before any of its code is imported: in place, or a file at a time from a
+store elsewhere. Without a trust policy nothing is checked.
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from slmpack.errors import TrustError
+from slmpack.log.artifacts import Artifacts, artifacts_of
+from slmpack.log.provenance import PROVENANCE, Provenance
+from slmpack.log.staging import READ_ONLY
+from slmpack.machine.bounded_file import read_bounded
+from slmpack.machine.private import replace_text
+from slmpack.machine.store import sha256_of
+from slmpack.progress import report
+from slmpack.records import LoggedModel
+from slmpack.signing.keys import SigningKey
+from slmpack.signing.policy import TrustedKey, TrustPolicy, find_policy
+from slmpack.signing.signature import (
+    LARGEST_SIGNATURE,
+    NOT_SIGNED,
+    SIGNATURE,
+    STATEMENT,
+    check_digests,
+    check_files,
+    sign_files,
+)
+from slmpack.source.absence import registered_form
+from slmpack.source.mlflow_errors import final_errors
+
+logger = logging.getLogger(__name__)
+
+
+def sign_logged(model: LoggedModel, digests: Mapping[str, str], statement: str, key: SigningKey) -> None:
+    """Put a statement and a signature beside the files of a logged model, in place of what was there.
+
+    Args:
+        digests: sha256 of every file that was logged, by its path.
+        statement: the content of the file STATEMENT.
+    """
+    from hashlib import sha256
+
+    all_digests = {**digests, STATEMENT: sha256(statement.encode()).hexdigest()}
+    signature = sign_files(model.name, all_digests, key).decode()
+    artifacts = artifacts_of(model)
+    for name, text in {STATEMENT: statement, SIGNATURE: signature}.items():
+        _put(artifacts, model.model_id, name, text)
+    logger.info("signed %s by the key %s", model.uri, key.fingerprint[:12])
+
+
+def _put(artifacts: Artifacts, model_id: str, name: str, text: str) -> None:
+    from mlflow import MlflowClient
+
+    if artifacts.folder is not None:
+        replace_text(artifacts.folder / name, text)
+        (artifacts.folder / name).chmod(READ_ONLY)
+        return
+    with TemporaryDirectory(prefix="slmpack-") as folder:
+        path = Path(folder) / name
+        path.write_text(text, encoding="utf-8")
+        MlflowClient().log_model_artifact(model_id, str(path), "")
+
+
+def require_signed_folder(uri: str, folder: Path, *, name: str | None = None) -> TrustedKey | None:
+    """Refuse a model in a folder of this machine that the trust policy does not accept.
+
+    Args:
+        uri: as the user named it.
+        name: of the registered model; None: as `uri` names it, else as the model's own files do.
+
+    Returns:
+        The key that signed it; None without a policy.
+
+    Raises:
+        TrustError: nobody who may signed it, or not these files.
+        UsageError: the policy cannot be read.
+    """
+    policy = find_policy()
+    return None if policy is None else check_folder(uri, folder, policy, name=name)
+
+
+def check_folder(uri: str, folder: Path, policy: TrustPolicy, *, name: str | None = None) -> TrustedKey:
+    """Return the key that signed a model in a folder, as `require_signed_folder` does for a policy at hand.
+
+    Raises:
+        TrustError: nobody who may signed it, or not these files.
+    """
+    if name is None:
+        form = registered_form(uri)
+        name = form["name"] if form else _own_name(folder) or uri
+    key = check_files(uri, name, folder, policy)
+    logger.info("%s is signed by the key %s", uri, key.id)
+    return key
+
+
+def _own_name(folder: Path) -> str | None:
+    """Return the name that a model was logged for, as a file of it says that its signature covers."""
+    try:
+        return Provenance.model_validate_json(read_bounded(folder / PROVENANCE)).name
+    except (OSError, ValueError):
+        return None
+
+
+def require_signed(uri: str, name: str, location: str) -> TrustedKey | None:
+    """Refuse a model in an artifact store as `require_signed_folder` does; files elsewhere are read one at a time.
+
+    Raises:
+        TrustError: nobody who may signed it, or not these files.
+        UsageError: the policy cannot be read.
+    """
+    policy = find_policy()
+    if policy is None:
+        return None
+    with final_errors(TrustError, f"to read {uri}"):
+        artifacts = Artifacts(location)
+        if artifacts.folder is not None:
+            return check_folder(uri, artifacts.folder, policy, name=name)
+        names = artifacts.sizes().keys()
+        if SIGNATURE not in names or STATEMENT not in names:
+            raise policy.unsigned(uri, name)
+        with artifacts.file(SIGNATURE) as signature, artifacts.file(STATEMENT) as statement:
+            read = read_bounded(signature, LARGEST_SIGNATURE), read_bounded(statement)
+        key = check_digests(uri, name, _digests_of(artifacts, names - set(NOT_SIGNED)), *read, policy)
+    logger.info("%s is signed by the key %s", uri, key.id)
+    return key
+
+
+def _digests_of(artifacts: Artifacts, names: frozenset[str] | set[str]) -> dict[str, str]:
+    digests = {}
+    for done, name in enumerate(sorted(names), start=1):
+        with artifacts.file(name) as path:
+            digests[name] = sha256_of(path)
+        report("signature", done, len(names), "files")
+    return digests

@@ -1,0 +1,1 @@
+"""Bill of materials: what a version is made of, as a CycloneDX ML-BOM in the run that made it."""

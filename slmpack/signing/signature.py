@@ -1,0 +1,183 @@
+"""Signature: one file that vouches for every file of a model, in the form of OpenSSF Model Signing.
+
+    digests of all files --sign_files--> a Sigstore bundle: the list of the digests, and a signature over it
+    folder, bundle, policy --check_files--> the key that signed; or what is wrong, by name
+
+Anybody can check a folder with the library's own command as well:
+`model_signing verify key FOLDER --signature FOLDER/model.sig --public_key release.pub`
+
+The library reads keys and signatures from files only; they lie in memory here (`memfd`).
+"""
+
+import base64
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from slmpack.errors import TrustError
+from slmpack.machine.bounded_file import parse_json, read_bounded
+from slmpack.machine.store import digest_paths
+from slmpack.signing.keys import SigningKey
+from slmpack.signing.policy import TrustedKey, TrustPolicy
+
+SIGNATURE, STATEMENT = "model.sig", "provenance.json"
+# MLflow writes the last one into a local store whenever somebody loads the model from there.
+NOT_SIGNED = (SIGNATURE, "registered_model_meta")
+LARGEST_SIGNATURE = 16 << 20  # bytes; some 100 a file
+MEDIA = "application/vnd.dev.sigstore.bundle.v0.3+json"
+ADVICE = "find out who changes files in the artifact store; then publish it again"
+
+
+def sign_files(name: str, digests: Mapping[str, str], key: SigningKey) -> bytes:
+    """Return the signature of a model, in the form of a file.
+
+    Args:
+        name: of the model.
+        digests: sha256 of every file by its path in the model's folder.
+    """
+    from model_signing import signing
+
+    with _in_memory(key.pem()) as private, _in_memory(b"") as signature:
+        config: Any = signing.Config()  # type: ignore[no-untyped-call]
+        config.set_hashing_config(_known(name, digests))
+        config.use_elliptic_key_signer(private_key=private).sign(name, signature)
+        return signature.read_bytes()
+
+
+def check_files(uri: str, name: str, folder: Path, policy: TrustPolicy) -> TrustedKey:
+    """Check the signature of a model in a folder: who signed, and that no file was changed, added or left out.
+
+    Args:
+        uri: as the user named it, for errors.
+        name: of the registered model.
+
+    Raises:
+        TrustError: it is not signed, by none who may, under another name, or not of these files.
+    """
+    path = folder / SIGNATURE
+    if not path.is_file():
+        raise policy.unsigned(uri, name)
+    try:
+        signature, statement = read_bounded(path, LARGEST_SIGNATURE), read_bounded(folder / STATEMENT)
+    except OSError as error:
+        raise _invalid(uri, f"cannot be read ({error.strerror})") from error
+    return check_digests(uri, name, digests_in(folder), signature, statement, policy)
+
+
+def check_digests(
+    uri: str, name: str, digests: Mapping[str, str], signature: bytes, statement: bytes, policy: TrustPolicy
+) -> TrustedKey:
+    """Check a signature as `check_files` does, of files whose digests are known.
+
+    Args:
+        digests: as `sign_files` takes them.
+        statement: the content of the file STATEMENT, whose digest is one of them.
+    """
+    key = policy.key_for(uri, name, _fingerprint_in(uri, signature))
+    _verify(uri, name, digests, signature, key)
+    signed = _name_in(uri, statement)
+    if signed != name:
+        raise TrustError(f"{uri} is signed as a version of {signed}", f"one of {name}", "load it by the name it has")
+    return key
+
+
+def digests_in(folder: Path) -> dict[str, str]:
+    """Return the sha256 of every file of a model that a signature is about, by its path in the folder.
+
+    Raises:
+        TrustError: something in the folder is a link.
+    """
+    found = sorted(path for path in folder.rglob("*") if path.name not in NOT_SIGNED or path.parent != folder)
+    if links := [path for path in found if path.is_symlink()]:
+        raise TrustError(f"{links[0].relative_to(folder)} is a link", "a model of regular files", ADVICE)
+    paths = [path for path in found if path.is_file()]
+    return {file.name: file.sha256 for file in digest_paths(folder, paths, "signature")}
+
+
+def _fingerprint_in(uri: str, signature: bytes) -> str:
+    """Return the fingerprint of the key that a signature names; that it is this key's is not checked here."""
+    try:
+        bundle = parse_json(signature)
+        if bundle["mediaType"] != MEDIA:
+            raise _invalid(uri, f"is of the kind {str(bundle['mediaType'])[:80]}")
+        return str(bundle["verificationMaterial"]["publicKey"]["hint"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise _invalid(uri, "is none that can be read") from error
+
+
+def _verify(uri: str, name: str, digests: Mapping[str, str], signature: bytes, key: TrustedKey) -> None:
+    from cryptography.exceptions import InvalidSignature
+    from model_signing import verifying
+
+    with _in_memory(key.public_key.encode()) as public, _in_memory(signature) as file:
+        try:
+            config: Any = verifying.Config()  # type: ignore[no-untyped-call]
+            config.set_hashing_config(_known(name, digests))
+            config.use_elliptic_key_verifier(public_key=public).verify(Path(name), file)
+        except InvalidSignature as error:
+            raise _invalid(uri, f"is not of the key {key.id}, which it names") from error
+        except Exception as error:  # of any kind: what is in a bundle is a stranger's
+            raise _invalid(uri, _difference(digests, signature) or f"does not hold ({type(error).__name__})") from error
+
+
+def _difference(digests: Mapping[str, str], signature: bytes) -> str | None:
+    """Return how the files differ from those that were signed, the first by name; None if they do not."""
+    try:
+        payload = json.loads(base64.b64decode(json.loads(signature)["dsseEnvelope"]["payload"]))
+        signed = {str(each["name"]): str(each["digest"]) for each in payload["predicate"]["resources"]}
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+    for name in sorted(digests.keys() | signed.keys()):
+        if name not in signed:
+            return f"does not have {name}, which was added"
+        if name not in digests:
+            return f"has {name}, which is missing"
+        if digests[name] != signed[name]:
+            return f"has another {name}"
+    return None
+
+
+def _invalid(uri: str, found: str) -> TrustError:
+    return TrustError(f"the signature of {uri} {found}", "one of all the files that are there", ADVICE)
+
+
+def _name_in(uri: str, statement: bytes) -> str:
+    try:
+        (subject,) = json.loads(statement)["subject"]
+        return str(subject["name"])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise _invalid(uri, f"comes with a {STATEMENT} that cannot be read") from error
+
+
+def _known(name: str, digests: Mapping[str, str]) -> Any:
+    """Return what hands the library digests that are known, in place of reading files."""
+    from model_signing import hashing, manifest
+    from model_signing._hashing.hashing import Digest
+
+    arguments: dict[str, Any] = {"method": "files", "hash_type": "sha256", "allow_symlinks": False}
+    serialization = manifest.SerializationType.from_args(arguments | {"ignore_paths": list(NOT_SIGNED)})
+
+    class Known(hashing.Config):
+        def hash(self, *_: Any, **__: Any) -> manifest.Manifest:
+            items = [
+                serialization.new_item(path, Digest("sha256", bytes.fromhex(sha256)))
+                for path, sha256 in sorted(digests.items())
+            ]
+            return manifest.Manifest(name, items, serialization)
+
+        def add_ignored_paths(self, **_: Any) -> None:
+            """Leave them: which files count was decided where they were hashed, not by a signature."""
+
+    return Known()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _in_memory(content: bytes) -> Iterator[Path]:
+    """Yield the path of a file in memory, which no other process can open by a name."""
+    with os.fdopen(os.memfd_create("slmpack"), "w+b") as file:
+        file.write(content)
+        file.flush()
+        yield Path(f"/proc/self/fd/{file.fileno()}")
