@@ -245,9 +245,15 @@ class Engine:
             if (queue := self._jobs.get(fields[0])) is not None:
                 queue.put_nowait(Token.from_fields(fields))
 
-    def _fail_jobs(self) -> None:
+    def cut_off(self) -> None:
+        """End the answers under way with an EngineDiedError: there is no time for the rest of them."""
+        self._fail_jobs("the server is being stopped; send the request again when it is back")
+
+    def _fail_jobs(
+        self, reason: str = "the process that computes ended; send the request again in some seconds"
+    ) -> None:
         for queue in self._jobs.values():
-            queue.put_nowait(EngineDiedError("the process that computes ended; send the request again in some seconds"))
+            queue.put_nowait(EngineDiedError(reason))
 
     def _close(self) -> None:
         if self._writer is not None:

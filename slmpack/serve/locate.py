@@ -15,6 +15,7 @@ from slmpack.log.trust import LARGEST_READ, METADATA, require_trusted_folder
 from slmpack.log.versions import version_of
 from slmpack.machine.bounded_file import read_bounded
 from slmpack.records import Record
+from slmpack.serve.downloads import remove_download
 from slmpack.source.absence import absence_of, registered_form
 from slmpack.source.mlflow_errors import final_errors
 
@@ -64,9 +65,17 @@ def locate(uri: str, *, trust_code: bool = False) -> Located:
     """
     version = _version_of(uri)
     folder = _folder_of(uri if version is None else f"models:/{version.name}/{version.version}")
-    if not trust_code:
-        require_trusted_folder(uri, folder)
-    require_signed_folder(uri, folder)
+    try:
+        if not trust_code:
+            require_trusted_folder(uri, folder)
+        require_signed_folder(uri, folder)
+        return _located(uri, version, folder)
+    except Exception:
+        remove_download(folder)  # a server that follows an alias would keep one of every version that it refuses
+        raise
+
+
+def _located(uri: str, version: "ModelVersion | None", folder: Path) -> Located:
     metadata = yaml.safe_load(read_bounded(folder / METADATA, LARGEST_READ))
     if not (folder / PACKAGE_FOLDER).is_dir() or not (folder / WRAPPER.name).is_file():
         raise SourceError(

@@ -22,6 +22,11 @@ class Models:
         self._by_uri[model.located.uri] = model
         return before
 
+    def cut_off(self) -> None:
+        """End the answers under way, since the server stops."""
+        for model in self.all():
+            model.engine.cut_off()
+
     def find(self, name: str | None) -> ServedModel:
         """Return the version that a request names.
 

@@ -7,14 +7,11 @@ import ipaddress
 import logging
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from slmpack.errors import HardwareError, UsageError
 from slmpack.machine.process_tree import kill_tree
-from slmpack.serve.connections import Connection
 from slmpack.serve.engine import Started, start_engine
 from slmpack.serve.follow import follow
 from slmpack.serve.keys import Keys
@@ -24,13 +21,9 @@ from slmpack.serve.options import ServeOptions
 from slmpack.serve.served_model import ServedModel, engine_log, start_model
 from slmpack.serve.tracing import Tracer
 
-if TYPE_CHECKING:
-    import uvicorn
-
 logger = logging.getLogger(__name__)
 
-BACKLOG = 512
-IDLE_SECONDS = 30  # until a connection without a request is closed
+WAITING_CLIENTS = 512  # until the server takes them
 
 Say = Callable[[str], None]
 
@@ -127,13 +120,14 @@ async def _serve(
     tell: Say,
     listens: Say,
 ) -> None:
-    import uvicorn
-
     models = Models()
     tracer = None if options.trace is None else Tracer(options.trace, texts=options.trace_texts)
     try:
         starts = [asyncio.create_task(start_model(each, options, workspace, process)) for each, process in versions]
-        app = await asyncio.to_thread(import_module, "slmpack.serve.app")  # while the models are loaded elsewhere
+        # While the models are loaded elsewhere.
+        app, stopping = [
+            await asyncio.to_thread(import_module, f"slmpack.serve.{name}") for name in ("app", "stopping")
+        ]
         for start in starts:
             models.put(await start)
         for model in models.all():
@@ -141,12 +135,12 @@ async def _serve(
         address = _listen(listener)
         tell(f"listening at {address}/v1 (Ctrl-C stops)")
         listens(address)
-        config = _config(app.make_app(models, options, keys, tracer), options)
+        server = stopping.make_server(app.make_app(models, options, keys, tracer), options, models.cut_off)
         followers = [asyncio.create_task(follow(each.uri, models, options, workspace)) for each, _ in versions
                      if options.follow and each.alias]  # fmt: skip
         try:
             with contextlib.suppress(KeyboardInterrupt):  # uvicorn passes its signal on when it has stopped
-                await uvicorn.Server(config).serve(sockets=[listener])
+                await server.serve(sockets=[listener])
         finally:
             for task in followers:
                 task.cancel()
@@ -156,24 +150,9 @@ async def _serve(
         await asyncio.gather(*(model.engine.stop() for model in models.all()))
 
 
-def _config(app: object, options: ServeOptions) -> "uvicorn.Config":
-    import uvicorn
-
-    return uvicorn.Config(
-        app,  # type: ignore[arg-type] # FastAPI's
-        http=partial(Connection, seconds=options.body_seconds),  # type: ignore[arg-type] # it makes one
-        log_config=None,
-        access_log=False,
-        backlog=BACKLOG,
-        timeout_keep_alive=IDLE_SECONDS,
-        timeout_graceful_shutdown=round(options.stop_seconds),
-        server_header=False,
-    )
-
-
 def _listen(listener: socket.socket) -> str:
     """Let clients connect, so that who gets the address can do so at once, and return it."""
-    listener.listen(BACKLOG)
+    listener.listen(WAITING_CLIENTS)
     host, port = listener.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 

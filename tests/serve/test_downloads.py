@@ -6,7 +6,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+import mlflow
+import pytest
+from mlflow_server import used_mlflow_server
+
+from slmpack.errors import TrustError
 from slmpack.serve.downloads import remove_download, temporary_downloads
+from slmpack.serve.locate import locate
 
 KILLED = """
 import os, signal, sys
@@ -55,3 +61,19 @@ def test_a_download_is_removed_whole_and_a_model_that_lies_elsewhere_stays(tmp_p
         assert [path.name for path in folder.iterdir()] == [".lock"]
     remove_download(elsewhere)
     assert elsewhere.is_dir()
+
+
+@pytest.mark.slow
+def test_a_version_that_is_refused_leaves_no_download(tmp_path: Path) -> None:
+    code = tmp_path / "stranger.py"
+    code.write_text("import mlflow\n\n\nclass Echo(mlflow.pyfunc.PythonModel):\n"
+                    "    def predict(self, context, model_input):\n        return model_input\n\n\n"
+                    "mlflow.models.set_model(Echo())\n")  # fmt: skip
+    with used_mlflow_server(tmp_path):
+        mlflow.pyfunc.log_model(
+            name="stranger", python_model=str(code), pip_requirements=[], registered_model_name="stranger"
+        )
+        with temporary_downloads(tmp_path / "work") as folder:
+            with pytest.raises(TrustError):
+                locate("models:/stranger/1")
+            assert [path.name for path in folder.iterdir()] == [".lock"]

@@ -65,6 +65,11 @@ def test_an_answer_that_takes_longer_than_may_be_waited_is_cut_and_nothing_is_le
         with held(server.engine()):  # so that the answer does not end by itself
             assert server.stop(signal.SIGINT) == 0
         assert not wait_until_ended(family)
+        error = list(events)[-1]["error"]
+        assert (error["code"], error["message"].partition(";")[0]) == (
+            "engine_unavailable",
+            "the server is being stopped",
+        )
     assert not list((tmp_path / "work" / "scratch").iterdir())
 
 
