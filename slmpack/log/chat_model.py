@@ -31,6 +31,7 @@ import codecs
 import hashlib
 import json
 import math
+import mmap
 import os
 import queue
 import re
@@ -103,9 +104,40 @@ CONFIG_KEYS: dict[str, Any] = {
         "repetition_penalty", "temperature", "top_k", "top_p",
     )),
 }  # fmt: skip
+CHAT_FORMAT_KINDS: dict[str, tuple[type, ...]] = {
+    "special_tokens": (dict,), "chat_template": (str,), "tool_template": (str, type(None)),
+    "split_special_tokens": (bool,),
+}  # fmt: skip
+# What is read of it: counts, and names of the graph's inputs and outputs.
+CONFIG_COUNTS = (
+    "model.context_length", "model.vocab_size", "model.decoder.head_size", "model.decoder.num_key_value_heads",
+    "model.decoder.num_hidden_layers",
+)  # fmt: skip
+CONFIG_NAMES = (
+    "model.decoder.inputs.input_ids", "model.decoder.inputs.past_key_names", "model.decoder.inputs.past_value_names",
+    "model.decoder.outputs.logits", "model.decoder.outputs.present_key_names",
+    "model.decoder.outputs.present_value_names",
+)  # fmt: skip
+LARGEST_COUNT = 2**31 - 1
+MOST_LAYERS = 1 << 10  # the largest known is 126, of Llama 3.1 405B
+# Operators of others would be in a library that the runtime had to open.
+OPERATOR_DOMAINS = ("", "ai.onnx", "com.microsoft")
+# Fields of ONNX's messages. Source: onnx 1.22, onnx/onnx.proto.
+MODEL_GRAPH, MODEL_TRAINING, MODEL_FUNCTIONS = 7, 20, 25
+GRAPH_NODES, GRAPH_TENSORS, GRAPH_SPARSE = 1, 5, 15
+NODE_ATTRIBUTES, NODE_DOMAIN = 5, 7
+ATTRIBUTE_TENSORS, ATTRIBUTE_GRAPHS, ATTRIBUTE_SPARSE = (5, 10), (6, 11), (22, 23)
+SPARSE_PARTS = (1, 2)
+TENSOR_PLACE, TENSOR_LOCATION, EXTERNAL = 13, 14, 1
+TEXT_OF, BYTES_OF_NUMBER = 2, {1: 8, 5: 4}  # kinds of fields, and how long those are that are neither text nor varint
+LONGEST_VARINT = 10  # bytes
+LARGEST_FIELD = 2**29 - 1
+DEEPEST_GRAPH = 8  # bodies of If and Loop within each other; builds write one
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 REPLACEMENT = "\ufffd"
 SENTENCEPIECE_SPACE = "\u2581"
+PLAIN_ONNX = re.compile(r"[\w-][\w.-]*\.onnx")
+PLAIN_FILE = re.compile(r"[\w-][\w.-]*")
 LONGEST_CHARACTER = 4  # bytes in UTF-8
 MOST_HELD_TOKENS = 32  # of bytes that become no character: a broken model's answer still streams
 CONTEXT_TOKENS = 16  # of a prompt that text goes on from: enough that they hold a word
@@ -329,10 +361,37 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     config = _read_json(folder, GENAI_CONFIG)
     _require_known_keys(config, CONFIG_KEYS, "")
-    name = config["model"]["decoder"].get("filename")
-    if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*\.onnx", name):  # beside it, nowhere else
+    name = _value_at(config, "model.decoder.filename")
+    if not isinstance(name, str) or not PLAIN_ONNX.fullmatch(name):  # beside it, nowhere else
         raise _unknown("model.decoder.filename", name)
+    _require_values(config)
     return dict(config)
+
+
+def _require_values(config: dict[str, Any]) -> None:
+    """Refuse values that are missing or cannot be right, of those that are read."""
+    for place in CONFIG_COUNTS:
+        most = MOST_LAYERS if place.endswith("layers") else LARGEST_COUNT
+        if type(value := _value_at(config, place)) is not int or not 1 <= value <= most:
+            raise _unknown(place, value)
+    for place in CONFIG_NAMES:
+        if not isinstance(value := _value_at(config, place), str):
+            raise _unknown(place, value)
+    ends = _value_at(config, "model.eos_token_id")
+    if not (listed := ends if isinstance(ends, list) else [ends]) or any(type(each) is not int for each in listed):
+        raise _unknown("model.eos_token_id", ends)
+    if not isinstance(search := config.get("search"), dict):
+        raise _unknown("search", search)
+    for name in ("top_p", "top_k"):
+        value = search.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise _unknown(f"search.{name}", value)
+
+
+def _value_at(config: Any, place: str) -> Any:
+    for key in place.split("."):
+        config = config.get(key) if isinstance(config, dict) else None
+    return config
 
 
 def _require_known_keys(value: object, known: object, place: str) -> None:
@@ -359,6 +418,153 @@ def _unknown(place: str, value: object) -> IntegrityError:
     )
 
 
+def verify_graph(folder: Path) -> None:
+    """Look at the graph before the runtime opens it: no operator of others, no file but the package's own.
+
+    A package from a stranger has a manifest that fits it, and the runtime believes its graph: it reads files that lie
+    elsewhere, and nested functions overflow its stack (3,000 of them, onnxruntime 1.31.1). The weights are not read.
+
+    Raises:
+        IntegrityError: names what no build writes.
+    """
+    path = folder / str(_value_at(read_config(folder), "model.decoder.filename"))
+    if path.is_symlink() or not path.is_file() or not path.stat().st_size:
+        raise _damaged(folder, path.name, "is no file with a graph")
+    with path.open("rb") as file:
+        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))  # unmapped with the last view of it
+    try:
+        _GraphReader(folder, path.name).read(data)
+    except (ValueError, IndexError, TypeError) as error:
+        raise _damaged(folder, path.name, f"is no ONNX graph ({error})") from None
+
+
+class _GraphReader:
+    """Reads the wire format of protobuf as far as a graph is to be looked at; `onnx` is not installed for consumers."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder, self._name = folder, name
+        self._waiting: list[tuple[memoryview, int]] = []  # graphs, and how deep they are
+
+    def read(self, data: memoryview) -> None:
+        """Look at every graph, however deep."""
+        for number, value in _fields(data):
+            if number in (MODEL_TRAINING, MODEL_FUNCTIONS):
+                raise self._refused("has functions or training of its own")
+            if number == MODEL_GRAPH:
+                self._waiting.append((value, 0))
+        if not self._waiting:
+            raise ValueError("without a graph")
+        while self._waiting:
+            graph, depth = self._waiting.pop()
+            if depth > DEEPEST_GRAPH:
+                raise self._refused(f"has graphs within graphs, {depth} deep")
+            self._read_graph(graph, depth)
+
+    def _read_graph(self, graph: memoryview, depth: int) -> None:
+        for number, value in _fields(graph):
+            if number == GRAPH_NODES:
+                self._read_node(value, depth)
+            elif number == GRAPH_TENSORS:
+                self._read_tensor(value, inner=depth > 0)
+            elif number == GRAPH_SPARSE:
+                self._read_sparse(value)
+
+    def _read_node(self, node: memoryview, depth: int) -> None:
+        for number, value in _fields(node):
+            if number == NODE_DOMAIN and (domain := _text(value)) not in OPERATOR_DOMAINS:
+                raise self._refused(f"has an operator of the domain {shown(domain)}")
+            if number == NODE_ATTRIBUTES:
+                self._read_attribute(value, depth)
+
+    def _read_attribute(self, attribute: memoryview, depth: int) -> None:
+        for number, value in _fields(attribute):
+            if number in ATTRIBUTE_TENSORS:
+                self._read_tensor(value, inner=True)
+            elif number in ATTRIBUTE_GRAPHS:
+                self._waiting.append((value, depth + 1))
+            elif number in ATTRIBUTE_SPARSE:
+                self._read_sparse(value)
+
+    def _read_sparse(self, tensor: memoryview) -> None:
+        for number, value in _fields(tensor):
+            if number in SPARSE_PARTS:
+                self._read_tensor(value, inner=True)
+
+    def _read_tensor(self, tensor: memoryview, *, inner: bool) -> None:
+        """Look where a tensor's values are: only the graph's own may lie in another file, which is beside it."""
+        place: list[tuple[str, str]] = []
+        external = False
+        for number, value in _fields(tensor):
+            external |= number == TENSOR_LOCATION and value == EXTERNAL
+            if number == TENSOR_PLACE:
+                entry = {key: _text(each) for key, each in _fields(value)}
+                place.append((entry.get(1, ""), entry.get(2, "")))
+        if not external and not place:
+            return
+        where = dict(place)
+        file = self._folder / where.get("location", "")
+        if inner or len(where) < len(place) or not PLAIN_FILE.fullmatch(where.get("location", "")):
+            raise self._refused(f"has values in the file {shown(where.get('location', ''))}")
+        if file.is_symlink() or not file.is_file():
+            raise self._refused(f"has values in {file.name}, which is no file of the package")
+        if sum(_whole(where.get(key, "0")) for key in ("offset", "length")) > file.stat().st_size:
+            raise self._refused(f"has values beyond the end of {file.name}")
+
+    def _refused(self, found: str) -> IntegrityError:
+        return _damaged(self._folder, self._name, f"{found}, which no build writes")
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:
+    """Yield number and value of every field: bytes as a view, a varint as a number; other numbers are left out.
+
+    Source: protobuf.dev, "Encoding".
+
+    Raises:
+        ValueError: it is cut off, or has a group.
+    """
+    at, end = 0, len(data)
+    while at < end:
+        tag, at = _varint(data, at)
+        number, kind = tag >> 3, tag & 7
+        if number > LARGEST_FIELD:  # of which other readers see the lower bits only
+            raise ValueError("a field without a number")
+        if kind == 0:
+            value, at = _varint(data, at)
+            yield number, value
+        elif kind == TEXT_OF:
+            size, at = _varint(data, at)
+            yield number, data[at : at + size]
+            at += size
+        else:
+            at += BYTES_OF_NUMBER.get(kind, end + 1)
+    if at > end:
+        raise ValueError("cut off")
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    """Return a number, and where the next field begins."""
+    value = data[at]
+    if value < 0x80:  # nearly every one
+        return value, at + 1
+    value &= 0x7F
+    for place in range(1, LONGEST_VARINT):
+        byte = data[at + place]
+        value |= (byte & 0x7F) << (7 * place)
+        if byte < 0x80:
+            return value, at + place + 1
+    raise ValueError("a number without an end")
+
+
+def _text(value: Any) -> str:
+    return str(value, "utf-8")
+
+
+def _whole(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise ValueError(f"{shown(text)} where a number of bytes is expected")
+    return int(text)
+
+
 def _read_json(folder: Path, name: str) -> Any:
     """Read a small file of the package, which may be a stranger's: one of a plain size, nested no deeper than Python.
 
@@ -378,6 +584,16 @@ def _read_json(folder: Path, name: str) -> Any:
         return json.loads(content)
     except RecursionError:
         raise _damaged(folder, name, "is nested too deep") from None
+
+
+def _read_chat_format(folder: Path) -> dict[str, Any]:
+    found = _read_json(folder, CHAT_FORMAT)
+    for name, kinds in CHAT_FORMAT_KINDS.items():
+        if not isinstance(found, dict) or name not in found or not isinstance(found[name], kinds):
+            raise _damaged(folder, CHAT_FORMAT, f"has no {name} as a build writes it")
+    if not all(isinstance(each, str | list) for each in found["special_tokens"].values()):
+        raise _damaged(folder, CHAT_FORMAT, "has special tokens that are no text")
+    return dict(found)
 
 
 def _read_manifest(folder: Path) -> dict[str, tuple[str, int]]:
@@ -511,7 +727,7 @@ class ChatTemplate:
     """
 
     def __init__(self, folder: Path, limit_seconds: float = RENDER_SECONDS) -> None:
-        settings = _read_json(folder, CHAT_FORMAT)
+        settings = _read_chat_format(folder)
         self._special_tokens: dict[str, str] = settings["special_tokens"]
         self._environment = template_environment()
         self._limit_seconds = limit_seconds
@@ -1129,7 +1345,7 @@ class TextTokenizer:
     """
 
     def __init__(self, folder: Path, limit_seconds: float | None = TOKENIZE_SECONDS) -> None:
-        settings = _read_json(folder, CHAT_FORMAT)
+        settings = _read_chat_format(folder)
         with _tokenizer_errors("load"):
             self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         self._tokenizer.no_truncation()
@@ -1561,6 +1777,7 @@ class ChatModel(PythonModel):
         self.settings = read_settings(dict(context.model_config or {}), default_name=folder.name)
         verify_model(Path(__file__).parent)
         verify_package(folder)
+        verify_graph(folder)
         self.runtime = Runtime(folder, self.settings)
         self._reader = RequestReader(self.runtime, self.settings)
 

@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from slmpack.checkpoint.config_counts import MOST_LAYERS
 from slmpack.errors import CheckError
 from slmpack.machine.child import run_in_child
 from slmpack.machine.forks import MLFLOW, forked_with
@@ -52,7 +51,7 @@ class _Decoder(_Part):
     filename: str
     head_size: int
     num_key_value_heads: int
-    num_hidden_layers: int = Field(ge=1, le=MOST_LAYERS)
+    num_hidden_layers: int
     inputs: _Inputs
     outputs: _Outputs
 
@@ -114,6 +113,7 @@ def read_graph(request: GraphRequest) -> Check:
     ) as error:
         raise _refusal(" ".join(str(error).split())[:300], "a valid ONNX graph") from error
     _compare_values(model, config)
+    _require_wrapper_agrees(request.package)
     return Check(
         name="graph", found=f"{len(model.graph.node)} nodes, {len(tensors)} tensors beside them, ONNX's checker"
     )
@@ -125,14 +125,18 @@ def _config_of(package: Path) -> _ModelConfig:
 
     try:
         return _ModelConfig.model_validate(read_config(package)["model"])
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, ("model", *first["loc"])))
-        raise _refusal(
-            f"{place} in genai_config.json: {first['msg']}", "a configuration that a build writes"
-        ) from error
-    except (IntegrityError, OSError, ValueError, KeyError, TypeError) as error:
+    except (IntegrityError, OSError, ValueError) as error:
         raise _refusal(" ".join(str(error).split())[:300], "a configuration that a build writes") from error
+
+
+def _require_wrapper_agrees(package: Path) -> None:
+    """Refuse what the wrapper would refuse before it opens the graph."""
+    from slmpack.log.chat_model import IntegrityError, verify_graph
+
+    try:
+        verify_graph(package)
+    except IntegrityError as error:
+        raise _refusal(str(error)[:300], "one that the wrapper opens") from error
 
 
 def _refusal(found: str, expected: str) -> CheckError:

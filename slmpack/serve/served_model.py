@@ -21,6 +21,7 @@ from slmpack.log.chat_model import (
     provider_of,
     read_config,
     read_settings,
+    verify_graph,
     verify_model,
     verify_package,
 )
@@ -79,6 +80,7 @@ class ServedModel:
         """
         verify_model(located.folder)
         verify_package(located.package)
+        verify_graph(located.package)
         self.located = located
         self.users = 0
         self.settings = read_settings(dict(located.config), located.name)

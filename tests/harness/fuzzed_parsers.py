@@ -269,7 +269,18 @@ utc_time_created: '2026-11-27 10:00:00.000000'
 """
 
 
+def graph(folder: Path) -> Parser:
+    from slmpack.log.chat_model import IntegrityError, verify_graph
+
+    parser = genai_config(folder)
+    parser.file.write_bytes(parser.whole)
+    content = (folder / "model.onnx").read_bytes()
+    reader = _translated(partial(verify_graph, folder), IntegrityError)  # the other one has a process of its own
+    return Parser(folder / "model.onnx", content, lambda rng: mutate_bytes(rng, content), (reader,))
+
+
 def genai_config(folder: Path) -> Parser:
+    from slmpack.log.chat_model import IntegrityError, read_config
     from slmpack.prove.onnx_graph import GraphRequest, read_graph
 
     _write_graph(folder / "model.onnx")
@@ -282,8 +293,9 @@ def genai_config(folder: Path) -> Parser:
     }  # fmt: skip
     model = {"type": "phi3", "vocab_size": 16, "context_length": 64, "eos_token_id": [1], "decoder": decoder}
     content = write_tree({"model": model, "search": {"max_length": 64, "top_k": 1}})
-    reader = partial(read_graph, GraphRequest(package=folder))
-    return Parser(folder / "genai_config.json", content, lambda rng: mutate_json(rng, content), (reader,))
+    proof = partial(read_graph, GraphRequest(package=folder))
+    wrapper = _translated(partial(read_config, folder), IntegrityError, ValueError)
+    return Parser(folder / "genai_config.json", content, lambda rng: mutate_json(rng, content), (proof, wrapper))
 
 
 def _write_graph(file: Path) -> None:
@@ -328,4 +340,5 @@ PARSERS: dict[str, Callable[[Path], Parser]] = {
     "chats": chats,
     "MLmodel": mlmodel,
     "genai_config": genai_config,
+    "graph": graph,
 }

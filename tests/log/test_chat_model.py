@@ -78,9 +78,7 @@ def variant(package: Package, folder: Path, **edits: Edit) -> Path:
     folder.mkdir()
     for file in package.files:
         link = file.name.startswith("model.onnx")
-        (folder / file.name).symlink_to(package.path / file.name) if link else shutil.copy(
-            package.path / file.name, folder
-        )
+        (os.link if link else shutil.copy)(package.path / file.name, folder / file.name)
     for name, edit in edits.items():
         path = folder / f"{name}.json"
         path.chmod(0o644)

@@ -41,7 +41,7 @@ def test_a_value_that_no_build_writes_is_refused_by_its_place(package: Path, pla
     if value is None:
         del inside[place.rsplit(".", maxsplit=1)[-1]]
     write_json(package / "genai_config.json", config)
-    with pytest.raises(CheckError, match=rf"^graph: model\.{place} in genai_config\.json: "):
+    with pytest.raises(CheckError, match=rf"^graph: genai_config\.json has .* at 'model\.{place}'; only what a build"):
         read_graph(GraphRequest(package=package))
 
 

@@ -1,0 +1,132 @@
+"""The wrapper looks at a graph before the runtime opens it: what no build writes is refused by name."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from fuzzed_parsers import genai_config
+from hostile_graphs import HOSTILE, edit_graph, place
+
+from slmpack.checkpoint.config_counts import MOST_LAYERS
+from slmpack.errors import CheckError
+from slmpack.log import chat_model
+from slmpack.log.chat_model import IntegrityError, read_config, verify_graph
+from slmpack.prove import onnx_graph
+from slmpack.prove.onnx_graph import GraphRequest, read_graph
+from slmpack.records import Package
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A configuration and a graph of one layer."""
+    parser = genai_config(tmp_path)
+    parser.file.write_bytes(parser.whole)
+    return tmp_path
+
+
+def test_a_graph_as_builds_write_it_holds(package: Path) -> None:
+    verify_graph(package)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_graph_is_refused_by_what_it_has(package: Path, name: str) -> None:
+    edit, found = HOSTILE[name]
+    edit_graph(package, edit)
+    with pytest.raises(IntegrityError, match=rf"^model\.onnx .*{found}"):
+        verify_graph(package)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_the_proof_refuses_each_of_them_too(package: Path, name: str) -> None:
+    edit_graph(package, HOSTILE[name][0])
+    with pytest.raises(CheckError, match=r"^graph: "):
+        read_graph(GraphRequest(package=package))
+
+
+@pytest.mark.parametrize(("content", "found"), [
+    (b"", "is no file with a graph"),
+    (b"\x3a", "is no ONNX graph"),  # a graph without a length
+    (b"\x3a\x05\x0a", r"is no ONNX graph \(cut off\)"),
+    (b"\x08\x08", r"is no ONNX graph \(without a graph\)"),
+    (b"\x3b\x3c", r"is no ONNX graph \(cut off\)"),  # a group
+    (b"\xba\x80\x80\x80\x10\x00", "a field without a number"),  # 7 in the lower 32 bits of the tag
+    (b"\x08" + b"\xff" * 11, "a number without an end"),
+    (b"\x1c\x00\x00\x00ORTM" + b"\x00" * 64, "is no ONNX graph"),  # the runtime's own format
+])  # fmt: skip
+def test_what_is_no_graph_is_refused(package: Path, content: bytes, found: str) -> None:
+    (package / "model.onnx").write_bytes(content)
+    with pytest.raises(IntegrityError, match=rf"^model\.onnx {found}|^model\.onnx is no ONNX graph \({found}"):
+        verify_graph(package)
+
+
+def test_a_graph_or_weights_behind_a_link_are_refused(package: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("other")
+    (other / "data").write_bytes(b"0000")
+    (package / "data").symlink_to(other / "data")
+    edit_graph(package, place(location="data"))
+    with pytest.raises(IntegrityError, match="has values in data, which is no file of the package"):
+        verify_graph(package)
+    shutil.move(package / "model.onnx", other / "model.onnx")
+    (package / "model.onnx").symlink_to(other / "model.onnx")
+    with pytest.raises(IntegrityError, match="is no file with a graph"):
+        verify_graph(package)
+
+
+@pytest.mark.parametrize(("content", "where"), [
+    ("{}", "model.decoder.filename"), ("[]", ""), ('{"model": 7}', "model"),
+    ('{"model": {}}', "model.decoder.filename"),
+    ('{"model": {"decoder": {"filename": "model.onnx"}}}', "model.context_length"),
+])  # fmt: skip
+def test_a_configuration_without_what_is_read_is_refused_by_its_place(package: Path, content: str, where: str) -> None:
+    (package / "genai_config.json").write_text(content)
+    with pytest.raises(IntegrityError, match=rf"^genai_config\.json has .* at '{where}'; only what a build writes"):
+        read_config(package)
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("context_length", 0), ("context_length", True), ("vocab_size", 2**31), ("vocab_size", 1.5),
+    ("eos_token_id", []), ("eos_token_id", "2"), ("eos_token_id", None),
+])  # fmt: skip
+def test_a_value_that_cannot_be_right_is_refused_by_its_place(package: Path, name: str, value: object) -> None:
+    config = json.loads((package / "genai_config.json").read_text())
+    config["model"][name] = value
+    (package / "genai_config.json").write_text(json.dumps(config))
+    with pytest.raises(IntegrityError, match=rf"at 'model\.{name}'; only what a build writes"):
+        read_config(package)
+
+
+@pytest.mark.parametrize("value", ["0.9", True, [1], float("nan"), None])
+def test_a_search_setting_that_is_no_number_is_refused(package: Path, value: object) -> None:
+    config = json.loads((package / "genai_config.json").read_text())
+    config["search"]["top_p"] = value
+    (package / "genai_config.json").write_text(json.dumps(config))
+    with pytest.raises(IntegrityError, match=r"at 'search\.top_p'; only what a build writes"):
+        read_config(package)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("edit", "found"), [
+    (lambda settings: settings.pop("special_tokens"), "special_tokens"),
+    (lambda settings: settings.update(chat_template=None), "chat_template"),
+    (lambda settings: settings.update(tool_template=7), "tool_template"),
+    (lambda settings: settings.update(split_special_tokens="no"), "split_special_tokens"),
+])  # fmt: skip
+def test_a_chat_format_that_no_build_writes_is_refused(
+    tiny_package: Package, tmp_path: Path, edit: object, found: str
+) -> None:
+    for name in ("chat_format.json", "tokenizer.json"):
+        shutil.copy(tiny_package.path / name, tmp_path / name)
+    path = tmp_path / "chat_format.json"
+    path.chmod(0o644)
+    settings = json.loads(path.read_text())
+    edit(settings)  # type: ignore[operator]
+    path.write_text(json.dumps(settings))
+    for reader in (chat_model.ChatTemplate, chat_model.TextTokenizer):
+        with pytest.raises(IntegrityError, match=rf"^chat_format\.json has no {found} as a build writes it; "):
+            reader(tmp_path)
+
+
+def test_wrapper_and_proof_have_the_same_limits() -> None:
+    assert chat_model.OPERATOR_DOMAINS == onnx_graph.OPERATOR_DOMAINS
+    assert chat_model.MOST_LAYERS == MOST_LAYERS
