@@ -32,6 +32,7 @@ from slmpack.machine.store import MANIFEST, Manifest, store_folder
 from slmpack.records import FileDigest, LoggedModel, Record, Target, digest_of_files
 from slmpack.source.absence import Absence, absence_of
 from slmpack.source.mlflow_errors import final_errors, is_absent, one_line
+from slmpack.source.model_uris import model_form
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel as MlflowModel
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FORMS = "models:/NAME/VERSION, models:/NAME@ALIAS or models:/m-ID"
-_FORM = re.compile(r"models:/(?:(?P<id>m-[0-9a-f]{32})|(?P<name>[^/@#?]+)(?:/(?P<version>\d+)|@(?P<alias>[\w-]+)))")
 
 
 class LoggedRecord(Record):
@@ -62,7 +62,7 @@ def check_uri(uri: str) -> re.Match[str]:
     Raises:
         UsageError: `uri` is not one of MLflow's forms, or not one that names a single model.
     """
-    match = _FORM.fullmatch(uri)
+    match = model_form(uri)
     if match is None:
         raise UsageError(f"{uri!r} names no single logged model", _FORMS, "write one of those")
     return match
@@ -162,7 +162,7 @@ def _logged_model(uri: str) -> "MlflowModel":
         model_id = match["id"]
         if model_id is None:
             version = version_of(match["name"], match["version"], match["alias"])
-            source = _FORM.fullmatch(version.source or "")  # of one that a person registered
+            source = model_form(version.source or "")  # of one that a person registered
             model_id = version.tags.get(MODEL_ID) or (source and source["id"])
         if not model_id:
             raise _stranger(uri, "no logged model behind it")

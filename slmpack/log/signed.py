@@ -22,7 +22,7 @@ from slmpack.machine.store import sha256_of
 from slmpack.progress import report
 from slmpack.records import LoggedModel
 from slmpack.signing.keys import SigningKey
-from slmpack.signing.policy import TrustedKey, TrustPolicy, find_policy
+from slmpack.signing.policy import TrustPolicy, find_policy
 from slmpack.signing.signature import (
     LARGEST_SIGNATURE,
     NOT_SIGNED,
@@ -32,8 +32,9 @@ from slmpack.signing.signature import (
     check_files,
     sign_files,
 )
-from slmpack.source.absence import registered_form
+from slmpack.signing.trusted import Signer
 from slmpack.source.mlflow_errors import final_errors
+from slmpack.source.model_uris import name_in_uri
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def sign_logged(model: LoggedModel, digests: Mapping[str, str], statement: str, 
     artifacts = artifacts_of(model)
     for name, text in {STATEMENT: statement, SIGNATURE: signature}.items():
         _put(artifacts, model.model_id, name, text)
-    logger.info("signed %s by the key %s", model.uri, key.fingerprint[:12])
+    logger.info("signed %s by %s", model.uri, key.shown)
 
 
 def _put(artifacts: Artifacts, model_id: str, name: str, text: str) -> None:
@@ -68,7 +69,7 @@ def _put(artifacts: Artifacts, model_id: str, name: str, text: str) -> None:
         MlflowClient().log_model_artifact(model_id, str(path), "")
 
 
-def require_signed_folder(uri: str, folder: Path, *, name: str | None = None) -> TrustedKey | None:
+def require_signed_folder(uri: str, folder: Path, *, name: str | None = None) -> Signer | None:
     """Refuse a model in a folder of this machine that the trust policy does not accept.
 
     Args:
@@ -76,7 +77,7 @@ def require_signed_folder(uri: str, folder: Path, *, name: str | None = None) ->
         name: of the registered model; None: as `uri` names it, else as the model's own files do.
 
     Returns:
-        The key that signed it; None without a policy.
+        The entry of the policy that accepts who signed it; None without a policy.
 
     Raises:
         TrustError: nobody who may signed it, or not these files.
@@ -86,18 +87,17 @@ def require_signed_folder(uri: str, folder: Path, *, name: str | None = None) ->
     return None if policy is None else check_folder(uri, folder, policy, name=name)
 
 
-def check_folder(uri: str, folder: Path, policy: TrustPolicy, *, name: str | None = None) -> TrustedKey:
-    """Return the key that signed a model in a folder, as `require_signed_folder` does for a policy at hand.
+def check_folder(uri: str, folder: Path, policy: TrustPolicy, *, name: str | None = None) -> Signer:
+    """Return who signed a model in a folder, as `require_signed_folder` does for a policy at hand.
 
     Raises:
         TrustError: nobody who may signed it, or not these files.
     """
     if name is None:
-        form = registered_form(uri)
-        name = form["name"] if form else _own_name(folder) or uri
-    key = check_files(uri, name, folder, policy)
-    logger.info("%s is signed by the key %s", uri, key.id)
-    return key
+        name = name_in_uri(uri) or _own_name(folder) or uri
+    signer = check_files(uri, name, folder, policy)
+    logger.info("%s is signed by %s", uri, signer.shown)
+    return signer
 
 
 def _own_name(folder: Path) -> str | None:
@@ -108,7 +108,7 @@ def _own_name(folder: Path) -> str | None:
         return None
 
 
-def require_signed(uri: str, name: str, location: str) -> TrustedKey | None:
+def require_signed(uri: str, name: str, location: str) -> Signer | None:
     """Refuse a model in an artifact store as `require_signed_folder` does; files elsewhere are read one at a time.
 
     Raises:
@@ -127,9 +127,9 @@ def require_signed(uri: str, name: str, location: str) -> TrustedKey | None:
             raise policy.unsigned(uri, name)
         with artifacts.file(SIGNATURE) as signature, artifacts.file(STATEMENT) as statement:
             read = read_bounded(signature, LARGEST_SIGNATURE), read_bounded(statement)
-        key = check_digests(uri, name, _digests_of(artifacts, names - set(NOT_SIGNED)), *read, policy)
-    logger.info("%s is signed by the key %s", uri, key.id)
-    return key
+        signer = check_digests(uri, name, _digests_of(artifacts, names - set(NOT_SIGNED)), *read, policy)
+    logger.info("%s is signed by %s", uri, signer.shown)
+    return signer
 
 
 def _digests_of(artifacts: Artifacts, names: frozenset[str] | set[str]) -> dict[str, str]:

@@ -13,10 +13,11 @@ from slmpack.records import ModelSource, Record, SourceKind
 from slmpack.source.absence import Absence, absence_of
 from slmpack.source.files import checkpoint_files, require_own
 from slmpack.source.mlmodel import read_mlmodel
+from slmpack.source.model_uris import model_form
 from slmpack.source.names import name_of_logged
 
 _FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID or runs:/RUN_ID/NAME"
-_FORM = re.compile(r"models:/m-[0-9a-f]{32}|models:/(?P<name>[^/@#?]+)(/\d+|@(?P<alias>[\w-]+))|runs:/[^/]+/.+")
+_OF_RUN = re.compile(r"runs:/[^/]+/.+")
 QUALITY_CHATS = "slmpack.quality_chats"  # of a logged model: the chats whose answers its packages have to keep
 _FLAVOUR = "transformers"
 _WEIGHTS = "model"  # the folder in a logged model
@@ -38,7 +39,7 @@ def pin(uri: str) -> PinnedModel:
         UsageError: `uri` is not one of MLflow's forms, or not one that names a single model.
         SourceError: there is no such model, or it is not of the transformers flavour.
     """
-    if not _FORM.fullmatch(uri):
+    if not model_form(uri) and not _OF_RUN.fullmatch(uri):
         raise UsageError(f"{uri!r} names no single model", _FORMS, "write one of those")
     import mlflow
 
@@ -72,12 +73,13 @@ def chats_of(source: ModelSource) -> str | None:
 
 def _unmoving(client: Any, uri: str) -> tuple[str, str | None]:
     """Return a URI that will not name another model tomorrow, and the registered model's name if there is one."""
-    match = _FORM.fullmatch(uri)
-    assert match is not None
-    if match["alias"]:
-        version = client.get_model_version_by_alias(match["name"], match["alias"])
-        return f"models:/{version.name}/{version.version}", match["name"]
-    return uri, match["name"]
+    form = model_form(uri)
+    if form is None:
+        return uri, None
+    if form["alias"]:
+        version = client.get_model_version_by_alias(form["name"], form["alias"])
+        return f"models:/{version.name}/{version.version}", form["name"]
+    return uri, form["name"]
 
 
 def _logged_model(client: Any, model_id: str) -> Any:
