@@ -20,7 +20,7 @@ from slmpack.log.health import damage_of
 from slmpack.log.log import MANIFEST_TAG
 from slmpack.log.origin import locate_snapshot
 from slmpack.log.provenance import PROVENANCE, Provenance, model_of
-from slmpack.log.read_back import CHECKPOINT_FOLDER, read_back
+from slmpack.log.read_back import CHECKPOINT_FOLDER, logged_digests, read_back
 from slmpack.log.requirements import requirements_for
 from slmpack.log.signed import require_signed
 from slmpack.log.staging import PACKAGE_FOLDER
@@ -138,18 +138,18 @@ def restore_model(uri: str, workspace: Path, *, trust_code: bool = False) -> Log
         logger.info("%s: %s", check.name, check.found)
     if not trust_code:  # after it: a damaged wrapper is reported as damage
         require_trusted_artifacts(uri, found.location)
-    _require_signed(found)
+    _require_signed(found, model)
     return model
 
 
-def _require_signed(found: LoggedRecord) -> None:
+def _require_signed(found: LoggedRecord, model: LoggedModel) -> None:
     """Refuse a version that the trust policy does not accept; what was never published is signed when it is proved."""
     from mlflow import MlflowClient
 
     name = check_uri(found.uri)["name"]
     if name is None and VERSION_OF_LOGGED not in MlflowClient().get_logged_model(found.model_id).tags:
         return
-    require_signed(found.uri, name or found.provenance.name, found.location)
+    require_signed(found.uri, name or found.provenance.name, found.location, logged_digests(model))
 
 
 def _logged_model(uri: str) -> "MlflowModel":

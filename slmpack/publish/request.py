@@ -16,6 +16,7 @@ from slmpack.publish.options import PackageOptions, ProofOptions
 from slmpack.records import Interface, ModelSource, Recipe, Record, Target, digest_of
 from slmpack.reports import LicencePolicy, QualityPolicy
 from slmpack.signing.keys import checked_reference
+from slmpack.source.licences import check_policy
 from slmpack.source.model_uris import artifact_form, registered_form
 from slmpack.source.names import is_generic
 from slmpack.targets import options_for, recipes_to_try
@@ -77,7 +78,8 @@ def check_request(target: Target, options: PackageOptions, name: str | None, wor
     """Check the options of a run for one target, and fill in what was left out.
 
     Raises:
-        UsageError: the parts do not fit each other, a text cannot be read, or MLflow would refuse the name.
+        UsageError: the parts do not fit each other, a text cannot be read, no licence has a name of the licence policy,
+            or MLflow would refuse the name.
         DataError: a line of the chats is none.
     """
     recipe, interface = options.recipe, options.interface
@@ -85,6 +87,7 @@ def check_request(target: Target, options: PackageOptions, name: str | None, wor
         raise UsageError(f"interface {interface} for target {target}", "chat", "leave --interface out")
     if name is not None:
         check_name(name)
+    check_policy(options.licences)
     recipes = recipes_to_try(target, recipe, with_quality_chats=options.quality_chats is not None)
     calibrates = any(each and each.weighted for each in (options_for(target, recipe) for recipe in recipes))
     if options.calibration_text is not None and not calibrates:

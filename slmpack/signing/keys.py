@@ -60,6 +60,11 @@ class SigningKey(ABC):
         """Return the public key."""
 
     @property
+    def signs_as(self) -> str | Chain:
+        """What its signatures name: the key's fingerprint, or the certificates."""
+        return self.fingerprint
+
+    @property
     def shown(self) -> str:
         """What to call it in a sentence."""
         whose = "the key" if self.subject is None else f"the certificate {self.subject},"
@@ -93,6 +98,10 @@ class PrivateKey(SigningKey):
                 yield config.use_certificate_signer(
                     private_key=private, signing_certificate=certificate, certificate_chain=[chain]
                 )
+
+    @property
+    def signs_as(self) -> str | Chain:
+        return self.chain or self.fingerprint
 
     def pem(self) -> bytes:
         """Return the private key without a password; for the library that signs, and nobody else."""

@@ -12,6 +12,7 @@ The library reads keys and signatures from files only; they lie in memory here (
 import base64
 import json
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,46 @@ def check_digests(
     return signer
 
 
+def vouched_digests(
+    uri: str, signature: bytes, statement: bytes, policy: TrustPolicy, name: str | None = None
+) -> dict[str, str]:
+    """Return the sha256 of every file that a signature vouches for, before one of them is there.
+
+    Args:
+        signature, statement: the contents of the files SIGNATURE and STATEMENT.
+        name: of the registered model; None: the one that it was signed for.
+
+    Raises:
+        TrustError: as `check_files`.
+    """
+    listed = _listed(signature) or {}
+    if listed.get(STATEMENT) != sha256(statement).hexdigest():
+        raise _invalid(uri, f"has another {STATEMENT}")
+    check_digests(uri, name or _name_in(uri, statement), listed, signature, statement, policy)
+    return listed
+
+
+def require_vouched(uri: str, folder: Path, vouched: Mapping[str, str]) -> None:
+    """Refuse a folder whose files are not those that a signature vouches for.
+
+    Raises:
+        TrustError: one is a link, was changed, added or left out.
+    """
+    if difference := _first_difference(digests_in(folder), vouched):
+        raise _invalid(uri, difference)
+
+
 def digests_in(folder: Path) -> dict[str, str]:
     """Return the sha256 of every file of a model that a signature is about, by its path in the folder.
+
+    Raises:
+        TrustError: something in the folder is a link.
+    """
+    return {file.name: file.sha256 for file in digest_paths(folder, signed_files(folder), "signature")}
+
+
+def signed_files(folder: Path) -> list[Path]:
+    """Return the paths of the files that a signature is about.
 
     Raises:
         TrustError: something in the folder is a link.
@@ -94,8 +133,7 @@ def digests_in(folder: Path) -> dict[str, str]:
     found = sorted(path for path in folder.rglob("*") if path.name not in NOT_SIGNED or path.parent != folder)
     if links := [path for path in found if path.is_symlink()]:
         raise TrustError(f"{links[0].relative_to(folder)} is a link", "a model of regular files", ADVICE)
-    paths = [path for path in found if path.is_file()]
-    return {file.name: file.sha256 for file in digest_paths(folder, paths, "signature")}
+    return [path for path in found if path.is_file()]
 
 
 def _signed_by(uri: str, signature: bytes) -> str | Chain:
@@ -130,11 +168,20 @@ def _verify(uri: str, name: str, digests: Mapping[str, str], signature: bytes, s
 
 def _difference(digests: Mapping[str, str], signature: bytes) -> str | None:
     """Return how the files differ from those that were signed, the first by name; None if they do not."""
+    signed = _listed(signature)
+    return None if signed is None else _first_difference(digests, signed)
+
+
+def _listed(signature: bytes) -> dict[str, str] | None:
+    """Return the files that a signature lists; None where that cannot be read. Nothing of it is checked."""
     try:
         payload = json.loads(base64.b64decode(json.loads(signature)["dsseEnvelope"]["payload"]))
-        signed = {str(each["name"]): str(each["digest"]) for each in payload["predicate"]["resources"]}
+        return {str(each["name"]): str(each["digest"]) for each in payload["predicate"]["resources"]}
     except (KeyError, TypeError, ValueError, RecursionError):
         return None
+
+
+def _first_difference(digests: Mapping[str, str], signed: Mapping[str, str]) -> str | None:
     for name in sorted(digests.keys() | signed.keys()):
         if name not in signed:
             return f"does not have {name}, which was added"

@@ -13,6 +13,7 @@ from made_proofs import ALIAS, flip_a_bit, holder_of, proofs_of, publish
 from mlflow import MlflowClient
 
 import slmpack
+from slmpack import progress
 from slmpack.errors import CheckError, PublishError, SourceError, TrustError, UsageError
 from slmpack.log.read_back import read_back
 from slmpack.log.restore import restore_model
@@ -93,6 +94,22 @@ def test_an_unsigned_version_is_refused_on_every_way_and_nothing_of_it_runs(
     with pytest.raises(TrustError, match="is not signed"):
         restore_model(model.uri, workspace)
     assert not list(wrapper.parent.rglob("*.pyc"))
+
+
+@pytest.mark.slow
+def test_a_version_that_is_read_back_is_not_read_again_for_its_signature(
+    name: str, log_it: LogIt, key: SigningKey, policy: Path, workspace: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish_signed(log_it(), key)
+    progress.logger.addHandler(caplog.handler)
+    try:
+        for read in (WAYS["roll back"], WAYS["verify"]):
+            caplog.clear()
+            read(name, workspace)
+            stages = {record.progress.stage for record in caplog.records if hasattr(record, "progress")}
+            assert stages & {"read back", "signature"} == {"read back"}
+    finally:
+        progress.logger.removeHandler(caplog.handler)
 
 
 @pytest.mark.slow
