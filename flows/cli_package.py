@@ -59,6 +59,7 @@ def package_options(parser: CommandParser) -> None:
     add_licence_options(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a target on stdout")
     add_workspace_option(parser)
+    add_trust_policy_option(parser)
     parser.set_defaults(run=_package)
 
 
@@ -99,6 +100,7 @@ def _package(parsed: argparse.Namespace) -> int:
     targets: list[Target] = list(dict.fromkeys(parsed.target or [Target.CPU_INT4]))
     if parsed.name is not None:
         check_characters(parsed.name)  # before MLflow is imported, which has rules of its own
+    use_trust_policy(parsed)
     options = read_record(PackageOptions, parsed, PACKAGE_OPTIONS, licences=read_licences(parsed))
     with _bad_chats_as_usage():
         if len(targets) == 1:

@@ -8,7 +8,13 @@ from typing import Any, NamedTuple
 from flows import texts
 from flows.cli_lines import FAILED, OK, begin, complain
 from flows.cli_options import OptionsT, add_licence_options, add_record_options, read_licences, read_record
-from flows.cli_parser import CommandParser, add_target_option, add_workspace_option
+from flows.cli_parser import (
+    CommandParser,
+    add_target_option,
+    add_trust_policy_option,
+    add_workspace_option,
+    use_trust_policy,
+)
 from flows.display import Display
 from flows.temporary_server import prefect_server
 from slmpack.chats.dataset import DataPolicy, least_chats
@@ -59,6 +65,7 @@ def retrain_options(parser: CommandParser) -> None:
     add_target_option(parser, action="append")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     add_workspace_option(parser)
+    add_trust_policy_option(parser)
     parser.set_defaults(run=_retrain)
 
 
@@ -96,6 +103,7 @@ def _targets(parsed: argparse.Namespace) -> list[Target]:
 
 
 def _retrain(parsed: argparse.Namespace) -> int:
+    use_trust_policy(parsed)
     options = read_options(parsed)
     begin(f"retraining {parsed.base} on {parsed.data}, which has to hold {least_chats(options.data_policy)}")
     outcome = retrain(parsed, options)

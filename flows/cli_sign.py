@@ -49,6 +49,8 @@ def _keys(parsed: argparse.Namespace) -> int:
     key = new_key(path) if parsed.action == "new" else read_key(str(path))
     if parsed.action == "new":
         sys.stderr.write(f"wrote {path}, which only you can read; its public half, for trust policies:\n")
+    if key.subject is not None:
+        sys.stderr.write(f"certificate {key.subject}\n")
     sys.stderr.write(f"fingerprint {key.fingerprint}\n")
     sys.stderr.flush()
     sys.stdout.write(key.public_pem())
@@ -72,7 +74,7 @@ def _sign(parsed: argparse.Namespace) -> int:
         display.doing("comparing its files with what was logged")
         require_registry()
         number = sign_again(parsed.model_uri, key)
-        display.say(f"signed: {parsed.model_uri}, version {number}, by the key {key.fingerprint[:12]}")
+        display.say(f"signed: {parsed.model_uri}, version {number}, by {key.shown}")
     return OK
 
 

@@ -75,6 +75,7 @@ from tasks.retrain import (
     tuned_snapshot,
     version_in_use,
 )
+from tasks.sign import require_accepted_key, sign_tuned
 
 
 def name_of_run(parameters: dict[str, Any]) -> str:
@@ -106,6 +107,7 @@ def retrain_model(
         source = resolve_source(base, folder)
         check_source(source, options.licences)
         tuned_name = registered_name(name, source)
+        require_accepted_key(tuned_name, options)
     with retrain_alone(tuned_name, folder):
         with stages("data"):
             found = find_data(data)
@@ -189,6 +191,7 @@ def package(
 ) -> RetrainOutcome:
     """Package the tuned version, each package measured on the held-out answers as well; one there is is `unchanged`."""
     (name, version), uri = outcome.registered, outcome.tuned_uri
+    sign_tuned(name, version, options)
     source = resolve_source(uri, workspace_of(workspace))
     judged = options.with_quality_chats(options.quality_chats or chats_of(source)).model_copy(update={"force": False})
     requests = check_requests(targets, judged, name, workspace)

@@ -15,7 +15,9 @@ TRUST_POLICY = (
     "The keys that may sign models, and which; what is not signed by one of them is refused (default: $SLMPACK_TRUST, "
     "else slmpack.toml here or in the folder of settings, if there is one)."
 )
-SIGNING_KEY = "The private key: FILE, or env:NAME of a variable that holds it."
+SIGNING_KEY = (
+    "The private key, with its certificates if it has some: FILE, env:NAME of a variable, or pkcs11:... in a token."
+)
 PROMOTED_SOURCE = "The version: an alias that it has, such as cpu-int4, or its number."
 PROMOTED_ALIAS = "The alias that it gets, such as production; not one of a target."
 ACCEPT_WAIVER = "Also take a version that was published with a waiver."

@@ -31,7 +31,7 @@ def publish_version(model: LoggedModel, proofs: Proofs, request: Request) -> Pub
         request_key=request.request_key,
         force=request.options.force,
         trace=trace_of_run(),
-        key=key_of(request),
+        key=key_of(request.options),
     )
     _show(version, proofs)
     return version

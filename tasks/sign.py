@@ -8,6 +8,7 @@ from prefect.blocks.system import Secret
 from slmpack.errors import UsageError
 from slmpack.publish import sign
 from slmpack.publish.find import PublishedLookup
+from slmpack.publish.options import PackageOptions, ProofOptions
 from slmpack.publish.request import Request
 from slmpack.signing.keys import ADVICE, EXPECTED, SECRET, SigningKey, is_secret, parse_key, read_key
 from tasks.policies import LOCAL, REMOTE
@@ -16,24 +17,40 @@ from tasks.policies import LOCAL, REMOTE
 @task(**LOCAL)
 def require_signing_key(request: Request) -> None:
     """Look for the key before anything expensive; it is not held."""
-    key_of(request)
+    key_of(request.options)
+
+
+@task(task_run_name="look for the key that signs {name}", **LOCAL)
+def require_accepted_key(name: str, options: PackageOptions) -> None:
+    """Look whether what is tuned could be packaged afterwards, before anything expensive; the key is not held."""
+    sign.require_accepted(name, key_of(options))
 
 
 @task(task_run_name="sign {found.name} {found.version}", **REMOTE)
 def sign_found(found: PublishedLookup, request: Request) -> None:
     """Sign a version that the same request published before, unless it is signed by the key; retried."""
-    key = key_of(request)
-    if key is not None and sign.needs_signing(found, key):
-        sign.sign_again(f"models:/{found.name}/{found.version}", key)
+    _sign_once(found.name, found.version, request.options)
 
 
-def key_of(request: Request) -> SigningKey | None:
-    """Return the key that signs what the request publishes; its reference is all that parameters and records hold.
+@task(task_run_name="sign {name} {version}", **REMOTE)
+def sign_tuned(name: str, version: int, options: PackageOptions) -> None:
+    """Sign a tuned version, unless there is no key or it is signed by that; retried."""
+    _sign_once(name, version, options)
+
+
+def _sign_once(name: str, version: int, options: ProofOptions) -> None:
+    key = key_of(options)
+    if key is not None and sign.needs_signing(name, version, key):
+        sign.sign_again(f"models:/{name}/{version}", key)
+
+
+def key_of(options: ProofOptions) -> SigningKey | None:
+    """Return the key that signs what is published; its reference is all that parameters and records hold.
 
     Raises:
         UsageError: there is none under that name, or it is no such key.
     """
-    reference = request.options.signing_key
+    reference = options.signing_key
     if reference is None:
         return None
     return _from_block(reference.removeprefix(SECRET)) if is_secret(reference) else read_key(reference)

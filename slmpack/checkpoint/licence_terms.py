@@ -24,6 +24,7 @@ _OTHER_NAMES = {
     "odc-by": "odc-by-1.0",
     "pddl": "pddl-1.0",
 }
+OWN_NAME = "licenseref-"  # before a name that is not of SPDX's list. Source: as above
 _PRECEDENCE = {"or": 1, "and": 2}
 
 
@@ -36,8 +37,8 @@ class Verdict(IntEnum):
 
 
 def canonical_name(name: str) -> str:
-    """Return what two spellings of a licence have in common: `GPL-3.0-or-later` is `gpl-3.0`."""
-    plain = re.sub(r"\s+", "-", name.strip().lower())
+    """Return what spellings of a licence have in common: `GPL-3.0-or-later` is `gpl-3.0`, `LicenseRef-x` is `x`."""
+    plain = re.sub(r"\s+", "-", name.strip().lower()).removeprefix(OWN_NAME)
     plain = re.sub(r"(-only|-or-later|\+)$", "", plain)
     return _OTHER_NAMES.get(plain, plain)
 

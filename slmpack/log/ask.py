@@ -16,12 +16,12 @@ from slmpack.machine.expected import expected_error
 from slmpack.machine.surroundings import typed_path
 from slmpack.signing.policy import FILE, VARIABLE, TrustPolicy, find_policy
 from slmpack.source.absence import absence_of
+from slmpack.source.model_uris import names_one_model
 
 if TYPE_CHECKING:
     from mlflow.pyfunc import PyFuncModel
 
 _FORMS = "a model is models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID or a folder"
-_REGISTRY_FORM = re.compile(r"models:/(?:m-[0-9a-f]{32}|[^/@#?]+[/@][\w-]+)")
 
 
 def check_model(uri: str) -> None:
@@ -31,7 +31,7 @@ def check_model(uri: str) -> None:
         UsageError: it is none of MLflow's URIs, and no folder.
     """
     if uri.startswith("models:"):
-        if not _REGISTRY_FORM.fullmatch(uri):
+        if not names_one_model(uri):
             raise UsageError(f"{uri!r} names no single model", _FORMS, "write one of those")
     elif ":" not in uri and not Path(typed_path(uri)).exists():
         is_name = re.fullmatch(r"\w[\w.-]*", uri)
@@ -114,11 +114,12 @@ def load(uri: str, *, trust: str | Path | None = None, trust_code: bool = False)
         trust_code: run the model's code whosever it is; its signature is checked all the same.
 
     Raises:
-        UsageError: there is no policy, or it cannot be read.
+        UsageError: there is no policy, or it cannot be read; or `uri` can never name a single model.
         TrustError: nobody who may signed the model, not its files, or its code is not slmpack's.
         SourceError: there is no such model, or its code ends the process.
         PublishError: MLflow cannot be reached.
     """
+    check_model(uri)
     policy = find_policy(None if trust is None else Path(trust))
     if policy is None:
         raise UsageError(

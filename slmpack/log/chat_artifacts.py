@@ -25,6 +25,7 @@ from slmpack.log.trace_chats import write_good_chats
 from slmpack.machine.surroundings import typed_path
 from slmpack.records import digest_of
 from slmpack.source.mlflow_errors import final_errors
+from slmpack.source.model_uris import artifact_form
 
 DIGEST_CHARACTERS = 36  # Source: MLflow 3.17.2, mlflow/utils/validation.py, MAX_DATASET_DIGEST_SIZE
 TRAINING, HELD_OUT = "training", "held-out"  # what MLflow calls the context of an input
@@ -35,7 +36,6 @@ _FORMS = (
 )
 _FORM = re.compile(
     r"runs:/[0-9a-f]{32}/[^/].*"
-    r"|models:/(?!m-)[^/@]+(/\d+|@[\w-]+)/[^/].*"
     r"|datasets:/.*"
     r"|traces:/[^/].*"
     r"|mlflow-artifacts:/.*[^/]\.jsonl?"  # never a folder: the top one holds all that the server has
@@ -51,7 +51,7 @@ def is_artifact(text: str) -> bool:
     """
     if not _SCHEME.match(text):
         return False
-    if not _FORM.fullmatch(text):
+    if not _FORM.fullmatch(text) and not artifact_form(text):
         raise UsageError(f"{text!r} names no data in MLflow", _FORMS, "write one of those, or download it first")
     return True
 

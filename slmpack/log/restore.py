@@ -20,7 +20,7 @@ from slmpack.log.health import damage_of
 from slmpack.log.log import MANIFEST_TAG
 from slmpack.log.origin import locate_snapshot
 from slmpack.log.provenance import PROVENANCE, Provenance, model_of
-from slmpack.log.read_back import CHECKPOINT_FOLDER, read_back
+from slmpack.log.read_back import CHECKPOINT_FOLDER, logged_digests, read_back
 from slmpack.log.requirements import requirements_for
 from slmpack.log.signed import require_signed
 from slmpack.log.staging import PACKAGE_FOLDER
@@ -32,6 +32,7 @@ from slmpack.machine.store import MANIFEST, Manifest, store_folder
 from slmpack.records import FileDigest, LoggedModel, Record, Target, digest_of_files
 from slmpack.source.absence import Absence, absence_of
 from slmpack.source.mlflow_errors import final_errors, is_absent, one_line
+from slmpack.source.model_uris import model_form
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel as MlflowModel
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FORMS = "models:/NAME/VERSION, models:/NAME@ALIAS or models:/m-ID"
-_FORM = re.compile(r"models:/(?:(?P<id>m-[0-9a-f]{32})|(?P<name>[^/@#?]+)(?:/(?P<version>\d+)|@(?P<alias>[\w-]+)))")
 
 
 class LoggedRecord(Record):
@@ -62,7 +62,7 @@ def check_uri(uri: str) -> re.Match[str]:
     Raises:
         UsageError: `uri` is not one of MLflow's forms, or not one that names a single model.
     """
-    match = _FORM.fullmatch(uri)
+    match = model_form(uri)
     if match is None:
         raise UsageError(f"{uri!r} names no single logged model", _FORMS, "write one of those")
     return match
@@ -138,18 +138,18 @@ def restore_model(uri: str, workspace: Path, *, trust_code: bool = False) -> Log
         logger.info("%s: %s", check.name, check.found)
     if not trust_code:  # after it: a damaged wrapper is reported as damage
         require_trusted_artifacts(uri, found.location)
-    _require_signed(found)
+    _require_signed(found, model)
     return model
 
 
-def _require_signed(found: LoggedRecord) -> None:
+def _require_signed(found: LoggedRecord, model: LoggedModel) -> None:
     """Refuse a version that the trust policy does not accept; what was never published is signed when it is proved."""
     from mlflow import MlflowClient
 
     name = check_uri(found.uri)["name"]
     if name is None and VERSION_OF_LOGGED not in MlflowClient().get_logged_model(found.model_id).tags:
         return
-    require_signed(found.uri, name or found.provenance.name, found.location)
+    require_signed(found.uri, name or found.provenance.name, found.location, logged_digests(model))
 
 
 def _logged_model(uri: str) -> "MlflowModel":
@@ -162,7 +162,7 @@ def _logged_model(uri: str) -> "MlflowModel":
         model_id = match["id"]
         if model_id is None:
             version = version_of(match["name"], match["version"], match["alias"])
-            source = _FORM.fullmatch(version.source or "")  # of one that a person registered
+            source = model_form(version.source or "")  # of one that a person registered
             model_id = version.tags.get(MODEL_ID) or (source and source["id"])
         if not model_id:
             raise _stranger(uri, "no logged model behind it")

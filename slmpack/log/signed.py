@@ -3,12 +3,13 @@
     model.sig          over every file of the model, the next one included (`slmpack.signing.signature`)
     provenance.json    what was made of what, how, and what was proved (`slmpack.publish.statement`)
 
-It is checked where a model's files are, before any of its code is imported: in place, or a file at a time from a
-store elsewhere. Without a trust policy nothing is checked.
+It is checked before any of the model's code is imported: over a folder of this machine, or by the digests of a store's
+files that were just read back. Without a trust policy nothing is checked.
 """
 
 import logging
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,22 +19,21 @@ from slmpack.log.provenance import PROVENANCE, Provenance
 from slmpack.log.staging import READ_ONLY
 from slmpack.machine.bounded_file import read_bounded
 from slmpack.machine.private import replace_text
-from slmpack.machine.store import sha256_of
-from slmpack.progress import report
 from slmpack.records import LoggedModel
 from slmpack.signing.keys import SigningKey
-from slmpack.signing.policy import TrustedKey, TrustPolicy, find_policy
+from slmpack.signing.policy import TrustPolicy, find_policy
 from slmpack.signing.signature import (
     LARGEST_SIGNATURE,
-    NOT_SIGNED,
     SIGNATURE,
     STATEMENT,
     check_digests,
     check_files,
     sign_files,
+    signed_files,
 )
-from slmpack.source.absence import registered_form
+from slmpack.signing.trusted import Signer
 from slmpack.source.mlflow_errors import final_errors
+from slmpack.source.model_uris import name_in_uri
 
 logger = logging.getLogger(__name__)
 
@@ -45,14 +45,12 @@ def sign_logged(model: LoggedModel, digests: Mapping[str, str], statement: str, 
         digests: sha256 of every file that was logged, by its path.
         statement: the content of the file STATEMENT.
     """
-    from hashlib import sha256
-
     all_digests = {**digests, STATEMENT: sha256(statement.encode()).hexdigest()}
     signature = sign_files(model.name, all_digests, key).decode()
     artifacts = artifacts_of(model)
     for name, text in {STATEMENT: statement, SIGNATURE: signature}.items():
         _put(artifacts, model.model_id, name, text)
-    logger.info("signed %s by the key %s", model.uri, key.fingerprint[:12])
+    logger.info("signed %s by %s", model.uri, key.shown)
 
 
 def _put(artifacts: Artifacts, model_id: str, name: str, text: str) -> None:
@@ -68,7 +66,7 @@ def _put(artifacts: Artifacts, model_id: str, name: str, text: str) -> None:
         MlflowClient().log_model_artifact(model_id, str(path), "")
 
 
-def require_signed_folder(uri: str, folder: Path, *, name: str | None = None) -> TrustedKey | None:
+def require_signed_folder(uri: str, folder: Path, *, name: str | None = None) -> Signer | None:
     """Refuse a model in a folder of this machine that the trust policy does not accept.
 
     Args:
@@ -76,7 +74,7 @@ def require_signed_folder(uri: str, folder: Path, *, name: str | None = None) ->
         name: of the registered model; None: as `uri` names it, else as the model's own files do.
 
     Returns:
-        The key that signed it; None without a policy.
+        The entry of the policy that accepts who signed it; None without a policy.
 
     Raises:
         TrustError: nobody who may signed it, or not these files.
@@ -86,18 +84,17 @@ def require_signed_folder(uri: str, folder: Path, *, name: str | None = None) ->
     return None if policy is None else check_folder(uri, folder, policy, name=name)
 
 
-def check_folder(uri: str, folder: Path, policy: TrustPolicy, *, name: str | None = None) -> TrustedKey:
-    """Return the key that signed a model in a folder, as `require_signed_folder` does for a policy at hand.
+def check_folder(uri: str, folder: Path, policy: TrustPolicy, *, name: str | None = None) -> Signer:
+    """Return who signed a model in a folder, as `require_signed_folder` does for a policy at hand.
 
     Raises:
         TrustError: nobody who may signed it, or not these files.
     """
     if name is None:
-        form = registered_form(uri)
-        name = form["name"] if form else _own_name(folder) or uri
-    key = check_files(uri, name, folder, policy)
-    logger.info("%s is signed by the key %s", uri, key.id)
-    return key
+        name = name_in_uri(uri) or _own_name(folder) or uri
+    signer = check_files(uri, name, folder, policy)
+    logger.info("%s is signed by %s", uri, signer.shown)
+    return signer
 
 
 def _own_name(folder: Path) -> str | None:
@@ -108,8 +105,11 @@ def _own_name(folder: Path) -> str | None:
         return None
 
 
-def require_signed(uri: str, name: str, location: str) -> TrustedKey | None:
-    """Refuse a model in an artifact store as `require_signed_folder` does; files elsewhere are read one at a time.
+def require_signed(uri: str, name: str, location: str, digests: Mapping[str, str]) -> Signer | None:
+    """Refuse a model in an artifact store as `require_signed_folder` does, once every file there was read and compared.
+
+    Args:
+        digests: sha256 of every file that is there, by its path, but for the signature and its statement.
 
     Raises:
         TrustError: nobody who may signed it, or not these files.
@@ -120,22 +120,15 @@ def require_signed(uri: str, name: str, location: str) -> TrustedKey | None:
         return None
     with final_errors(TrustError, f"to read {uri}"):
         artifacts = Artifacts(location)
-        if artifacts.folder is not None:
-            return check_folder(uri, artifacts.folder, policy, name=name)
-        names = artifacts.sizes().keys()
-        if SIGNATURE not in names or STATEMENT not in names:
+        if {SIGNATURE, STATEMENT} - artifacts.top_names():
             raise policy.unsigned(uri, name)
-        with artifacts.file(SIGNATURE) as signature, artifacts.file(STATEMENT) as statement:
-            read = read_bounded(signature, LARGEST_SIGNATURE), read_bounded(statement)
-        key = check_digests(uri, name, _digests_of(artifacts, names - set(NOT_SIGNED)), *read, policy)
-    logger.info("%s is signed by the key %s", uri, key.id)
-    return key
-
-
-def _digests_of(artifacts: Artifacts, names: frozenset[str] | set[str]) -> dict[str, str]:
-    digests = {}
-    for done, name in enumerate(sorted(names), start=1):
-        with artifacts.file(name) as path:
-            digests[name] = sha256_of(path)
-        report("signature", done, len(names), "files")
-    return digests
+        with artifacts.file(SIGNATURE) as file:
+            signature = read_bounded(file, LARGEST_SIGNATURE)
+        with artifacts.file(STATEMENT) as file:
+            statement = read_bounded(file)
+        if artifacts.folder is not None:
+            signed_files(artifacts.folder)
+    listed = {**digests, STATEMENT: sha256(statement).hexdigest()}
+    signer = check_digests(uri, name, listed, signature, statement, policy)
+    logger.info("%s is signed by %s", uri, signer.shown)
+    return signer

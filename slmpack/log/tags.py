@@ -152,4 +152,7 @@ REQUEST_KEY = "slmpack.wanted."  # and the first characters of a `request_key` t
 REFUSED = "slmpack.refused"
 
 
+RETRAINED = "slmpack.retrained"  # the key of the retraining that a run or a version came from
+
+
 RUN_ADDRESS = "prefect_address"

@@ -69,8 +69,8 @@ class ProofOptions(Record):
     signing_key: str | None = Field(
         None,
         title="Signing key",
-        description="The key that signs the version: FILE, env:NAME of a variable that holds it, or in a Prefect run "
-        "secret:BLOCK; not signed if left out.",
+        description="The key that signs the version, with its certificates if it has some: FILE, env:NAME of a "
+        "variable, pkcs11:... in a token, or in a Prefect run secret:BLOCK; not signed if left out.",
     )
 
 

@@ -79,4 +79,4 @@ def _is_to_be_signed(found: PublishedLookup, signing_key: str | None) -> bool:
     """Say whether a run has to sign the version; a key in a block of Prefect's is known only there."""
     if signing_key is None:
         return False
-    return is_secret(signing_key) or needs_signing(found, read_key(signing_key))
+    return is_secret(signing_key) or needs_signing(found.name, found.version, read_key(signing_key))

@@ -189,7 +189,7 @@ def what_is_approved(promotion: Promotion) -> str:
     """Return what an approver has to know, as Markdown."""
     quality = promotion.quality
     ratio = "not measured" if quality is None else f"{quality.perplexity_ratio:.3f}"
-    signed = "not signed" if promotion.signed_by is None else f"signed by the key {promotion.signed_by[:12]}"
+    signed = "not signed" if promotion.signed_by is None else f"signed by {promotion.signed_by[:12]}"
     lines = [
         f"**{promotion.name} version {promotion.version}** is to get the alias `{promotion.alias}`"
         + ("." if promotion.before is None else f", which version {promotion.before} has."),

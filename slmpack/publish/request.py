@@ -1,6 +1,5 @@
 """Request: the options of a run for one target, checked before anything is started."""
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,11 +16,10 @@ from slmpack.publish.options import PackageOptions, ProofOptions
 from slmpack.records import Interface, ModelSource, Recipe, Record, Target, digest_of
 from slmpack.reports import LicencePolicy, QualityPolicy
 from slmpack.signing.keys import checked_reference
+from slmpack.source.licences import check_policy
+from slmpack.source.model_uris import artifact_form, registered_form
 from slmpack.source.names import is_generic
 from slmpack.targets import options_for, recipes_to_try
-
-_PINNED = re.compile(r"runs:/|models:/[^/@]+/\d+/")
-_REGISTERED = re.compile(r"models:/(?!m-)")
 
 
 class Request(Record):
@@ -80,7 +78,8 @@ def check_request(target: Target, options: PackageOptions, name: str | None, wor
     """Check the options of a run for one target, and fill in what was left out.
 
     Raises:
-        UsageError: the parts do not fit each other, a text cannot be read, or MLflow would refuse the name.
+        UsageError: the parts do not fit each other, a text cannot be read, no licence has a name of the licence policy,
+            or MLflow would refuse the name.
         DataError: a line of the chats is none.
     """
     recipe, interface = options.recipe, options.interface
@@ -88,6 +87,7 @@ def check_request(target: Target, options: PackageOptions, name: str | None, wor
         raise UsageError(f"interface {interface} for target {target}", "chat", "leave --interface out")
     if name is not None:
         check_name(name)
+    check_policy(options.licences)
     recipes = recipes_to_try(target, recipe, with_quality_chats=options.quality_chats is not None)
     calibrates = any(each and each.weighted for each in (options_for(target, recipe) for recipe in recipes))
     if options.calibration_text is not None and not calibrates:
@@ -156,7 +156,7 @@ def registered_name(given: str | None, source: ModelSource) -> str:
     """
     name = source.name if given is None else given
     check_name(name)
-    if given is None and is_generic(name) and not _REGISTERED.match(source.text):  # somebody chose a registered one
+    if given is None and is_generic(name) and registered_form(source.text) is None:  # somebody chose a registered one
         raise UsageError(
             f"{source.text} gives the name {name!r}, which any model could have",
             "a name that says which model it is",
@@ -192,6 +192,11 @@ def _checked(text: str, chats: "CheckedChats | None") -> CheckedTexts:
     return CheckedTexts(text=digest_of(text), chats=digest)
 
 
+def _is_pinned(text: str) -> bool:
+    form = artifact_form(text)
+    return text.startswith("runs:/") or (form is not None and form["version"] is not None)
+
+
 class CheckedChats(Record):
     """Chats that a run measures on: where they are, and the digest that tells them from others."""
 
@@ -207,7 +212,7 @@ def checked_chats(text: str) -> CheckedChats:
         DataError: there are none, or a line is none.
     """
     if is_artifact(text):
-        if not _PINNED.match(text):
+        if not _is_pinned(text):
             raise UsageError(
                 f"the chats {text}, which may be others tomorrow",
                 "runs:/ID/PATH or models:/NAME/VERSION/PATH",

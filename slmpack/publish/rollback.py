@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from slmpack.errors import CheckError, PublishError, SmokeError, SourceError
 from slmpack.log.mlflow_server import check_name
 from slmpack.log.provenance import model_of
-from slmpack.log.read_back import read_back
+from slmpack.log.read_back import logged_digests, read_back
 from slmpack.log.restore import find_logged
 from slmpack.log.signed import require_signed
 from slmpack.log.tags import (
@@ -160,7 +160,7 @@ def read_version(name: str, version: int, *, trust_code: bool = False) -> Logged
         logger.info("version %d: %s: %s", version, check.name, check.found)
     if not trust_code:
         require_trusted_artifacts(found.uri, found.location)
-    require_signed(found.uri, name, found.location)
+    require_signed(found.uri, name, found.location, logged_digests(model))
     return model
 
 

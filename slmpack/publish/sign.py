@@ -10,19 +10,19 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slmpack.errors import CheckError, PublishError
+from slmpack.errors import CheckError, PublishError, UsageError
 from slmpack.log.provenance import model_of
 from slmpack.log.read_back import logged_digests, read_back
 from slmpack.log.restore import check_uri, find_logged
 from slmpack.log.signed import sign_logged
-from slmpack.log.tags import PUBLISHED, SIGNED_BY, facts_in
+from slmpack.log.tags import PUBLISHED, RETRAINED, SIGNED_BY, facts_in
 from slmpack.log.versions import version_of
 from slmpack.machine.store import MANIFEST
-from slmpack.publish.find import PublishedLookup
 from slmpack.publish.page.log_page import page_facts_text
 from slmpack.publish.statement import statement_of
 from slmpack.records import LoggedModel
 from slmpack.signing.keys import SigningKey
+from slmpack.signing.policy import find_policy
 from slmpack.source.mlflow_errors import final_errors
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def sign_version(model: LoggedModel, version: "ModelVersion", key: SigningKey) -
 
 
 def sign_again(uri: str, key: SigningKey) -> int:
-    """Sign a published version that is there, whoever signed it before; every file is compared first.
+    """Sign a version that was published or tuned, whoever signed it before; every file is compared first.
 
     Args:
         uri: models:/NAME/VERSION or models:/NAME@ALIAS.
@@ -61,7 +61,7 @@ def sign_again(uri: str, key: SigningKey) -> int:
     Raises:
         SourceError: there is no such version.
         CheckError: it is not slmpack's, or a file is not the one that was logged.
-        PublishError: it was not published, or the registry refuses.
+        PublishError: it was neither published nor tuned, or the registry refuses.
     """
     found, form = find_logged(uri), check_uri(uri)
     name = form["name"]
@@ -73,7 +73,7 @@ def sign_again(uri: str, key: SigningKey) -> int:
         )
     with final_errors(PublishError, f"to sign {uri}"):
         version = version_of(name, form["version"], form["alias"])
-        if PUBLISHED not in version.tags:
+        if PUBLISHED not in version.tags and RETRAINED not in version.tags:
             raise PublishError(f"{uri} was not published", "a proved version", f"prove it: slmpack verify {uri}")
         model = model_of(found.provenance, found.model_id, found.run_id, package=Path(), snapshot=Path())
         read_back(model)
@@ -81,9 +81,31 @@ def sign_again(uri: str, key: SigningKey) -> int:
     return int(version.version)
 
 
-def needs_signing(found: PublishedLookup, key: SigningKey) -> bool:
-    """Say whether a version that was found is not signed by the key yet, as far as its tag says."""
+def require_accepted(name: str, key: SigningKey | None) -> None:
+    """Refuse to tune what could not be packaged afterwards: with a trust policy, a version is signed to be a source.
+
+    Args:
+        name: of the registered model that gets the tuned version.
+        key: what is to sign that.
+
+    Raises:
+        UsageError: there is a trust policy and no key.
+        TrustError: the policy does not accept the key for that name.
+    """
+    policy = find_policy()
+    if policy is None:
+        return
+    if key is None:
+        expected = "a key that signs the tuned version, since that is packaged next"
+        raise UsageError(
+            f"no signing key for {name}, and a trust policy ({policy.path})", expected, "give --signing-key"
+        )
+    policy.signer_of(f"what is to be tuned as {name}", name, key.signs_as)
+
+
+def needs_signing(name: str, version: int, key: SigningKey) -> bool:
+    """Say whether a version is not signed by the key yet, as far as its tag says."""
     from mlflow import MlflowClient
 
-    tags = MlflowClient().get_model_version(found.name, str(found.version)).tags
+    tags = MlflowClient().get_model_version(name, str(version)).tags
     return bool(tags.get(SIGNED_BY) != key.fingerprint)

@@ -8,6 +8,7 @@
             runDetails.builder                     slmpack, and the versions of what it used
             runDetails.metadata                    the MLflow run, its begin, and when the version was signed
             runDetails.byproducts                  the proofs with their figures, and the bill of materials
+            slmpack_version, slmpack_facts         the version's number, and what its tags say
 
 Sources: https://in-toto.io/Statement/v1, https://slsa.dev/spec/v1.0/provenance. It is not signed by itself: the
 model's signature covers it like any other file.
@@ -24,19 +25,12 @@ from typing import Any
 
 from slmpack.log.provenance import Provenance, SourceFacts
 from slmpack.publish.bom.log_bom import DIGEST as BOM_DIGEST
-from slmpack.records import FileDigest
 
 STATEMENT_TYPE, PREDICATE_TYPE = "https://in-toto.io/Statement/v1", "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:slmpack:package:v1"
 BUILDER, BOM_TYPE = "urn:slmpack", "application/vnd.cyclonedx+json"
-CHOSEN = (
-    "target",
-    "recipe",
-    "interface",
-    "waiver",
-    "template_waiver",
-    "forced",
-)  # facts of a version that a person chose
+# Facts of a version that a person chose.
+CHOSEN = ("target", "recipe", "interface", "waiver", "template_waiver", "forced")
 GIT_DIGITS, SHA256_DIGITS = 40, 64
 
 
@@ -52,37 +46,43 @@ def statement_of(
         begun_ms: when the MLflow run began, in milliseconds since 1970.
         version: its number.
     """
-    chosen = {name: facts[name] for name in CHOSEN if name in facts}
-    run = {key: value for key, value in facts.items() if key.startswith("prefect_")}
     statement = {
         "_type": STATEMENT_TYPE,
         "subject": [{"name": provenance.name, "digest": {"sha256": manifest}}],
         "predicateType": PREDICATE_TYPE,
         "predicate": {
-            "buildDefinition": {
-                "buildType": BUILD_TYPE,
-                "externalParameters": {"source": provenance.source.text, **chosen},
-                "internalParameters": {"digest": provenance.digest, "exporter": provenance.package.exporter},
-                "resolvedDependencies": [
-                    *_sources(provenance.source),
-                    *(_dependency(file) for file in provenance.snapshot.files),
-                ],
-            },
-            "runDetails": {
-                "builder": {"id": BUILDER, "version": _versions(provenance)},
-                "metadata": {
-                    "invocationId": facts.get("mlflow_run"),
-                    "startedOn": None if begun_ms is None else _time(begun_ms / 1000),
-                    "finishedOn": _time(datetime.now(UTC).timestamp()),
-                },
-                "byproducts": [*([_byproduct("proofs", page)] if page else []), *_bill_of_materials(facts)],
-            },
+            "buildDefinition": _build_of(provenance, facts),
+            "runDetails": _run_of(provenance, facts, page, begun_ms),
             "slmpack_version": version,
             "slmpack_facts": dict(sorted(facts.items())),
-            "slmpack_runs": run,
         },
     }
     return json.dumps(statement, indent=1, ensure_ascii=False) + "\n"
+
+
+def _build_of(provenance: Provenance, facts: Mapping[str, str]) -> dict[str, Any]:
+    """Return what was built of what: a person's choices, ours, and the source with its files."""
+    files = [{"name": file.name, "digest": {"sha256": file.sha256}} for file in provenance.snapshot.files]
+    chosen = {name: facts[name] for name in CHOSEN if name in facts}
+    return {
+        "buildType": BUILD_TYPE,
+        "externalParameters": {"source": provenance.source.text, **chosen},
+        "internalParameters": {"digest": provenance.digest, "exporter": provenance.package.exporter},
+        "resolvedDependencies": [*_sources(provenance.source), *files],
+    }
+
+
+def _run_of(provenance: Provenance, facts: Mapping[str, str], page: str, begun_ms: int | None) -> dict[str, Any]:
+    """Return by what it was built, when, and what was proved of it."""
+    return {
+        "builder": {"id": BUILDER, "version": _versions(provenance)},
+        "metadata": {
+            "invocationId": facts.get("mlflow_run"),
+            "startedOn": None if begun_ms is None else _time(begun_ms / 1000),
+            "finishedOn": _time(datetime.now(UTC).timestamp()),
+        },
+        "byproducts": [*([_byproduct("proofs", page)] if page else []), *_bill_of_materials(facts)],
+    }
 
 
 def _sources(source: SourceFacts) -> list[dict[str, Any]]:
@@ -92,10 +92,6 @@ def _sources(source: SourceFacts) -> list[dict[str, Any]]:
     digest = {"digest": {kinds[len(source.revision)]: source.revision}} if is_digest else {}
     found = {"uri": source.text, **digest, "annotations": {"kind": str(source.kind), "revision": source.revision}}
     return [found, *(_sources(source.base) if source.base else [])]
-
-
-def _dependency(file: FileDigest) -> dict[str, Any]:
-    return {"name": file.name, "digest": {"sha256": file.sha256}}
 
 
 def _versions(provenance: Provenance) -> dict[str, str]:

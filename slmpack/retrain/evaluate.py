@@ -16,7 +16,7 @@ from slmpack.errors import QualityError
 from slmpack.figures import perplexity_shown, ratio_shown
 from slmpack.log.experiment import EXPERIMENT
 from slmpack.log.health import clear_version, damage_of, mark_version
-from slmpack.log.tags import REFUSED
+from slmpack.log.tags import REFUSED, RETRAINED
 from slmpack.log.versions import versions_with
 from slmpack.records import ModelSource, Record, Target, digest_of
 from slmpack.reports import Outcome, Status
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 TUNED_ALIAS = "tuned"
-RETRAINED = "slmpack.retrained"  # the key of the retraining that a run or a version came from
 KEY_CHARACTERS = 24
 
 

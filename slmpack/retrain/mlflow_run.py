@@ -17,11 +17,10 @@ from slmpack.figures import perplexity_shown
 from slmpack.log.chat_artifacts import log_chat_dataset
 from slmpack.log.experiment import EXPERIMENT, experiment_id
 from slmpack.log.log import PREFECT_RUN
-from slmpack.log.tags import REFUSED, VERSION_OF_LOGGED, version_tags
+from slmpack.log.tags import REFUSED, RETRAINED, VERSION_OF_LOGGED, version_tags
 from slmpack.plain_text import tag_text
 from slmpack.records import LoggedModel
 from slmpack.retrain.evaluate import (
-    RETRAINED,
     TUNED_ALIAS,
     TunedFigures,
     usable_versions,

@@ -16,8 +16,9 @@ from slmpack.log.versions import version_of
 from slmpack.machine.bounded_file import read_bounded
 from slmpack.records import Record
 from slmpack.serve.downloads import remove_download
-from slmpack.source.absence import absence_of, registered_form
+from slmpack.source.absence import absence_of
 from slmpack.source.mlflow_errors import final_errors
+from slmpack.source.model_uris import registered_form
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

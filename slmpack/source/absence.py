@@ -3,12 +3,11 @@
 models:/NAME@ALIAS, models:/NAME/VERSION  -> no such model | no such alias | no such version
 """
 
-import re
 from typing import NamedTuple
 
+from slmpack.source.model_uris import registered_form
 from slmpack.suggest import did_you_mean, listed
 
-_FORM = re.compile(r"models:/(?!m-[0-9a-f]{32}$)(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[\w-]+))")
 MOST_NAMES = 1000
 _CHECK = "check MLFLOW_TRACKING_URI and the name"
 
@@ -19,11 +18,6 @@ class Absence(NamedTuple):
     found: str
     known: str
     advice: str
-
-
-def registered_form(uri: str) -> "re.Match[str] | None":
-    """Return the `name` and the `version` or the `alias` that a URI has; None where it has another form."""
-    return _FORM.fullmatch(uri)
 
 
 def absence_of(uri: str) -> Absence | None:

@@ -5,6 +5,7 @@ source --fill--> files --repair--> --dequantise, if they are codes--> inspected 
 
 import logging
 import shutil
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from slmpack.checkpoint.shapes import require_shapes
 from slmpack.machine.at_rest import Watch, linked_files
 from slmpack.machine.store import Manifest, log_folder, sha256_of, store_folder
 from slmpack.records import ModelSource, Snapshot, SourceKind, digest_of
-from slmpack.source import gguf, merge_adapter
+from slmpack.source import gguf, logged_model, merge_adapter
 from slmpack.source.codes import dequantise_snapshot, drop_outdated
 from slmpack.source.fill import fill, repair
 from slmpack.source.pinned import naming, unfaithful
@@ -27,16 +28,21 @@ logger = logging.getLogger(__name__)
 def fetch_snapshot(source: ModelSource, workspace: Path) -> Snapshot:
     """Return the snapshot of `source`, made unless the workspace has it; a hit asks nothing of the network.
 
+    With a trust policy, the signature of a logged model is looked at each time, and its files are compared with it
+    before they are read further; a snapshot of unchecked files is not taken for one of checked files.
+
     Raises:
+        TrustError: the trust policy does not accept who signed a logged model, or its files are others.
         SourceError: the source is gone or may not be read, or is not a usable checkpoint.
         WorkspaceError: there is no room for it.
     """
-    key, watch = snapshot_key(source), Watch(source.text)
+    signed = logged_model.vouched(source)
+    key, watch = _vouched_key(source, signed), Watch(source.text)
 
     def make(into: Path) -> dict[str, str | int | None]:
         logger.info("fetching %s", source.text)
         conversion = log_folder(workspace) / f"tokenizer-{key[:12]}.log"
-        origin = fill(source, into, workspace, key)
+        origin = fill(source, into, workspace, key, signed)
         watch.add(linked_files(into))
         origin |= repair(source, into, conversion)
         origin |= dequantise_snapshot(source, into, workspace, key, is_repaired=REPAIRS in origin)
@@ -55,6 +61,12 @@ def fetch_snapshot(source: ModelSource, workspace: Path) -> Snapshot:
         shutil.rmtree(path)  # its key promises other content
         raise complaint
     return snapshot
+
+
+def _vouched_key(source: ModelSource, signed: Mapping[str, str] | None) -> str:
+    """Return the key of a snapshot whose files were compared with `signed`, if there is that."""
+    key = snapshot_key(source)
+    return key if signed is None else digest_of([key, dict(signed)])
 
 
 def _has_own_files(snapshot: Snapshot) -> bool:

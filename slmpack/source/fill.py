@@ -11,6 +11,7 @@ An adapter is merged: it and its base are put aside so, and what `merge_adapter`
 
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from slmpack.checkpoint.chat_templates import DEFAULT, templates_of
@@ -45,8 +46,14 @@ logger = logging.getLogger(__name__)
 CONVERT_LIMIT_SECONDS = 3600.0
 
 
-def fill(source: ModelSource, into: Path, workspace: Path, key: str) -> dict[str, str | int | None]:
-    """Put the files of `source` into the empty folder `into`; return what they do not say, such as a GGUF's licence."""
+def fill(
+    source: ModelSource, into: Path, workspace: Path, key: str, signed: Mapping[str, str] | None = None
+) -> dict[str, str | int | None]:
+    """Put the files of `source` into the empty folder `into`; return what they do not say, such as a GGUF's licence.
+
+    Args:
+        signed: the digests that a logged model's files have to have, see `logged_model.vouched`.
+    """
     if source.base is not None:
         return _merge(source, source.base, into, workspace, key)
     downloads = into.with_name(f"{into.name}.download")
@@ -60,7 +67,7 @@ def fill(source: ModelSource, into: Path, workspace: Path, key: str) -> dict[str
             case SourceKind.FOLDER:
                 files = checkpoint_files(Path(source.location))
             case SourceKind.MLFLOW:
-                files = logged_model.download(source, downloads)
+                files = logged_model.download(source, downloads, signed)
             case SourceKind.GGUF:
                 facts, files = _convert_own(source, into, log, workspace), {}
             case SourceKind.WHEEL:

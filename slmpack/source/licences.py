@@ -10,14 +10,28 @@ licence) counts before the build.
 import logging
 
 from slmpack.checkpoint.licence import joined_licences
+from slmpack.checkpoint.licence_names import is_known, likely_name
 from slmpack.checkpoint.licence_terms import UNKNOWN, Verdict, canonical_name, names_a_licence, names_in, verdict_of
-from slmpack.errors import LicenceError
+from slmpack.errors import LicenceError, UsageError
 from slmpack.records import ModelSource, Snapshot, SourceKind
 from slmpack.reports import LicencePolicy
 
 logger = logging.getLogger(__name__)
 
 TOLD_BEFORE = (SourceKind.HUB, SourceKind.FOLDER)  # their files tell nothing more than is known when they are resolved
+
+
+def check_policy(policy: LicencePolicy) -> None:
+    """Refuse a policy with a name that no licence has: misspelt, it would refuse or allow nothing.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for option, names in (("allow", policy.allow), ("refuse", policy.refuse)):
+        for name in names:
+            if not is_known(name):
+                found = f"--{option}-licence {name} (options.licences.{option}), which is no licence that is known"
+                raise UsageError(found, "one licence's name of SPDX's list or the Hub's", likely_name(name))
 
 
 def check_source(source: ModelSource, policy: LicencePolicy) -> None:

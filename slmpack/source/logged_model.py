@@ -1,22 +1,26 @@
 """MLflow as a source: a transformers model that was logged there, such as last night's fine-tune."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from slmpack.checkpoint.licence import is_placeholder, licence_text, stated_licence
 from slmpack.errors import SourceError, UsageError
-from slmpack.machine.bounded_file import MIB, read_bounded
+from slmpack.machine.bounded_file import MIB, SMALL_BYTES, read_bounded
 from slmpack.records import ModelSource, Record, SourceKind
+from slmpack.signing.policy import find_policy
+from slmpack.signing.signature import LARGEST_SIGNATURE, SIGNATURE, STATEMENT, require_vouched, vouched_digests
 from slmpack.source.absence import Absence, absence_of
 from slmpack.source.files import checkpoint_files, require_own
 from slmpack.source.mlmodel import read_mlmodel
+from slmpack.source.model_uris import model_form, name_in_uri
 from slmpack.source.names import name_of_logged
 
 _FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID or runs:/RUN_ID/NAME"
-_FORM = re.compile(r"models:/m-[0-9a-f]{32}|models:/(?P<name>[^/@#?]+)(/\d+|@(?P<alias>[\w-]+))|runs:/[^/]+/.+")
+_OF_RUN = re.compile(r"runs:/[^/]+/.+")
 QUALITY_CHATS = "slmpack.quality_chats"  # of a logged model: the chats whose answers its packages have to keep
 _FLAVOUR = "transformers"
 _WEIGHTS = "model"  # the folder in a logged model
@@ -38,7 +42,7 @@ def pin(uri: str) -> PinnedModel:
         UsageError: `uri` is not one of MLflow's forms, or not one that names a single model.
         SourceError: there is no such model, or it is not of the transformers flavour.
     """
-    if not _FORM.fullmatch(uri):
+    if not model_form(uri) and not _OF_RUN.fullmatch(uri):
         raise UsageError(f"{uri!r} names no single model", _FORMS, "write one of those")
     import mlflow
 
@@ -72,12 +76,13 @@ def chats_of(source: ModelSource) -> str | None:
 
 def _unmoving(client: Any, uri: str) -> tuple[str, str | None]:
     """Return a URI that will not name another model tomorrow, and the registered model's name if there is one."""
-    match = _FORM.fullmatch(uri)
-    assert match is not None
-    if match["alias"]:
-        version = client.get_model_version_by_alias(match["name"], match["alias"])
-        return f"models:/{version.name}/{version.version}", match["name"]
-    return uri, match["name"]
+    form = model_form(uri)
+    if form is None:
+        return uri, None
+    if form["alias"]:
+        version = client.get_model_version_by_alias(form["name"], form["alias"])
+        return f"models:/{version.name}/{version.version}", form["name"]
+    return uri, form["name"]
 
 
 def _logged_model(client: Any, model_id: str) -> Any:
@@ -133,24 +138,71 @@ def _check_flavour(uri: str, flavours: dict[str, Any]) -> None:
         )
 
 
-def download(source: ModelSource, into: Path) -> dict[str, Path]:
+def vouched(source: ModelSource) -> dict[str, str] | None:
+    """Return the sha256 of every file of a logged model, as somebody signed it whom the trust policy accepts.
+
+    Returns:
+        By the files' paths; None without a policy, and for sources that are not in MLflow.
+
+    Raises:
+        TrustError: it is not signed, or not by one who may sign its name.
+        UsageError: the policy cannot be read.
+    """
+    import mlflow
+
+    policy = find_policy() if source.kind is SourceKind.MLFLOW else None
+    if policy is None:
+        return None
+    name = name_in_uri(source.text)
+    with _translated(source.text), TemporaryDirectory(prefix="slmpack-") as folder:
+        place = _place_of(source)
+        there = mlflow.artifacts.list_artifacts(artifact_uri=place)
+        if {SIGNATURE, STATEMENT} - {PurePosixPath(entry.path).name for entry in there}:
+            raise policy.unsigned(source.text, name or source.text)
+        signature, statement = (
+            _small_file(place, each, limit, Path(folder))
+            for each, limit in ((SIGNATURE, LARGEST_SIGNATURE), (STATEMENT, SMALL_BYTES))
+        )
+    return vouched_digests(source.text, signature, statement, policy, name)
+
+
+def _small_file(place: str, name: str, most: int, folder: Path) -> bytes:
+    import mlflow
+
+    path = mlflow.artifacts.download_artifacts(artifact_uri=f"{place}/{name}", dst_path=str(folder))
+    return read_bounded(Path(path), most)
+
+
+def _place_of(source: ModelSource) -> str:
+    """Return the URI that a path may follow."""
+    import mlflow
+
+    if source.revision != source.location.removeprefix("models:/"):
+        return source.location
+    return str(mlflow.MlflowClient().get_logged_model(source.revision).artifact_location)  # MLflow takes none after it
+
+
+def download(source: ModelSource, into: Path, signed: Mapping[str, str] | None = None) -> dict[str, Path]:
     """Return the files of a logged model's checkpoint, their path in the checkpoint to their path on disk.
 
     MLflow keeps a model and its tokenizer apart; the result has both. Files in an artifact store that is a folder of
     this machine are returned where they are, others are downloaded below `into`.
 
+    Args:
+        signed: the digests that all of its files have to have, see `vouched`; None: whichever they have.
+
     Raises:
         SourceError: the logged files are gone.
+        TrustError: a file is not one that was signed.
     """
     import mlflow
 
     with _translated(source.text):
-        place = source.location
-        if source.revision == source.location.removeprefix("models:/"):  # MLflow takes no path after such a URI
-            place = mlflow.MlflowClient().get_logged_model(source.revision).artifact_location
-        model = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{place}/MLmodel")).parent
+        model = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{_place_of(source)}/MLmodel")).parent
         if not (model / _WEIGHTS).is_dir():  # MLmodel came alone: it is a temporary copy
             model = Path(mlflow.artifacts.download_artifacts(artifact_uri=source.location, dst_path=str(into)))
+    if signed is not None:
+        require_vouched(source.text, model, signed)
     # The model's own files come first: MLflow saves the tokenizer anew.
     tokenizer = model / "components" / "tokenizer"
     files = checkpoint_files(tokenizer, inside=model) | checkpoint_files(model / _WEIGHTS, inside=model)

@@ -4,11 +4,49 @@ import pytest
 
 from slmpack.checkpoint.licence import joined_licences
 from slmpack.checkpoint.licence_terms import Verdict, canonical_name, names_in
+from slmpack.errors import UsageError
 from slmpack.reports import LicencePolicy, UnknownLicence
-from slmpack.source.licences import judge_licence
+from slmpack.source.licences import check_policy, judge_licence
 
 REFUSED, UNKNOWN, ALLOWED = Verdict.REFUSED, Verdict.UNKNOWN, Verdict.ALLOWED
 NO_GPL = LicencePolicy(refuse=("GPL-3.0-only", "cc-by-nc-4.0"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mit", "MIT", "Apache-2.0", "apache license 2.0", "MIT License", "gpl-3.0", "GPL-3.0-or-later", "GPL-3.0+",
+        "lgpl", "gemma", "llama3", "Llama3.1", "other", "unknown", "openrail++", "LicenseRef-Tongyi-Qianwen", "odbl",
+        "licenseref-ours", "GPL-3.0-only WITH GCC-exception-3.1", "0BSD",
+    ],
+)  # fmt: skip
+def test_a_policy_is_made_of_names_that_licences_have(name: str) -> None:
+    check_policy(LicencePolicy(allow=(name,)))
+    check_policy(LicencePolicy(refuse=(name,)))
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("apache-2", "did you mean apache-2.0?"),
+        ("cc-by-nc4.0", "did you mean cc-by-nc-4.0?"),
+        ("GPL3", "did you mean gpl"),
+        ("lama3.1", "did you mean llama3.1?"),
+        ("Tongyi Qianwen License", "write LicenseRef-tongyi-qianwen-license for a name that a model's card gives"),
+        ("LicenseRef-", "write LicenseRef-"),
+        ("mit AND gpl-3.0", "one licence's name"),
+    ],
+)
+def test_a_name_that_no_licence_has_is_refused_with_what_was_probably_meant(name: str, advice: str) -> None:
+    with pytest.raises(UsageError, match=f"--refuse-licence {name} .*, which is no licence that is known") as refused:
+        check_policy(LicencePolicy(refuse=(name,)))
+    assert advice in str(refused.value)
+
+
+def test_a_name_of_a_cards_own_is_judged_with_and_without_its_prefix() -> None:
+    policy = LicencePolicy(refuse=("LicenseRef-Tongyi-Qianwen-License",))
+    assert judge_licence("Tongyi Qianwen License", policy) is REFUSED
+    assert judge_licence("LicenseRef-tongyi-qianwen-license", policy) is REFUSED
 
 
 @pytest.mark.parametrize(

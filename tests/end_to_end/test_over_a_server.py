@@ -15,9 +15,10 @@ from mlflow_server import used_mlflow_server
 import slmpack
 from slmpack import progress
 from slmpack.errors import CheckError, SourceError, TrustError
+from slmpack.log.checkpoint import log_checkpoint
 from slmpack.log.log import log_model
 from slmpack.log.mlflow_server import require_registry
-from slmpack.log.read_back import read_back
+from slmpack.log.read_back import logged_digests, read_back
 from slmpack.log.restore import restore_model
 from slmpack.log.signed import require_signed
 from slmpack.log.transfer import receive_snapshot, share_snapshot
@@ -33,6 +34,8 @@ from slmpack.records import Interface, LoggedModel, Package, Snapshot, Target
 from slmpack.reports import QualityPolicy
 from slmpack.signing.keys import new_key
 from slmpack.signing.policy import VARIABLE
+from slmpack.source.fetch import fetch_snapshot
+from slmpack.source.resolve import resolve_source
 
 pytestmark = pytest.mark.slow
 
@@ -99,16 +102,39 @@ def test_a_signature_is_put_beside_the_model_and_checked_a_file_at_a_time(
     assert slmpack.load(uri).predict({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1})
     extra = served_file(server, model.uri, "MLmodel").with_name("extra.so")
     extra.touch()
-    for look in (slmpack.load, lambda uri: require_signed(uri, "signed", _location(model))):
-        with pytest.raises(TrustError, match=f"the signature of {uri} does not have extra.so, which was added"):
-            look(uri)
+    with pytest.raises(TrustError, match=f"the signature of {uri} does not have extra.so, which was added"):
+        slmpack.load(uri)
+    with pytest.raises(CheckError, match=r"extra\.so beside what was logged"):
+        read_version("signed", 1)
     extra.unlink()
     weights = served_file(server, model.uri, "model.onnx.data")
     before = flip_a_bit(weights)
     with pytest.raises(TrustError, match=r"has another artifacts/package/model\.onnx\.data"):
-        require_signed(uri, "signed", _location(model))
+        slmpack.load(uri)
     weights.write_bytes(before)
-    assert require_signed(uri, "signed", _location(model)) is not None
+    read = logged_digests(model)
+    assert require_signed(uri, "signed", _location(model), read) is not None
+    with pytest.raises(TrustError, match=r"has another chat_model\.py"):
+        require_signed(uri, "signed", _location(model), read | {"chat_model.py": "0" * 64})
+
+
+def test_a_signed_source_is_downloaded_and_checked_before_it_is_read(
+    server: Path, small_snapshot: Snapshot, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = new_key(tmp_path / "release.pem")
+    (tmp_path / "trust.toml").write_text(f"[trust.keys.a]\npublic_key = '''{key.public_pem()}'''\nnames = ['based']\n")
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "trust.toml"))
+    model = log_checkpoint(small_snapshot, "based", workspace, {})
+    publish_version(model, proofs_of(model), key=key)
+    source = resolve_source("models:/based/1")
+    assert fetch_snapshot(source, tmp_path / "work").parameters == small_snapshot.parameters
+    settings = served_file(server, model.uri, "generation_config.json")
+    before = settings.read_bytes()
+    settings.unlink()
+    settings.write_bytes(before + b"\n")
+    with pytest.raises(TrustError, match=r"the signature of models:/based/1 has another model/generation_config\.json"):
+        fetch_snapshot(source, tmp_path / "elsewhere")
+    assert not [*(tmp_path / "elsewhere" / "snapshots").glob("*/manifest.json")]
 
 
 def _location(model: LoggedModel) -> str:

@@ -13,14 +13,18 @@ from mlflow import MlflowClient
 from flows.package_model import package_model
 from flows.retrain_model import retrain_model
 from slmpack.chats.dataset import DataPolicy
-from slmpack.errors import DataError, QualityError, UsageError
-from slmpack.log.tags import facts_in
+from slmpack.errors import DataError, QualityError, TrustError, UsageError
+from slmpack.log.tags import SIGNED_BY, facts_in
 from slmpack.publish.bom.log_bom import read_bom
 from slmpack.publish.options import PackageOptions
 from slmpack.records import Target
 from slmpack.reports import QualityPolicy
 from slmpack.retrain.evaluate import Perplexities, RetrainOutcome, RetrainPolicy, TunedFigures, judge_tuned
 from slmpack.retrain.training.settings import TrainSettings
+from slmpack.signing.keys import new_key
+from slmpack.signing.policy import VARIABLE
+from slmpack.source.fetch import fetch_snapshot
+from slmpack.source.resolve import resolve_source
 
 FAST = TrainSettings(epochs=2, rank=8, learning_rate=5e-3, batch_size=16, max_length=128)
 EASY = RetrainPolicy(min_gain=0.02, max_forgetting=100.0)
@@ -190,6 +194,29 @@ def test_a_target_that_was_refused_is_not_built_again_by_every_poll(
     assert models_logged() == before
     other = retrain(data, town_phi3, workspace, **strict | {"options": WAIVED.model_copy(update={"policy": STRICT})})
     assert (other.status, other.targets[0].status) == ("published", "published")
+
+
+@pytest.mark.slow
+def test_with_a_trust_policy_a_tuned_version_is_signed_to_be_packaged(
+    first: RetrainOutcome, data: Path, town_phi3: Path, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = new_key(tmp_path / "key.pem")
+    (tmp_path / "trust.toml").write_text(f"[trust.keys.a]\npublic_key = '''{key.public_pem()}'''\nnames = ['town']\n")
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "trust.toml"))
+    with pytest.raises(UsageError, match="no signing key for town, and a trust policy"):
+        retrain(data, town_phi3, workspace)
+    with pytest.raises(TrustError, match="models:/town/1 is not signed; a signature by a"):
+        fetch_snapshot(resolve_source("models:/town/1"), workspace)
+    signed = WAIVED.model_copy(update={"signing_key": str(tmp_path / "key.pem")})
+    outcome = retrain(data, town_phi3, workspace, options=signed)
+    assert (outcome.status, outcome.version, [each.status for each in outcome.targets]) == (
+        "unchanged",
+        1,
+        ["unchanged"],
+    )
+    tags = [MlflowClient().get_model_version("town", number).tags for number in ("1", "2")]
+    assert [each[SIGNED_BY] for each in tags] == [key.fingerprint, key.fingerprint]
+    assert fetch_snapshot(resolve_source("models:/town@tuned"), workspace).parameters > 0
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from authority import SUBJECT, Authority
 from command_line import SLMPACK, environment, error_lines, objects, slmpack
 from mlflow import MlflowClient
 
@@ -88,6 +89,28 @@ def test_the_same_request_with_another_key_is_unchanged_and_signs(
     back = slmpack("sign", URI, "--signing-key", "release.pem", cwd=folder)
     assert back.returncode == 0, back.stderr
     assert signed_by(folder) == fingerprint(folder, "release")
+
+
+def test_a_key_with_certificates_signs_and_a_chat_checks_whose_it_is(folder: Path) -> None:
+    authority = Authority()
+    signer = authority.issue()
+    (folder / "certified.pem").write_text(signer.pem())
+    (folder / "certified.pem").chmod(0o600)
+    shown = slmpack("keys", "show", "certified.pem", cwd=folder)
+    assert shown.stderr == f"certificate {SUBJECT}\nfingerprint {signer.fingerprint}\n"
+    done = slmpack("sign", URI, "--signing-key", "env:CERTIFIED", cwd=folder, CERTIFIED=signer.pem())
+    assert (done.returncode, signed_by(folder)) == (0, signer.fingerprint), done.stderr
+    (folder / "ca.pem").write_text(authority.root.root())
+    for name in (NAME, "another"):
+        entry = f"roots = 'ca.pem'\nsubjects = ['{SUBJECT}']\nnames = ['{name}']\n"
+        (folder / f"{name}.toml").write_text(f"[trust.certificates.ci]\n{entry}")
+    accepted = slmpack("chat", URI, "Hello", "--max-tokens", "3", "--trust", f"{NAME}.toml", cwd=folder)
+    assert accepted.returncode == 0, accepted.stderr
+    refused = slmpack("chat", URI, "Hello", "--trust", "another.toml", cwd=folder)
+    assert refused.returncode == 1
+    assert f"{URI} is signed by a certificate of ci, which may not sign {NAME}" in error_lines(refused)[0]
+    back = slmpack("sign", URI, "--signing-key", "release.pem", cwd=folder)
+    assert back.returncode == 0, back.stderr
 
 
 def test_a_key_in_a_block_of_prefects_signs_and_its_text_is_in_no_record(

@@ -13,12 +13,13 @@ from slmpack.log.health import UNHEALTHY
 from slmpack.log.log import ready_models
 from slmpack.log.read_back import read_back
 from slmpack.log.restore import find_logged
+from slmpack.log.tags import RETRAINED
 from slmpack.publish.find import PublishedLookup, Search, alias_of, find_published, published_before
 from slmpack.publish.outcome import StageTimer, describe_outcome, published_outcome
 from slmpack.publish.publish import publish_version
 from slmpack.records import Interface, LoggedModel, Target
 from slmpack.reports import QualityFigures
-from slmpack.retrain.evaluate import RETRAINED, TUNED_ALIAS, PreviousResult, find_previous_result, version_in_use
+from slmpack.retrain.evaluate import TUNED_ALIAS, PreviousResult, find_previous_result, version_in_use
 
 LogIt = Callable[..., LoggedModel]
 

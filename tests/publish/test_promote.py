@@ -113,7 +113,7 @@ def test_with_a_trust_policy_only_a_signed_version_is_promoted(
     signed = log_it()
     publish_version(signed, proofs_of(signed), key=key, force=True)
     plan = plan_promotion(name, ALIAS, PRODUCTION)
-    assert f"signed by the key {key.fingerprint[:12]}" in what_is_approved(plan)
+    assert f"signed by {key.fingerprint[:12]}" in what_is_approved(plan)
     assert promote(plan, "Ada").version == 2
 
 

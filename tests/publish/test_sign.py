@@ -8,10 +8,12 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from authority import SUBJECT, Authority
 from made_proofs import ALIAS, flip_a_bit, holder_of, proofs_of, publish
 from mlflow import MlflowClient
 
 import slmpack
+from slmpack import progress
 from slmpack.errors import CheckError, PublishError, SourceError, TrustError, UsageError
 from slmpack.log.read_back import read_back
 from slmpack.log.restore import restore_model
@@ -24,7 +26,7 @@ from slmpack.publish.sign import sign_again
 from slmpack.publish.statement import PREDICATE_TYPE, STATEMENT_TYPE
 from slmpack.records import LoggedModel
 from slmpack.serve.locate import locate
-from slmpack.signing.keys import SigningKey, new_key
+from slmpack.signing.keys import SigningKey, new_key, parse_key
 from slmpack.signing.policy import VARIABLE
 from slmpack.signing.signature import SIGNATURE, STATEMENT
 
@@ -95,6 +97,42 @@ def test_an_unsigned_version_is_refused_on_every_way_and_nothing_of_it_runs(
 
 
 @pytest.mark.slow
+def test_a_version_that_is_read_back_is_not_read_again_for_its_signature(
+    name: str, log_it: LogIt, key: SigningKey, policy: Path, workspace: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish_signed(log_it(), key)
+    progress.logger.addHandler(caplog.handler)
+    try:
+        for read in (WAYS["roll back"], WAYS["verify"]):
+            caplog.clear()
+            read(name, workspace)
+            stages = {record.progress.stage for record in caplog.records if hasattr(record, "progress")}
+            assert stages & {"read back", "signature"} == {"read back"}
+    finally:
+        progress.logger.removeHandler(caplog.handler)
+
+
+@pytest.mark.slow
+def test_a_certificate_signs_as_a_key_does_and_every_way_looks_whose_it_is(
+    name: str, log_it: LogIt, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority, other = Authority(), Authority()
+    key, model = parse_key(authority.issue().pem().encode(), "it"), log_it()
+    publish_signed(model, key)
+    assert MlflowClient().get_model_version(name, "1").tags[SIGNED_BY] == key.fingerprint
+    for which in (authority, other):
+        entry = f"roots = '''{which.root.root()}'''\nsubjects = ['{SUBJECT}']\nnames = ['*']\n"
+        (tmp_path / f"{which is other}.toml").write_text(f"[trust.certificates.ci]\n{entry}")
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "False.toml"))
+    for way in WAYS.values():
+        way(name, workspace)
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "True.toml"))
+    for way in WAYS.values():
+        with pytest.raises(TrustError, match=f"by the certificate {SUBJECT}, which does not lead to the roots of ci"):
+            way(name, workspace)
+
+
+@pytest.mark.slow
 def test_what_was_never_published_is_verified_without_a_signature(log_it: LogIt, policy: Path, workspace: Path) -> None:
     model = log_it()
     assert restore_model(model.uri, workspace).digest == model.digest
@@ -149,8 +187,9 @@ def test_a_signed_model_that_is_registered_under_another_name_is_refused(
     publish_signed(model, key)
     MlflowClient().create_registered_model(f"{name}-copy")
     MlflowClient().create_model_version(f"{name}-copy", model.uri, model_id=model.model_id)
-    with pytest.raises(TrustError, match=f"is signed as a version of {name}; one of {name}-copy"):
-        slmpack.load(f"models:/{name}-copy/1")
+    for version in ("1", "latest"):
+        with pytest.raises(TrustError, match=f"is signed as a version of {name}; one of {name}-copy"):
+            slmpack.load(f"models:/{name}-copy/{version}")
     with pytest.raises(CheckError, match=f"was logged as {name}"):
         sign_again(f"models:/{name}-copy/1", key)
 

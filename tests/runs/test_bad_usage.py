@@ -63,6 +63,8 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["package", "--waive-quality", " "], USAGE, "the waiver ''; a reason"),
     (["package", "--waive-template", "ok"], USAGE, "the waiver 'ok'; a reason"),
     (["package", "--refuse-licence", " "], USAGE, "--refuse-licence"),
+    (["package", "--refuse-licence", "cc-by-nc4.0"], USAGE, "no licence that is known; one licence's name of SPDX's "
+     "list or the Hub's; did you mean cc-by-nc-4.0?"),
     (["package", "--allow-licence", "mit", "--refuse-licence", "MIT"], USAGE, "fit each other; mit is both "
      "allowed and refused; see"),
     (["retrain", "--data", "checkpoint", "--unknown-licence", "refused"], USAGE, "did you mean refuse?"),

@@ -1,6 +1,6 @@
 """Trust policies: which key may sign which models, until when, and which file counts."""
 
-from datetime import date
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ from slmpack.signing.keys import SigningKey, new_key
 from slmpack.signing.policy import VARIABLE, find_policy, read_policy
 
 URI, NAME = "models:/smollm2-135m/1", "smollm2-135m"
+TODAY = datetime(2026, 11, 27, 12, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -27,15 +28,27 @@ def write_policy(folder: Path, more: str = "", names: str = '["smollm2-*"]') -> 
 
 def test_a_key_may_sign_the_names_that_the_policy_gives_it(key: SigningKey, tmp_path: Path) -> None:
     policy = read_policy(write_policy(tmp_path, "not_after = 2026-11-27\n"))
-    assert policy.key_for(URI, NAME, key.fingerprint, date(2026, 11, 27)).id == "release"
+    assert policy.signer_of(URI, NAME, key.fingerprint, TODAY).id == "release"
 
 
 @pytest.mark.parametrize(
     ("more", "names", "message"),
     [
-        ("not_after = 2026-11-26", '["smollm2-*"]', "release, which expired on 2026-11-26; a key that may sign"),
-        ('revoked = "stolen"', '["smollm2-*"]', r"release, which is revoked \(stolen\); a key that may sign .*none"),
-        ("", '["phi-*", "smollm2"]', "release, which may not sign smollm2-135m; a key that may sign smollm2-135m"),
+        (
+            "not_after = 2026-11-26",
+            '["smollm2-*"]',
+            "release, which expired on 2026-11-26; a key or certificate that may sign",
+        ),
+        (
+            'revoked = "stolen"',
+            '["smollm2-*"]',
+            r"release, which is revoked \(stolen\); a key or certificate that may sign .*none",
+        ),
+        (
+            "",
+            '["phi-*", "smollm2"]',
+            "release, which may not sign smollm2-135m; a key or certificate that may sign smollm2-135m",
+        ),
     ],
 )
 def test_an_expired_a_revoked_and_another_models_key_are_refused_by_name(
@@ -43,31 +56,34 @@ def test_an_expired_a_revoked_and_another_models_key_are_refused_by_name(
 ) -> None:
     policy = read_policy(write_policy(tmp_path, more, names))
     with pytest.raises(TrustError, match=f"{URI} is signed by the key {message}"):
-        policy.key_for(URI, NAME, key.fingerprint, date(2026, 11, 27))
+        policy.signer_of(URI, NAME, key.fingerprint, TODAY)
 
 
 def test_a_key_that_the_policy_does_not_have_is_refused(key: SigningKey, tmp_path: Path) -> None:
     other = new_key(tmp_path / "other.pem").fingerprint
     policy = read_policy(write_policy(tmp_path))
     with pytest.raises(TrustError, match=rf"does not have \({other[:12]}\); a signature by release"):
-        policy.key_for(URI, NAME, other)
+        policy.signer_of(URI, NAME, other)
 
 
 def test_a_key_may_stand_in_the_policy_itself(key: SigningKey, tmp_path: Path) -> None:
     path = tmp_path / "trust.toml"
     path.write_text(f"[trust.keys.release]\npublic_key = '''\n{key.public_pem()}'''\nnames = ['*']\n")
-    assert read_policy(path).key_for(URI, NAME, key.fingerprint).id == "release"
+    assert read_policy(path).signer_of(URI, NAME, key.fingerprint).id == "release"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("[trust", "cannot be read"),
-        ("", "has no table of keys"),
-        ("trust = 3", "has no table of keys"),
-        ("[trust.keys]", "has no table of keys"),
-        ("[trust]\nkey = 1", "has no table of keys"),
-        ("[trust]\nunsigned = 'accept'\n[trust.keys.a]\npublic_key = 'x'\nnames = []", "has no table of keys"),
+        ("", "has no table of keys or certificates"),
+        ("trust = 3", "has no table of keys or certificates"),
+        ("[trust.keys]", "has no table of keys or certificates"),
+        ("[trust]\nkey = 1", "has no table of keys or certificates"),
+        (
+            "[trust]\nunsigned = 'accept'\n[trust.keys.a]\npublic_key = 'x'\nnames = []",
+            "has no table of keys or certificates",
+        ),
         ("[trust.keys.a]\nnames = ['*']", "public_key of the key a in .* is not one"),
         ("[trust.keys.a]\npublic_key = 'release.pub'\nnames = '*'", "names of the key a in .* is not one"),
         ("[trust.keys.a]\npublic_key = 'release.pub'\nnames = ['*']\nafter = 1", "after of the key a in"),

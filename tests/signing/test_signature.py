@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from slmpack.errors import TrustError
-from slmpack.signing.keys import SigningKey, new_key
+from slmpack.signing.keys import PrivateKey, new_key
 from slmpack.signing.policy import TrustPolicy, read_policy
 from slmpack.signing.signature import SIGNATURE, STATEMENT, check_files, digests_in, sign_files
 
@@ -18,19 +18,19 @@ URI, NAME = "models:/small/1", "small"
 
 
 @pytest.fixture
-def key(tmp_path: Path) -> SigningKey:
+def key(tmp_path: Path) -> PrivateKey:
     return new_key(tmp_path / "release.pem")
 
 
 @pytest.fixture
-def policy(key: SigningKey, tmp_path: Path) -> TrustPolicy:
+def policy(key: PrivateKey, tmp_path: Path) -> TrustPolicy:
     (tmp_path / "release.pub").write_text(key.public_pem())
     (tmp_path / "trust.toml").write_text("[trust.keys.release]\npublic_key = 'release.pub'\nnames = ['small']\n")
     return read_policy(tmp_path / "trust.toml")
 
 
 @pytest.fixture
-def model(key: SigningKey, tmp_path: Path) -> Path:
+def model(key: PrivateKey, tmp_path: Path) -> Path:
     """A signed folder."""
     folder = tmp_path / "model"
     (folder / "artifacts" / "package").mkdir(parents=True)
@@ -42,7 +42,7 @@ def model(key: SigningKey, tmp_path: Path) -> Path:
     return folder
 
 
-def sign(folder: Path, key: SigningKey, name: str = NAME) -> None:
+def sign(folder: Path, key: PrivateKey, name: str = NAME) -> None:
     (folder / SIGNATURE).write_bytes(sign_files(name, digests_in(folder), key))
 
 
@@ -156,14 +156,14 @@ def test_a_signature_by_another_key_that_names_ours_is_refused(
         check_files(URI, NAME, model, policy)
 
 
-def test_a_model_under_another_name_than_it_was_signed_for_is_refused(model: Path, key: SigningKey) -> None:
+def test_a_model_under_another_name_than_it_was_signed_for_is_refused(model: Path, key: PrivateKey) -> None:
     public = key.public_pem()
     (model.parent / "all.toml").write_text(f"[trust.keys.release]\npublic_key = '''{public}'''\nnames = ['*']\n")
     with pytest.raises(TrustError, match="models:/large/1 is signed as a version of small; one of large"):
         check_files("models:/large/1", "large", model, read_policy(model.parent / "all.toml"))
 
 
-def test_a_signature_of_another_model_does_not_hold(model: Path, key: SigningKey, policy: TrustPolicy) -> None:
+def test_a_signature_of_another_model_does_not_hold(model: Path, key: PrivateKey, policy: TrustPolicy) -> None:
     signature = (model / SIGNATURE).read_bytes()
     (model / "MLmodel").write_text("model_id: another\n")
     sign(model, key)
@@ -173,7 +173,7 @@ def test_a_signature_of_another_model_does_not_hold(model: Path, key: SigningKey
         check_files(URI, NAME, model, policy)
 
 
-def test_nothing_of_a_private_key_is_left_on_the_disk_or_in_a_signature(key: SigningKey, model: Path) -> None:
+def test_nothing_of_a_private_key_is_left_on_the_disk_or_in_a_signature(key: PrivateKey, model: Path) -> None:
     secret = base64.b64decode("".join(key.pem().decode().splitlines()[1:-1]))[36:68]  # the number itself, 32 bytes
     for path in model.rglob("*"):
         content = path.read_bytes() if path.is_file() else b""

@@ -17,7 +17,7 @@ def test_a_new_key_is_its_owners_alone_and_read_again(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "release.pem").stat().st_mode) == 0o600
     assert (read.fingerprint, read.public_pem()) == (made.fingerprint, made.public_pem())
     assert made.fingerprint == fingerprint_of(read_public(made.public_pem().encode(), "it"))
-    assert repr(made) == f"SigningKey({made.fingerprint[:12]})"
+    assert repr(made) == f"PrivateKey({made.fingerprint[:12]})"
 
 
 def test_a_key_is_read_from_a_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

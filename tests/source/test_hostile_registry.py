@@ -8,11 +8,14 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from slmpack.errors import SlmpackError, UsageError
-from slmpack.log.ask import check_model
+from slmpack.log.ask import check_model, load
+from slmpack.log.chat_artifacts import is_artifact
 from slmpack.log.restore import find_logged
 from slmpack.publish.watch import find_new_version
 from slmpack.records import ModelSource, SourceKind
+from slmpack.source.absence import absence_of
 from slmpack.source.logged_model import download, pin
+from slmpack.source.model_uris import artifact_form, model_form, name_in_uri, registered_form
 
 NAMES = (
     "a$(touch mark)", "a`touch mark`", "a;touch mark", "a\ntouch mark", "../../etc", "%2e%2e%2fetc", "a#b", "a?b=c",
@@ -33,8 +36,25 @@ def test_a_uri_with_a_hostile_name_is_refused_in_a_line_and_runs_nothing(mlflow_
 
 @pytest.mark.parametrize("uri", ["models:/a#b/1", "models:/a?b=c@cpu-int4"])
 def test_a_uri_whose_name_would_be_cut_is_refused_before_anything_is_imported(uri: str) -> None:
-    with pytest.raises(UsageError, match="names no single model; "):
-        check_model(uri)
+    for look in (check_model, load):
+        with pytest.raises(UsageError, match="names no single model; "):
+            look(uri)
+    with pytest.raises(UsageError, match="names no data in MLflow; "):
+        is_artifact(f"{uri}/chats.jsonl")
+    assert absence_of(uri) is None
+    assert (model_form(uri), registered_form(uri), name_in_uri(uri)) == (None, None, None)
+
+
+def test_each_form_of_a_uri_says_what_it_names() -> None:
+    one = f"models:/m-{'0' * 32}"
+    assert [name_in_uri(f"models:/{rest}") for rest in ("a/1", "a@b", "a/latest", "a/1/b")] == ["a", "a", "a", None]
+    assert (name_in_uri(one), registered_form(one)) == (None, None)
+    logged = model_form(one)
+    assert logged is not None
+    assert logged["id"] == one.removeprefix("models:/")
+    file = artifact_form("models:/a/2/chats/b.jsonl")
+    assert file is not None
+    assert (file["name"], file["version"], file["alias"]) == ("a", "2", None)
 
 
 def test_a_version_that_lies_in_a_folder_of_the_system_is_no_source(mlflow_store: Path) -> None:
