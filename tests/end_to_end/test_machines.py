@@ -1,7 +1,6 @@
 """Several machines: one dies in the middle, nothing is lost, nothing is doubled, and all of it loads elsewhere."""
 
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,11 +25,11 @@ from machines import (
     write_variant,
 )
 from mlflow import MlflowClient
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.deployments import run_deployment
-from prefect_stack import running_worker
+from prefect.states import Scheduled
+from prefect_stack import kept_client, running_worker
 
 from slmpack.machine.process_tree import kill_tree
 
@@ -60,8 +59,7 @@ def until(found: Callable[[], Any], what: str) -> Any:
 
 def runs() -> list[FlowRun]:
     """Return the runs that package for one target."""
-    with get_client(sync_client=True) as client:
-        return client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=["package-model"])))
+    return kept_client().read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=["package-model"])))
 
 
 def states() -> "Counter[tuple[str | None, str | None]]":
@@ -72,10 +70,9 @@ def in_state(pool: str, *kinds: StateType) -> list[FlowRun]:
     return [run for run in runs() if run.work_pool_name == pool and run.state_type in kinds]
 
 
-def retry(site: Site, run: FlowRun) -> None:
-    """Do what a person types."""
-    command = [sys.executable, "-m", "prefect", "flow-run", "retry", str(run.id)]
-    subprocess.run(command, env=site.machine("desk"), check=True, capture_output=True)
+def retry(run: FlowRun) -> None:
+    """Do what the dashboard's button and `prefect flow-run retry` do, which `test_crashes.py` types."""
+    kept_client().set_flow_run_state(run.id, Scheduled(message="Retried"), force=True)
 
 
 def start_twin(site: Site, deployment: str, source: Path) -> None:
@@ -105,32 +102,32 @@ def wait_until_in_the_middle(site: Site, dying: "subprocess.Popen[bytes]") -> se
     return {run.id for run in in_state("edge", StateType.RUNNING)}
 
 
-def retry_what_crashed(site: Site) -> set[UUID]:
+def retry_what_crashed() -> set[UUID]:
     """Wait until the automation has found the crashes, then retry each run."""
     until(lambda: len(in_state("edge", *ENDED)) == AT_A_TIME, "crash of each run that was on it")
     crashed = in_state("edge", StateType.CRASHED)
     for run in crashed:
-        retry(site, run)
+        retry(run)
     return {run.id for run in crashed}
 
 
-def test_nothing_is_lost_or_doubled_when_a_machine_dies_among_eight_runs(site: Site, steady_phi3: Path) -> None:
+def test_nothing_is_lost_or_doubled_when_a_machine_dies_among_six_runs(site: Site, steady_phi3: Path) -> None:
     sources = [write_variant(steady_phi3, site.folder / name, seed) for seed, name in enumerate(NAMES)]
     shared = write_variant(steady_phi3, site.folder / "gamma", seed=9)
     with running_worker("cpu", site.folder, site.machine("cpu-1"), "cpu-1"), packaging_in_pools(site, sources) as desk:
         with running_worker("edge", site.folder, site.machine("edge-1"), "edge-1") as dying:
-            until(lambda: len(runs()) == 6 or ended(desk), "six runs")
+            until(lambda: len(runs()) == 4 or ended(desk), "four runs")
             for deployment in ("package-cpu-int4", TWIN):
                 start_twin(site, deployment, shared)
             on_it = wait_until_in_the_middle(site, dying)
             kill_tree(dying.pid)
         with running_worker("edge", site.folder, site.machine("edge-2"), "edge-2"):
-            crashed = retry_what_crashed(site)
+            crashed = retry_what_crashed()
             until(lambda: all(run.state_type in ENDED for run in runs()), "end of all")
         until(lambda: ended(desk) == len(desk), "end of those who waited for them")
 
     assert crashed and crashed == on_it
-    assert [run.state_name for run in runs()] == ["Completed"] * 8
+    assert [run.state_name for run in runs()] == ["Completed"] * 6
     every = [f"models:/{name}@{target}" for name in NAMES for target in TARGETS]
     assert aliases_of(site) == sorted([*every, "models:/gamma@cpu-int4"])
     assert set(digests_of(site).values()) == {1}

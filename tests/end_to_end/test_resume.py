@@ -11,6 +11,7 @@ import psutil
 import pytest
 import served
 from command_line import SLMPACK, children_with, environment, objects, slmpack, versions
+from mlflow_database import write_empty_database
 
 from slmpack.machine.store import damage
 
@@ -32,6 +33,7 @@ def wait_for(folder: Path, pattern: str, process: "subprocess.Popen[bytes]") -> 
 def test_the_run_after_a_kill_in_the_middle_of_writing_weights_goes_on_and_publishes(
     tiny_phi3: Path, tmp_path: Path
 ) -> None:
+    write_empty_database(tmp_path / "mlflow.db")
     workspace = tmp_path / "workspace"
     command = ["package", str(tiny_phi3), "--recipe", "small", "--json", "--workspace", str(workspace)]
     command += ["--waive-quality", "random weights have no quality"]

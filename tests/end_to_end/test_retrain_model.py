@@ -9,6 +9,7 @@ import pytest
 from command_line import objects, slmpack
 from invented_town import chats, shuffled_chats
 from mlflow import MlflowClient
+from mlflow_database import write_empty_database
 
 from flows.package_model import package_model
 from flows.retrain_model import retrain_model
@@ -239,6 +240,7 @@ def test_bad_data_start_nothing(
 def test_the_command_does_it_and_says_what_came_of_it(
     store: Path, prefect_api: str, data: Path, town_phi3: Path, workspace: Path, tmp_path: Path
 ) -> None:
+    write_empty_database(tmp_path / "mlflow.db")
     asked = ("--epochs", "1", "--learning-rate", "0.005", "--max-forgetting", "100", "--target", "transformers")
     done = slmpack(
         "retrain", str(town_phi3), "--data", str(data), "--name", "by-command", *asked, "--workspace", str(workspace),

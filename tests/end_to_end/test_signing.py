@@ -9,6 +9,7 @@ import pytest
 from authority import SUBJECT, Authority
 from command_line import SLMPACK, environment, error_lines, objects, slmpack
 from mlflow import MlflowClient
+from mlflow_database import write_empty_database
 
 from slmpack.log.tags import SIGNED_BY
 
@@ -21,7 +22,7 @@ URI = f"models:/{NAME}@cpu-int4"
 @pytest.fixture(scope="module")
 def folder(steady_phi3: Path, workspace: Path, prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with two keys, a policy for each, and a version that the first key signed."""
-    folder = tmp_path_factory.mktemp("signing")
+    write_empty_database((folder := tmp_path_factory.mktemp("signing")) / "mlflow.db")
     for key in ("release", "other"):
         made = slmpack("keys", "new", f"{key}.pem", cwd=folder)
         assert (made.returncode, made.stdout.splitlines()[0]) == (0, "-----BEGIN PUBLIC KEY-----"), made.stderr

@@ -14,6 +14,7 @@ import pytest
 from command_line import environment, objects, slmpack
 from hub_server import HubServer, Repository
 from machines import write_variant
+from mlflow_database import write_empty_database
 
 from slmpack.publish.options import PackageOptions
 from slmpack.publish.request import Request, check_request
@@ -128,6 +129,7 @@ class User:
 @pytest.fixture
 def user(steady_phi3: Path, tmp_path: Path, prefect_api: str) -> Iterator[User]:
     (tmp_path / "user").mkdir()
+    write_empty_database(tmp_path / "user" / "mlflow.db")
     (tmp_path / "user" / "quality.txt").write_text(QUALITY_TEXT)
     shutil.copytree(steady_phi3, tmp_path / "repository")
     with HubServer({"org/Tiny": Repository(tmp_path / "repository")}) as hub:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from machines import ASK_ALL, uv_cache
 from mlflow import MlflowClient
+from mlflow_database import write_empty_database
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -53,6 +54,7 @@ def site(tmp_path: Path, town_phi3: Path) -> Iterator[Site]:
     }  # fmt: skip
     site = Site(tmp_path, asked)
     (tmp_path / "store").mkdir()
+    write_empty_database(tmp_path / "store" / "mlflow.db")
     with running_prefect_server(tmp_path) as prefect, temporary_settings({PREFECT_API_URL: prefect.api}):
         machine = prefect.environment(MLFLOW_TRACKING_URI=site.database, OMP_NUM_THREADS="1", UV_CACHE_DIR=uv_cache())
         subprocess.run([sys.executable, "-m", "flows.deploy"], env=machine, cwd=tmp_path, check=True)

@@ -24,12 +24,11 @@ from command_line import children_with
 from mlflow import MlflowClient
 from mlflow_server import forget_tracking_uri, running_mlflow_server
 from places import PROJECT
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.deployments import run_deployment
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect_stack import PrefectServer, running_prefect_server
+from prefect_stack import PrefectServer, kept_client, running_prefect_server
 
 from slmpack.machine.process_tree import kill_tree
 
@@ -40,7 +39,7 @@ Found = TypeVar("Found")
 
 
 LIMIT_SECONDS = 900.0
-# A look at the server costs it and us some hundredths of a second of CPU; a stage may be over within a second.
+# A look at the server costs it and us a hundredth of a second of CPU; a stage may be over within a second.
 LOOK_SECONDS, LOOK_FOR_STAGE_SECONDS = 1.0, 0.2
 LOOK_FOR_CHILD_SECONDS = 0.05
 # What a flow asks of MLflow within `publish` before anything is published.
@@ -110,8 +109,7 @@ def retry(site: Site, run: UUID) -> None:
 
 
 def read(run: UUID) -> FlowRun:
-    with get_client(sync_client=True) as client:
-        return client.read_flow_run(run)
+    return kept_client().read_flow_run(run)
 
 
 def state_of(run: UUID) -> StateType | None:
@@ -191,8 +189,7 @@ def _child(flow: psutil.Process, stage: str) -> psutil.Process | None:
 
 
 def _is_publishing(run: UUID) -> bool:
-    with get_client(sync_client=True) as client:
-        tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run])))
+    tasks = kept_client().read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run])))
     return any(task.name.startswith("publish ") and task.state_type == StateType.RUNNING for task in tasks)
 
 
@@ -245,7 +242,6 @@ def logged(name: str) -> int:
 
 def seconds_of(run: UUID, task: str) -> list[float]:
     """Return the run times of the tasks whose names begin so, in the order in which they began."""
-    with get_client(sync_client=True) as client:
-        tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run])))
+    tasks = kept_client().read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run])))
     named = sorted((each for each in tasks if each.name.startswith(task)), key=lambda each: str(each.start_time))
     return [each.total_run_time.total_seconds() for each in named]

@@ -34,9 +34,9 @@ Desk = subprocess.Popen[bytes]
 
 TWIN = "package-cpu-int4-on-edge"  # the same target on machines of another pool
 HEARTBEAT_SECONDS = 30
-NAMES = ("alpha", "beta", "delta")
+NAMES = ("alpha", "beta")
 TARGETS = ("cpu-int4", "cpu-int8")
-AT_A_TIME = 4  # runs of a deployment: those that crash must give their places back
+AT_A_TIME = 3  # runs of a deployment: those that crash must give their places back
 PREFECT_USER = "admin:of-a-test"
 
 PACKAGE_IN_POOLS = """

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from command_line import NOT_INHERITED
 from mlflow_server import free_port
@@ -17,7 +18,11 @@ from server_health import wait_until_healthy
 from slmpack.machine.process_tree import kill_tree
 from slmpack.telemetry import SWITCHES
 
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
 START_SECONDS = 180
+_clients: "dict[str, SyncPrefectClient]" = {}
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,24 @@ def running_prefect_server(folder: Path, **environment: str) -> Iterator[Prefect
             wait_until_healthy(f"{server.api}/health", process, log, START_SECONDS)
             yield server
         finally:
+            if (client := _clients.pop(server.api, None)) is not None:
+                client.__exit__(None, None, None)
             kill_tree(process.pid)
             process.wait()
+
+
+def kept_client() -> "SyncPrefectClient":
+    """Return this process's client of the server to which its settings lead, for as long as that server runs.
+
+    For those who look again and again: to make one costs it and us ten times as much as to ask.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL
+
+    address = str(PREFECT_API_URL.value())
+    if address not in _clients:
+        _clients[address] = get_client(sync_client=True).__enter__()
+    return _clients[address]
 
 
 @contextmanager
