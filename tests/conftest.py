@@ -19,6 +19,7 @@ os.environ["SLMPACK_TRUST"] = ""  # no trust policy, whatever this machine's use
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored, by all that tests start, too
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` has that ignored
 
+from few_roots import one_root  # noqa: E402
 from invented_town import write_steady_phi3, write_town_phi3  # noqa: E402 - telemetry is off before anything else is imported
 from made_proofs import log_variant  # noqa: E402 - telemetry is off before anything else is imported
 from migrated_database import WORKSPACE  # noqa: E402
@@ -33,14 +34,17 @@ from slmpack.source.fetch import fetch_snapshot  # noqa: E402
 from slmpack.source.resolve import DEFAULT_SOURCE, resolve_source  # noqa: E402
 from slmpack.source.wheel import download_member  # noqa: E402
 
+os.environ["PREFECT_API_SSL_CERT_FILE"] = str(one_root(WORKSPACE))
+
 SETTINGS = ("MLFLOW_", "PREFECT_", "SLMPACK_", "HF_", "PIP_", "UV_", "XDG_", "HOME", "PATH", "PYTHONPATH")
 
 
 # Two processes share all files. What takes minutes begins first, so that none of it is left when the other has ended.
 LONGEST = (
-    "runs", "test_retrain_proof.py", "test_machines.py", "test_retrain_server.py", "test_crashes.py",
-    "test_package_model.py", "test_cli.py", "test_retrain_model.py", "test_families.py", "test_retrain_resume.py",
-    "test_interrupt.py", "test_dispatch.py", "test_secrets.py", "test_silence.py", "test_signing.py",
+    "runs", "test_retrain_proof.py", "test_machines.py", "test_package_model.py", "test_retrain_server.py",
+    "test_crashes.py", "test_cli.py", "test_retrain_model.py", "test_retrain_resume.py", "test_families.py",
+    "test_interrupt.py", "test_dispatch.py", "test_exporter_build.py", "test_deployments.py", "test_secrets.py",
+    "test_silence.py", "test_form.py", "test_signing.py", "test_resume.py", "test_worker_store.py", "test_unchanged.py",
 )  # fmt: skip
 
 

@@ -17,12 +17,13 @@ from made_proofs import log_variant, publish
 from mlflow import MlflowClient
 from places import PROJECT
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect_stack import PrefectServer, running_prefect_server
+from prefect_stack import PrefectServer, kept_client, running_prefect_server
 
 from flows.watch_models import watch_models
 from slmpack.build.build import build_package
@@ -178,9 +179,8 @@ def payloads(name: str) -> list[dict[str, Any]]:
     )
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
-        with get_client(sync_client=True) as client:
-            if events := client.read_events(published, limit=50).events:
-                return [event.payload for event in events]
+        if events := kept_client().read_events(published, limit=50).events:
+            return [event.payload for event in events]
         time.sleep(0.5)
     return []
 
@@ -272,12 +272,10 @@ def test_a_short_outage_of_mlflow_is_waited_out(
 
 def deploy(server: PrefectServer) -> None:
     """Deploy what prefect.yaml has, without the schedules being on."""
-    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
-    commands = [["work-pool", "create", pool, "--type", "process"] for pool in ("cpu", "cuda")] + [["deploy", "--all"]]
-    for command in commands:
-        subprocess.run(
-            [*prefect, *command], cwd=PROJECT, env=server.environment(), check=True, stdout=subprocess.DEVNULL
-        )
+    for pool in ("cpu", "cuda"):
+        kept_client().create_work_pool(WorkPoolCreate(name=pool, type="process"))
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    subprocess.run(command, cwd=PROJECT, env=server.environment(), check=True, stdout=subprocess.DEVNULL)
 
 
 def runs_of_package_all(count: int) -> list[FlowRun]:
@@ -301,18 +299,17 @@ def runs_of_package_all(count: int) -> list[FlowRun]:
 def test_a_new_source_has_package_all_run_and_a_package_has_not(
     tuned: str, name: str, tiny_package: Package, workspace: Path, tmp_path: Path
 ) -> None:
-    with running_prefect_server(tmp_path) as server:
+    with running_prefect_server(tmp_path) as server, temporary_settings({PREFECT_API_URL: server.api}):
         deploy(server)
-        with temporary_settings({PREFECT_API_URL: server.environment()["PREFECT_API_URL"]}):
-            first = register(name, tuned)
-            assert poll(name).message == f"1 model, 1 announced: {first}"
-            (run,) = runs_of_package_all(1)
-            assert (run.parameters["source"], run.parameters["name"]) == (first, name)
-            assert publish(log_variant(tiny_package, "", name, workspace)).version == 2
-            assert poll(name).message == "1 model, 0 announced"
-            third = register(name, tuned)  # what comes later is acted on later
-            assert poll(name).message == f"1 model, 1 announced: {third}"
-            assert [run.parameters["source"] for run in runs_of_package_all(2)] == [first, third]
+        first = register(name, tuned)
+        assert poll(name).message == f"1 model, 1 announced: {first}"
+        (run,) = runs_of_package_all(1)
+        assert (run.parameters["source"], run.parameters["name"]) == (first, name)
+        assert publish(log_variant(tiny_package, "", name, workspace)).version == 2
+        assert poll(name).message == "1 model, 0 announced"
+        third = register(name, tuned)  # what comes later is acted on later
+        assert poll(name).message == f"1 model, 1 announced: {third}"
+        assert [run.parameters["source"] for run in runs_of_package_all(2)] == [first, third]
 
 
 def test_without_a_server_nothing_is_announced() -> None:
