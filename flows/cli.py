@@ -1,7 +1,8 @@
-"""The command line: package, verify, retrain, rollback, sbom, chat, serve, promote, sign, keys, targets.
+"""The command line: package, verify, retrain, rollback, sbom, chat, serve, promote, sign, keys, targets,
+list, show, diff.
 
 `main` starts a second process that runs the command (see `supervise`), by `run`. Each command has its options and its
-run in `cli_package`, `cli_retrain`, `cli_chat`, `cli_serve` or `cli_sign`, and its examples in `cli_examples`.
+run in `cli_package`, `cli_retrain`, `cli_chat`, `cli_serve`, `cli_sign` or `cli_views`, its examples in `cli_examples`.
 
 Progress and errors go to stderr; stdout has the answer, or with `--json` one object a target. Exit codes:
 
@@ -128,6 +129,9 @@ COMMANDS = {
     "sign": ("sign a published version with another key, or for the first time", _late("cli_sign", "sign_options")),
     "keys": ("make a key that signs versions, or show its public half", _late("cli_sign", "keys_options")),
     "targets": ("what each target is, and what this machine can do for it", _targets_options),
+    "list": ("the published versions: those in use, or all of one model", _late("cli_views", "list_options")),
+    "show": ("what is known of one published version, in 30 lines", _late("cli_views", "show_options")),
+    "diff": ("how two versions of a model differ", _late("cli_views", "diff_options")),
 }
 
 

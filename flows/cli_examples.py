@@ -31,6 +31,9 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "sign": ("slmpack sign models:/our-phi@production --signing-key key.pem",),
     "keys": ("slmpack keys new key.pem", "slmpack keys show key.pem > key.pub"),
     "targets": ("slmpack targets", "slmpack targets --json"),
+    "list": ("slmpack list", "slmpack list our-phi --json"),
+    "show": ("slmpack show our-phi@cpu-int4", "slmpack show models:/our-phi/3 --json"),
+    "diff": ("slmpack diff our-phi@production our-phi@cpu-int4", "slmpack diff our-phi/2 our-phi/3 --json"),
 }
 
 
