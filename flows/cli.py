@@ -1,7 +1,8 @@
-"""The command line: package, verify, retrain, rollback, sbom, chat, serve, promote, sign, keys, targets.
+"""The command line: package, verify, retrain, rollback, sbom, chat, serve, promote, sign, keys, targets,
+list, show, diff.
 
 `main` starts a second process that runs the command (see `supervise`), by `run`. Each command has its options and its
-run in `cli_package`, `cli_retrain`, `cli_chat`, `cli_serve` or `cli_sign`.
+run in `cli_package`, `cli_retrain`, `cli_chat`, `cli_serve`, `cli_sign` or `cli_views`, its examples in `cli_examples`.
 
 Progress and errors go to stderr; stdout has the answer, or with `--json` one object a target. Exit codes:
 
@@ -18,8 +19,10 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import NoReturn
 
+from flows.cli_examples import EXAMPLES, shown_below
 from flows.cli_lines import FAILED, OK, USAGE, complain
 from flows.cli_parser import CommandParser
+from flows.cli_version import VersionAction
 from flows.supervise import INTERRUPTED, supervise
 
 # The library is imported where it is used: a command's first line comes before the imports that take seconds, and the
@@ -38,7 +41,10 @@ QUIET = {
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run one command, in a process of its own, and end this one with the contract's exit code."""
-    sys.exit(supervise(sys.argv[1:] if arguments is None else arguments))
+    given = sys.argv[1:] if arguments is None else arguments
+    if given in (["--version"], ["-V"]):  # a second process would take longer than the answer
+        sys.exit(run(given))
+    sys.exit(supervise(given))
 
 
 def run(arguments: list[str]) -> int:
@@ -123,15 +129,24 @@ COMMANDS = {
     "sign": ("sign a published version with another key, or for the first time", _late("cli_sign", "sign_options")),
     "keys": ("make a key that signs versions, or show its public half", _late("cli_sign", "keys_options")),
     "targets": ("what each target is, and what this machine can do for it", _targets_options),
+    "list": ("the published versions: those in use, or all of one model", _late("cli_views", "list_options")),
+    "show": ("what is known of one published version, in 30 lines", _late("cli_views", "show_options")),
+    "diff": ("how two versions of a model differ", _late("cli_views", "diff_options")),
 }
 
 
 def command_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    parser = CommandParser(prog="slmpack", description="Package small language models for a piece of hardware, proved.")
+    parser = CommandParser(
+        prog="slmpack",
+        description="Package small language models for a piece of hardware, proved.",
+        **shown_below(*(lines[0] for lines in EXAMPLES.values())),
+    )
+    parser.add_argument("-V", "--version", action=VersionAction, help="slmpack's release, and what it works with here")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (help_text, options) in COMMANDS.items():
-        commands.add_parser(name, help=help_text, options=options).set_defaults(command=name)
+        below = shown_below(*EXAMPLES[name])
+        commands.add_parser(name, help=help_text, options=options, **below).set_defaults(command=name)
     return parser
 
 

@@ -21,6 +21,7 @@ from slmpack.source.names import name_of_logged
 
 _FORMS = "models:/NAME@ALIAS, models:/NAME/VERSION, models:/m-ID or runs:/RUN_ID/NAME"
 _OF_RUN = re.compile(r"runs:/[^/]+/.+")
+_ID = re.compile(r"m-[0-9a-f]{32}")
 QUALITY_CHATS = "slmpack.quality_chats"  # of a logged model: the chats whose answers its packages have to keep
 _FLAVOUR = "transformers"
 _WEIGHTS = "model"  # the folder in a logged model
@@ -66,11 +67,16 @@ def pin(uri: str) -> PinnedModel:
 
 def chats_of(source: ModelSource) -> str | None:
     """Return the chats that a tuned model was judged by, under any of its names; None for other sources."""
+    if source.kind is not SourceKind.MLFLOW:
+        return None
+    return chats_behind(source.location.removeprefix("models:/"))
+
+
+def chats_behind(model_id: str) -> str | None:
+    """Return the same for the id of a logged model; None for what is no such id, or another server's."""
     import mlflow
 
-    if source.kind is not SourceKind.MLFLOW or not source.location.startswith("models:/m-"):
-        return None
-    logged = _logged_model(mlflow.MlflowClient(), source.location.removeprefix("models:/"))
+    logged = _logged_model(mlflow.MlflowClient(), model_id) if _ID.fullmatch(model_id) else None
     return None if logged is None else logged.tags.get(QUALITY_CHATS)
 
 

@@ -13,6 +13,7 @@ from places import PROJECT
 
 import slmpack
 from flows.cli import COMMANDS, command_parser
+from flows.cli_examples import EXAMPLES
 from flows.cli_parser import CommandParser
 from slmpack.log.tags import APART
 from slmpack.records import Recipe, Target
@@ -25,6 +26,7 @@ HISTORY = "CHANGELOG.md"  # has the names of its time
 CODE_BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 OF_PREFECT = {"--limit"}
+OF_ALL = {"--help", "--version"}  # of slmpack itself, before a command
 FOLDERS = ("benchmarks/", "deploy/", "docs/", "flows/", "slmpack/", "tasks/", "tests/")
 # A file, metadata of a graph, a request's scope, an event, and what a trace of a served answer has.
 NO_TAGS = {"json", "toml", "matrix", "models", "source.version", "completion"}
@@ -85,6 +87,16 @@ def test_every_command_is_shown() -> None:
     assert {words[0] for _, words in SHOWN} == set(COMMANDS)
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_example_in_the_help_of_a_command_parses(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for line in EXAMPLES[command]:
+        (words,) = commands_in(line)
+        assert command_parser().parse_args(words).command == command, line
+    with pytest.raises(SystemExit):
+        command_parser().parse_args([command, "--help"])
+    assert capsys.readouterr().out.endswith("\n".join(f"  {line}" for line in EXAMPLES[command]) + "\n")
+
+
 @pytest.mark.parametrize("line", ["A=1 .venv/bin/python x.py && slmpack package a --targt cpu-int4", "slmpack verify"])
 def test_a_command_that_does_not_parse_is_found(line: str) -> None:
     (words,) = commands_in(line)
@@ -95,10 +107,10 @@ def test_a_command_that_does_not_parse_is_found(line: str) -> None:
 @by_name
 def test_every_option_in_a_sentence_is_in_the_help(document: Path, options: dict[str, set[str]]) -> None:
     programs = "".join(map(text_of, (PROJECT / "benchmarks").glob("*.py")))
-    known = set.union(*options.values(), OF_PREFECT, set(OPTION.findall(programs)))
+    known = set.union(*options.values(), OF_PREFECT, OF_ALL, set(OPTION.findall(programs)))
     for span in spans_of(document):
         program, *words = span.split()
-        if program == "slmpack" and words and words[0] != "--help":
+        if program == "slmpack" and words and words[0] not in OF_ALL:
             assert set(OPTION.findall(span)) <= options[words[0]], span
         elif program.startswith("--"):
             assert set(OPTION.findall(span)) <= known, span

@@ -24,7 +24,7 @@ RETRAIN = ["retrain", "--data", "nowhere.jsonl"]
 MISTAKES: list[tuple[list[str], int, str]] = [
     # a word that is none of a few
     (["pakage"], USAGE, "no command pakage; slmpack has package, verify, rollback, sbom, chat, serve, retrain, "
-     "promote, sign, keys, targets; did you mean package?"),
+     "promote, sign, keys, targets, list, show, diff; did you mean package?"),
     (["package", "--tagret", "cpu-int4"], USAGE, "slmpack package has no option --tagret; did you mean --target?"),
     (["verify", "models:/a/1", "--jsn"], USAGE, "slmpack verify has no option --jsn; did you mean --json?"),
     (["chat", "models:/a/1", "Hi", "--max-token-count=3"], USAGE, "no option --max-token-count; did you mean "
@@ -85,6 +85,12 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["verify", "models:/a"], USAGE, "'models:/a' names no single logged model"),
     (["chat", "models:/a", "Hi"], USAGE, "'models:/a' names no single model"),
     (["chat", NAME, "Hi"], USAGE, f"did you mean models:/{NAME}@cpu-int4?"),
+    (["show", NAME], USAGE, f"'{NAME}' names no single version; NAME@ALIAS, NAME/VERSION or the same after models:/; "
+     f"`slmpack list {NAME}` shows what there is"),
+    (["show", "runs:/a/b"], USAGE, "'runs:/a/b' names no single version"),
+    (["diff", "a/1", "models:/b@c"], USAGE, "models:/a/1 and models:/b@c are of different models, each measured "
+     "against its own source; two versions of a, or two of b; `slmpack list a` and `slmpack list b` show them"),
+    (["list", "a/b"], USAGE, "the model name 'a/b'"),
     # what the command is about is not there
     (["package", "./nope"], FAILED, "check the spelling"),
     (["package", "./chekpoint"], FAILED, "did you mean ./checkpoint?"),
@@ -100,6 +106,11 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["chat", "models:/smollm2@cpu-int4", "Hi"], FAILED, f"no model smollm2; MLflow has {NAME}; did you mean {NAME}?"),
     (["rollback", "smollm2", "--target", "cpu-int4"], FAILED, f"no model smollm2; MLflow has {NAME}; did you mean"),
     (["rollback", NAME, "--target", "transformers"], FAILED, f"no alias transformers; {BOTH}"),
+    (["list", "smollm2"], FAILED, f"MLflow has no model smollm2; MLflow has {NAME}; did you mean {NAME}?"),
+    (["show", "smollm2@cpu-int4"], FAILED, f"no model smollm2; MLflow has {NAME}; did you mean {NAME}?"),
+    (["show", f"models:/{NAME}@cpu"], FAILED, f"no alias cpu; {BOTH}; did you mean cpu-int"),
+    (["show", f"{NAME}/1"], FAILED, f"models:/{NAME}/1 was not published by slmpack; a proved version; `slmpack list"),
+    (["diff", f"{NAME}/1", f"{NAME}/7"], FAILED, f"models:/{NAME}/1 was not published by slmpack"),
     (["chat", "--url", "http://127.0.0.1:9", "a b"], FAILED, "http://127.0.0.1:9 cannot be reached (the connection is "
      "refused); a server there; start it with `slmpack serve`"),
 ]  # fmt: skip

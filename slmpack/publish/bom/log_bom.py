@@ -9,24 +9,20 @@ later. The digest in its name lets two publishers of one version write each thei
 
 import hashlib
 import re
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from slmpack.errors import CheckError, DamageError, SourceError
+from slmpack.errors import CheckError, DamageError
 from slmpack.log.artifacts import Artifacts
-from slmpack.log.restore import check_uri
 from slmpack.log.tags import FACTS, facts_in, with_more
-from slmpack.log.versions import version_of
 from slmpack.machine.bounded_file import MIB, read_bounded
 from slmpack.publish.bom.document import bom_text
 from slmpack.publish.bom.training import training_of
+from slmpack.publish.named_version import named_version
 from slmpack.publish.page.log_page import Proofs
 from slmpack.records import LoggedModel
 from slmpack.reports import ChatQuality, Quality, Speed
-from slmpack.source.absence import Absence, absence_of
-from slmpack.source.mlflow_errors import final_errors, is_absent, one_line
-from slmpack.source.names import name_of_logged
+from slmpack.source.mlflow_errors import final_errors, is_absent
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -76,7 +72,7 @@ def read_bom(uri: str) -> str:
         DamageError: the file is gone, or is another one.
     """
     with final_errors(CheckError, f"to read the bill of materials of {uri}"):
-        facts = facts_in(_version_of(uri).tags)
+        facts = facts_in(named_version(uri).tags)
         digest, run_id = facts.get(DIGEST, ""), facts.get("mlflow_run", "")
         if not re.fullmatch(r"[0-9a-f]{64}", digest):
             raise CheckError(f"{uri} has no bill of materials", "a version that this release published", _AGAIN)
@@ -96,24 +92,3 @@ def _content(uri: str, run_id: str, name: str) -> bytes:
         if isinstance(error, MlflowException) and not is_absent(error) and "No such artifact" not in error.message:
             raise
         raise DamageError(f"the bill of materials of {uri} is gone", f"{name} in its run", _AGAIN) from error
-
-
-def _version_of(uri: str) -> "ModelVersion":
-    """Return the version; of a logged model, the one that it became."""
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    match = check_uri(uri)
-    try:
-        if match["id"] is None:
-            return version_of(match["name"], match["version"], match["alias"])
-        logged = MlflowClient().get_logged_model(match["id"])
-        number: Mapping[str, str] = logged.tags
-        if "slmpack.version" not in number:
-            raise CheckError(f"{uri} is not published", "a version", f"publish it: slmpack verify {uri}")
-        return version_of(name_of_logged(logged), number["slmpack.version"], None)
-    except MlflowException as error:
-        if not is_absent(error):
-            raise
-        absence = absence_of(uri) or Absence(one_line(error), "a version", "check MLFLOW_TRACKING_URI and the name")
-        raise SourceError(f"MLflow has no {uri}: {absence.found}", absence.known, absence.advice) from error

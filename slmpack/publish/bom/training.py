@@ -6,7 +6,7 @@ models:/m-ID --tag slmpack.quality_chats--> runs:/ID --> its base, its settings,
 from typing import TYPE_CHECKING
 
 from slmpack.records import ModelSource, Record
-from slmpack.source.logged_model import chats_of
+from slmpack.source.logged_model import chats_behind, chats_of
 from slmpack.source.mlflow_errors import is_absent
 
 if TYPE_CHECKING:
@@ -48,10 +48,18 @@ class Training(Record):
 
 def training_of(source: ModelSource) -> Training | None:
     """Return the retraining that a source came from; None where it did not, or its run is gone."""
+    return _training_by(chats_of(source) or "")
+
+
+def training_behind(revision: str) -> Training | None:
+    """Return the same for a source that is known by what pins its content: of a model in MLflow, its id."""
+    return _training_by(chats_behind(revision) or "")
+
+
+def _training_by(chats: str) -> Training | None:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    chats = chats_of(source) or ""
     if not chats.startswith("runs:/"):
         return None
     run_id = chats.removeprefix("runs:/").partition("/")[0]

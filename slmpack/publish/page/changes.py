@@ -72,7 +72,7 @@ def differences_of(facts: PageFacts, previous: Earlier) -> tuple[Difference, ...
     now = figures_of(facts)
     before = {**(previous.quality or {}), **(previous.speed or {}), "size_bytes": previous.size_bytes}
     same_machine = previous.machine == facts.machine.model_dump()
-    return tuple(_difference(row, before.get(row.key), now.get(row.key), same_machine) for row in COMPARED)
+    return tuple(compared(row, before.get(row.key), now.get(row.key), same_machine) for row in COMPARED)
 
 
 def figures_of(facts: PageFacts) -> dict[str, Any]:
@@ -81,7 +81,8 @@ def figures_of(facts: PageFacts) -> dict[str, Any]:
     return {**quality, **facts.speed.model_dump(), "size_bytes": facts.size_bytes}
 
 
-def _difference(row: Compared, before: object, now: object, same_machine: bool) -> Difference:
+def compared(row: Compared, before: object, now: object, same_machine: bool) -> Difference:
+    """Compare one figure of two versions, neither of which need be known."""
     label, before_shown, now_shown = row.label, figure_shown(before, row.form), figure_shown(now, row.form)
     if not (_is_number(before) and _is_number(now) and before > 0):
         return Difference(label=label, before=before_shown, now=now_shown, change="", judged="not comparable")
