@@ -17,7 +17,7 @@ from server_health import wait_until_healthy
 from slmpack.machine.process_tree import kill_tree
 from slmpack.telemetry import SWITCHES
 
-START_SECONDS = 180
+START_SECONDS = 600
 
 
 @dataclass(frozen=True)
