@@ -53,7 +53,9 @@ def _tree(pid: int) -> list[psutil.Process]:
 
 def _pids_of_tree(pid: int) -> list[int]:
     """Return the ids of a process and its children; psutil reads all processes of the machine for that."""
-    lists = list(Path(f"/proc/{pid}/task").glob("*/children"))
+    lists: list[Path] = []
+    with contextlib.suppress(OSError):  # it, or a thread of it, ended while its folder was read
+        lists += Path(f"/proc/{pid}/task").glob("*/children")
     if not lists:  # not Linux, or gone
         return [process.pid for process in _tree(pid)]
     found = [pid]

@@ -4,8 +4,8 @@ import asyncio
 import re
 
 from slmpack.log.chat_model import RequestError, plain_row, read_flag, read_text, require_known
-from slmpack.serve.failures import NOT_FOUND, Failure
-from slmpack.serve.tracing import Tracer, UnknownAnswerError
+from slmpack.serve.failures import NOT_FOUND, UNAVAILABLE, Failure
+from slmpack.serve.tracing import WRITE_SECONDS, Tracer, UnknownAnswerError, UnwrittenTraceError
 
 FIELDS = frozenset({"id", "good", "comment", "user"})
 LONGEST_COMMENT = 4000  # characters
@@ -18,7 +18,7 @@ async def write_feedback(body: object, tracer: Tracer | None) -> dict[str, objec
 
     Raises:
         RequestError: a field is missing, or is not what it should be.
-        Failure: there are no traces, or none of that answer.
+        Failure: there are no traces, none of that answer, or it is not written yet.
     """
     row = {key: value for key, value in plain_row(body, "request").items() if value is not None}
     require_known(row, FIELDS, "request")
@@ -36,6 +36,10 @@ async def write_feedback(body: object, tracer: Tracer | None) -> dict[str, objec
     except UnknownAnswerError:
         message = f"id: {answer} was found; the id of an answer that was traced is expected"
         raise Failure(NOT_FOUND, message, param="id", code="answer_not_found") from None
+    except UnwrittenTraceError:
+        message = f"id: the trace of {answer} waits for MLflow; send the feedback again in some seconds"
+        wait = {"Retry-After": f"{WRITE_SECONDS:.0f}"}
+        raise Failure(UNAVAILABLE, message, "server_error", "id", "trace_not_written", wait) from None
     return {"object": "feedback", "id": answer, "good": good}
 
 

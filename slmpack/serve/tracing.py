@@ -6,7 +6,6 @@ The texts are written only where the user said so. A server that MLflow keeps wa
 answer never waits.
 """
 
-import contextlib
 import logging
 import queue
 import threading
@@ -23,11 +22,16 @@ logger = logging.getLogger(__name__)
 
 MOST_WAITING = 1000
 STOP_SECONDS = 5.0
+WRITE_SECONDS = 5.0  # that feedback waits for the trace of its answer
 COMPLETION = "slmpack.completion"  # the tag of a trace with the id of the answer
 
 
 class UnknownAnswerError(LookupError):
     """No trace has the id of an answer."""
+
+
+class UnwrittenTraceError(RuntimeError):
+    """The trace of an answer waits for MLflow; what is said of it may be sent again."""
 
 
 @dataclass
@@ -73,16 +77,21 @@ class Tracer:
             self._experiment = str(made_experiment(MlflowClient(), experiment).experiment_id)
         self._texts = texts
         self.dropped = 0
-        self._queue: queue.Queue[Traced | threading.Event | None] = queue.Queue(MOST_WAITING)
+        self._queue: queue.Queue[Traced | None] = queue.Queue(MOST_WAITING)
+        self._unwritten: set[str] = set()  # ids of answers
+        self._written = threading.Condition()  # of one more of them
         self._thread = threading.Thread(target=self._write_all, name="traces", daemon=True)
         self._thread.start()
 
     def put(self, traced: Traced) -> None:
         """Take a trace, and return at once."""
-        try:
-            self._queue.put_nowait(traced)
-        except queue.Full:
-            self.dropped += 1
+        with self._written:
+            try:
+                self._queue.put_nowait(traced)
+            except queue.Full:
+                self.dropped += 1
+            else:
+                self._unwritten.add(traced.answer["id"])
 
     def stop(self) -> None:
         """Write what waits, up to some seconds."""
@@ -94,12 +103,13 @@ class Tracer:
 
         Raises:
             UnknownAnswerError: no trace has the id.
+            UnwrittenTraceError: its trace is not written yet.
             PublishError: MLflow cannot be reached.
         """
         import mlflow
         from mlflow.entities import AssessmentSource
 
-        self._wait_until_written()
+        self._wait_until_written(completion)
         with final_errors(PublishError, "to write the feedback"):
             found = mlflow.MlflowClient().search_traces(
                 locations=[self._experiment],
@@ -117,22 +127,22 @@ class Tracer:
                 source=AssessmentSource(source_type="HUMAN", source_id=user or "unknown"),
             )
 
-    def _wait_until_written(self) -> None:
-        reached = threading.Event()
-        with contextlib.suppress(queue.Full):
-            self._queue.put(reached, timeout=STOP_SECONDS)
-            reached.wait(STOP_SECONDS)
+    def _wait_until_written(self, completion: str) -> None:
+        """Wait for this trace, and for no other: nobody waits for an answer that was never traced."""
+        with self._written:
+            if not self._written.wait_for(lambda: completion not in self._unwritten, WRITE_SECONDS):
+                raise UnwrittenTraceError(completion)
 
     def _write_all(self) -> None:
         while (traced := self._queue.get()) is not None:
-            if isinstance(traced, threading.Event):
-                traced.set()
-                continue
             try:
                 self._write(traced)
             except Exception as error:  # MLflow's, and its server's
                 self.dropped += 1
                 logger.warning("a trace was not written: %s", " ".join(str(error).split())[:200])
+            with self._written:
+                self._unwritten.discard(traced.answer["id"])
+                self._written.notify_all()
 
     def _write(self, traced: Traced) -> None:
         import mlflow

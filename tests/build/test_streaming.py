@@ -83,7 +83,7 @@ def built_by(
         snapshot=checkpoint, architecture="of the test", layers=2, options=options, streamed=streamed, into=into
     )
     return run_in_child(
-        run_builder, request, log=into.parent / "log", limit_seconds=300, failure=BuildError, doing="the build"
+        run_builder, request, log=into.parent / "log", limit_seconds=900, failure=BuildError, doing="the build"
     )
 
 

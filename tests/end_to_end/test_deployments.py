@@ -26,7 +26,7 @@ from tasks.dispatch import start_target
 
 pytestmark = pytest.mark.slow
 
-SCHEDULER_SECONDS = 120  # it looks once a minute
+SCHEDULER_SECONDS = 900  # it looks once a minute
 
 
 @pytest.fixture(scope="module")

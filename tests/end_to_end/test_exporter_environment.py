@@ -12,10 +12,12 @@ import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
+from live_folder import seen
 
 from slmpack import progress
 from slmpack.build.optimum.environment import exporter_python
@@ -130,8 +132,8 @@ def test_a_maker_that_is_killed_blocks_nobody(
 ) -> None:
     environment = os.environ | {"PIP_INDEX_URL": silent_index, "PIP_RETRIES": "0"}
     maker = subprocess.Popen([sys.executable, "-c", MAKE, str(workspace), REQUIREMENTS], env=environment)
-    deadline = time.monotonic() + 60
-    while not list(workspace.glob("scratch/environments-*/environment/bin/python")):
+    deadline = time.monotonic() + 600
+    while not seen(workspace, "scratch/environments-*/environment/bin/python"):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     started = psutil.Process(maker.pid).children(recursive=True)
@@ -144,5 +146,5 @@ def test_a_maker_that_is_killed_blocks_nobody(
         assert not left_behind(workspace)
     finally:
         for process in started:
-            if process.is_running():
+            with suppress(psutil.NoSuchProcess):
                 process.kill()

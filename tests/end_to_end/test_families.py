@@ -25,7 +25,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Found]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(HARNESS))
         builds, _ = run_in_child(
-            build_families, Where(folder=folder), log=folder / "log", limit_seconds=900, failure=BuildError,
+            build_families, Where(folder=folder), log=folder / "log", limit_seconds=2000, failure=BuildError,
             doing="the builds of all families",
         )  # fmt: skip
     return builds.found

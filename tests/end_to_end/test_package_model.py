@@ -12,6 +12,9 @@ from made_proofs import log_variant, publish
 from mlflow import MlflowClient
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterName
+from prefect.client.schemas.objects import TaskRun
+from served import wait_for
 
 from flows.package_model import package_model, try_recipes
 from flows.package_targets import package_targets
@@ -189,7 +192,12 @@ def test_a_waiver_counts_for_the_last_recipe_that_could_be_built(
 def test_our_own_errors_are_not_retried(mlflow_store: Path, workspace: Path) -> None:
     with pytest.raises(SourceError):
         package_model(str(mlflow_store / "nowhere"), workspace=workspace)
-    with get_client(sync_client=True) as client:
-        runs = client.read_task_runs()
-    resolves = [run for run in runs if run.name == f"resolve {mlflow_store / 'nowhere'}"]
-    assert [run.run_count for run in resolves] == [1]
+    named = TaskRunFilter(name=TaskRunFilterName(any_=[f"resolve {mlflow_store / 'nowhere'}"]))  # one server for all
+
+    def ended() -> list[TaskRun]:
+        """Return the task's runs once the server has heard of their end: it does by events, which come later."""
+        with get_client(sync_client=True) as client:
+            runs = client.read_task_runs(task_run_filter=named)
+        return runs if all(run.state is not None and run.state.is_final() for run in runs) else []
+
+    assert [run.run_count for run in wait_for(ended)] == [1]

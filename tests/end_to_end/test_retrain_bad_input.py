@@ -14,6 +14,7 @@ import pytest
 from command_line import objects, slmpack
 from hidden_links import HIDDEN_LINKS
 from invented_town import Chat, chats, write_chats
+from live_folder import seen
 from mlflow import MlflowClient
 
 from flows.retrain_model import retrain_model
@@ -205,7 +206,7 @@ def others_filling(workspace: Path, after: str) -> Iterator[None]:
 
     def fill() -> None:
         while not done.wait(0.005):
-            if any(workspace.glob(after)):
+            if seen(workspace, after):
                 with suppress(OSError), others.open("ab", buffering=0) as file:
                     while True:
                         file.write(bytes(min(1 << 20, max(1, shutil.disk_usage(workspace).free))))

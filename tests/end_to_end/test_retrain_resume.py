@@ -23,6 +23,7 @@ from crashing import (
     versions,
 )
 from invented_town import chats, write_chats
+from live_folder import seen
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from prefect.client.orchestration import get_client
@@ -96,7 +97,7 @@ def until_it_trains(site: Site, run: UUID, name: str) -> psutil.Process:
         now = read(run).state
         assert now is not None
         assert not now.is_final(), now
-        if not any(site.workspace.glob("training/*/checkpoint-*/whole")):
+        if not seen(site.workspace, "training/*/checkpoint-*/whole"):
             return False
         (training,) = children_with("run_training", flow.pid)
         training.suspend()
@@ -144,7 +145,7 @@ def test_a_retraining_that_is_cancelled_closes_its_run(
     with get_client(sync_client=True) as client:  # what the dashboard's button does
         client.set_flow_run_state(run, Cancelling())
     until_state(run, StateType.CANCELLED)
-    _, alive = psutil.wait_procs([flow, *children], timeout=60)
+    _, alive = psutil.wait_procs([flow, *children], timeout=600)
     assert alive == []
     assert [each.info.status for each in mlflow_runs("cancelled")] == ["KILLED"]
     assert versions("cancelled") == []

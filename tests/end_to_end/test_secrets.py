@@ -20,6 +20,7 @@ import psutil
 import pytest
 from command_line import slmpack
 from hub_server import HubServer, Repository
+from live_folder import content_of, seen
 from mlflow import MlflowClient
 from mlflow_server import DRIVER, running_guarded_mlflow_server
 from postgres import Postgres, running_postgres
@@ -213,10 +214,10 @@ def test_no_process_had_a_secret_in_its_arguments(place: Place) -> None:
 
 def test_no_file_that_a_run_left_has_a_secret(place: Place) -> None:
     looked, bad = 0, []
-    for path in place.folder.rglob("*"):
+    for path in seen(place.folder, "**/*"):  # the server of Prefect goes on writing there
         if path.is_file() and not path.is_symlink() and path.parent.name != "keys":
             looked += 1
-            bad += [(str(path.relative_to(place.folder)), name) for name in found_in(place, path.read_bytes())]
+            bad += [(str(path.relative_to(place.folder)), name) for name in found_in(place, content_of(path))]
     assert looked > 100
     assert bad == []
 

@@ -55,7 +55,7 @@ def real(smollm2_package: Package, workspace: Path, tmp_path_factory: pytest.Tem
 
 @pytest.fixture(scope="module")
 def client(real: Served) -> Iterator[OpenAI]:
-    with client_of(real, 300) as found:
+    with client_of(real) as found:
         yield found
 
 

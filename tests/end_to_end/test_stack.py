@@ -25,8 +25,8 @@ from slmpack.telemetry import SWITCHES
 
 pytestmark = pytest.mark.slow
 
-START_SECONDS = 300
-END_SECONDS = 60
+START_SECONDS = 900
+END_SECONDS = 600
 
 
 @pytest.fixture
@@ -107,7 +107,8 @@ def test_one_command_starts_everything_and_an_interrupt_ends_it_in_the_middle_of
 
         process.send_signal(signal.SIGINT)
         assert process.wait(END_SECONDS) == 0
-        assert running_in(home) == []
+        _, left = psutil.wait_procs(running_in(home), END_SECONDS)  # one that was killed may not be gone at once
+        assert left == []
 
 
 @pytest.mark.parametrize(("option", "variable"), [("--mlflow-port", "MLFLOW_PORT"), ("--prefect-port", "PREFECT_PORT")])
@@ -127,7 +128,7 @@ def test_a_port_that_is_taken_is_told_in_one_line(
 
 
 def test_a_stack_ends_nothing_but_its_own() -> None:
-    with subprocess.Popen(["sleep", "60"], env={"SLMPACK_STACK": "another"}) as other:
+    with subprocess.Popen(["sleep", "600"], env={"SLMPACK_STACK": "another"}) as other:
         end_marked("mine")
         assert other.poll() is None
         end_marked("another")

@@ -20,7 +20,7 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 300
 TRIES = 5
 INPUT = "*[self::textarea or self::input[not(@type='checkbox')]]"
 SELECT = "button[contains(@class, 'p-select-button')]"

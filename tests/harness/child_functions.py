@@ -71,7 +71,7 @@ def be_killed(number: Number) -> Number:
 
 def hold_memory(number: Number) -> Number:
     block = bytearray(os.urandom(1 << 20) * number.value)
-    time.sleep(1)
+    time.sleep(3)  # whoever measures it looks several times meanwhile
     return Number(value=len(block))
 
 

@@ -3,7 +3,7 @@
 import socket
 import socketserver
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 BLOCK_BYTES = 1 << 16
@@ -32,12 +32,17 @@ class CountingProxy(socketserver.ThreadingTCPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     @contextmanager
-    def holding(self, words: bytes, seconds: float) -> Iterator[None]:
-        """Run the block once a client has sent the words, which waits for an answer meanwhile and gets none."""
+    def holding(self, words: bytes, seconds: float, begin: Callable[[], object] = lambda: None) -> Iterator[None]:
+        """Run the block once a client has sent the words, which waits for an answer meanwhile and gets none.
+
+        Args:
+            begin: what has them sent, where that is over soon: it is called when they are waited for.
+        """
         self._reached.clear()
         self._released.clear()
         self._held = words
         try:
+            begin()
             if not self._reached.wait(seconds):
                 raise TimeoutError(f"nobody has sent {words!r} within {seconds:.0f} s")
             yield
@@ -47,7 +52,8 @@ class CountingProxy(socketserver.ThreadingTCPServer):
 
     def lets_through(self, block: bytes) -> bool:
         """Say whether a block is passed on; one that is held waits first."""
-        if self._held is not None and self._held in block:
+        held = self._held  # which `holding` may take away at any moment
+        if held is not None and held in block:
             self._reached.set()
             self._released.wait()
             return False
@@ -70,9 +76,9 @@ class _Connection(socketserver.BaseRequestHandler):
         """Pass on until one side hangs up, then let the other side know."""
         try:
             while (block := source.recv(BLOCK_BYTES)) and self.server.lets_through(block):
-                into.sendall(block)
-                with self.server.counting:
+                with self.server.counting:  # before it is there: whoever has all of it finds all of it counted
                     setattr(self.server, counter, getattr(self.server, counter) + len(block))
+                into.sendall(block)
             into.shutdown(socket.SHUT_WR)
         except OSError:  # hung up in the middle
             return

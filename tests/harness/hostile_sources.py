@@ -262,7 +262,7 @@ def main(checkpoint: Path, work: Path, seconds: float) -> None:
 
 def _peak_of(process: int | None) -> int:
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1000
+    return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0) // 1000  # none: it just ended
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Reports as the proving stages write them, about models that nobody asked: quick, and the same every time."""
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,10 +89,12 @@ def flip_a_bit(model: LoggedModel, name: str = "artifacts/package/model.onnx.dat
 def while_reading_back(act: Callable[[], object]) -> Iterator[None]:
     """Do something, once, as soon as the next publisher has read its first file back."""
 
+    acted = threading.Event()
+
     class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if record.progress.stage == "read back":  # type: ignore[attr-defined]
-                progress.logger.removeHandler(self)
+        def emit(self, record: logging.LogRecord) -> None:  # one thread at a time
+            if record.progress.stage == "read back" and not acted.is_set():  # type: ignore[attr-defined]
+                acted.set()
                 act()
 
     listener = Listener()

@@ -20,8 +20,10 @@ from slmpack.machine.process_tree import kill_tree
 if TYPE_CHECKING:
     from postgres import Postgres
 
-START_SECONDS = 120
-_PORTS = iter(range(20_000, 32_000))  # below those of connections: /proc/sys/net/ipv4/ip_local_port_range
+START_SECONDS = 600
+_CONNECTIONS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_FIRST_OF_CONNECTIONS = int(_CONNECTIONS.read_text().split()[0]) if _CONNECTIONS.exists() else 32_768
+_PORTS = iter(range(12_000, max(_FIRST_OF_CONNECTIONS, 14_000)))
 _claims: list[socket.socket] = []
 DRIVER = "postgresql+psycopg2"  # plain `postgresql` means psycopg 3 to SQLAlchemy 2.1
 

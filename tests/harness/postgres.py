@@ -17,8 +17,8 @@ import psycopg2
 import pytest
 from mlflow_server import free_port
 
-START_SECONDS = 60
-STOP_SECONDS = 60
+START_SECONDS = 600
+STOP_SECONDS = 600
 ADMIN = "postgres"
 # The shell ends the server when we close its standard input or die, however suddenly. SIGINT: PostgreSQL's fast stop.
 UNTIL_WE_END = '"$@" & read -r _; kill -INT $!; wait'

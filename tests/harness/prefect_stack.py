@@ -21,7 +21,7 @@ from slmpack.telemetry import SWITCHES
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
-START_SECONDS = 180
+START_SECONDS = 600
 _clients: "dict[str, SyncPrefectClient]" = {}
 
 

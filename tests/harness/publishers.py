@@ -19,7 +19,7 @@ from slmpack.publish.page.log_page import Proofs
 from slmpack.publish.publish import publish_version
 
 TRIES = 10
-START_SECONDS = 300  # whoever did not come by then has failed
+START_SECONDS = 900  # whoever did not come by then has failed
 
 
 def publish(line: str, uri: str, start: Barrier, told: "Queue[int | str]") -> None:

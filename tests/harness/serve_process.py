@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from command_line import SLMPACK, environment
+from command_line import SLMPACK, children_with, environment
 
-START_SECONDS = 120
+START_SECONDS = 600
+PATIENCE_SECONDS = 600  # of a client, and of whoever waits for an end
 LISTENING = re.compile(r"listening at (http://\S+?)/v1")
 
 
@@ -45,14 +46,14 @@ class ServeProcess:
 
     def begin_stream(self, **fields: Any) -> HTTPConnection:
         """Send a chat that streams; `getresponse` waits for its first event."""
-        connection = HTTPConnection(self.address.removeprefix("http://"), timeout=60)
+        connection = HTTPConnection(self.address.removeprefix("http://"), timeout=PATIENCE_SECONDS)
         body = body_of({"stream": True} | fields)
         connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
         return connection
 
     def engine(self) -> psutil.Process:
         """Return the process that computes."""
-        (found,) = (each for each in self.family() if "slmpack.serve.engine_process" in " ".join(each.cmdline()))
+        (found,) = children_with("slmpack.serve.engine_process", self.process.pid)
         return found
 
     def family(self) -> list[psutil.Process]:
@@ -60,7 +61,7 @@ class ServeProcess:
         found: list[psutil.Process] = psutil.Process(self.process.pid).children(recursive=True)
         return found
 
-    def stop(self, number: int = signal.SIGTERM, seconds: float = 60) -> int:
+    def stop(self, number: int = signal.SIGTERM, seconds: float = PATIENCE_SECONDS) -> int:
         """Send a signal and return the exit code."""
         self.process.send_signal(number)
         return self.process.wait(seconds)
@@ -70,7 +71,7 @@ class ServeProcess:
         if key is not None:
             request.add_header("Authorization", f"Bearer {key}")
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as answer:
                 return answer.status, _parsed(answer.read())
         except urllib.error.HTTPError as error:
             return error.code, _parsed(error.read())
@@ -112,9 +113,10 @@ def running_server(
         family = server.family()
         yield server
     finally:
-        family += server.family() if process.poll() is None else []
+        with suppress(psutil.NoSuchProcess):
+            family += server.family() if process.poll() is None else []
         for each in family:
-            if each.is_running():
+            with suppress(psutil.NoSuchProcess):  # it may end at any moment
                 each.kill()
         process.kill()
         process.wait()
@@ -164,7 +166,7 @@ def held(process: psutil.Process) -> Iterator[None]:
             process.resume()
 
 
-def wait_until_ended(processes: Sequence[psutil.Process], seconds: float = 60) -> list[psutil.Process]:
+def wait_until_ended(processes: Sequence[psutil.Process], seconds: float = PATIENCE_SECONDS) -> list[psutil.Process]:
     """Return the processes that still run after that time, at best none."""
     deadline = time.monotonic() + seconds
     while (left := [each for each in processes if is_running(each)]) and time.monotonic() < deadline:

@@ -29,7 +29,7 @@ from slmpack.machine.process_tree import kill_tree
 from slmpack.records import Interface, Package
 
 T = TypeVar("T")
-START_SECONDS, STOP_SECONDS = 180, 60
+START_SECONDS, STOP_SECONDS, PATIENCE_SECONDS = 600, 600, 600
 LISTENING = re.compile(r"listening at (http://\S+)/v1 ")
 
 
@@ -87,7 +87,7 @@ class Served:
 
     def _answer(self, request: urllib.request.Request) -> tuple[int, bytes]:
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as answer:
                 return answer.status, answer.read()
         except urllib.error.HTTPError as error:
             return error.code, error.read()
@@ -147,7 +147,7 @@ def _address(process: "subprocess.Popen[bytes]", log: Path) -> str:
 
 
 @contextmanager
-def client_of(served: Served, seconds: float) -> Iterator[OpenAI]:
+def client_of(served: Served, seconds: float = PATIENCE_SECONDS) -> Iterator[OpenAI]:
     """Give OpenAI's own client, which tries once."""
     with OpenAI(base_url=f"{served.address}/v1", api_key="none", max_retries=0, timeout=seconds) as found:
         yield found
@@ -160,7 +160,7 @@ def wrapper_of(served: Served) -> ChatModel:
     return mlflow.pyfunc.load_model(str(served.folder)).unwrap_python_model()  # type: ignore[no-any-return]
 
 
-def wait_for(condition: Callable[[], T | None], seconds: float = 60) -> T:
+def wait_for(condition: Callable[[], T | None], seconds: float = PATIENCE_SECONDS) -> T:
     """Return what a condition returns once it holds; raise if it never does."""
     deadline = time.monotonic() + seconds
     while not (held := condition()):

@@ -1,5 +1,6 @@
 """Wait for a server that was started as a process."""
 
+import http.client
 import subprocess
 import time
 import urllib.error
@@ -12,9 +13,9 @@ def wait_until_healthy(address: str, process: "subprocess.Popen[bytes]", log: Pa
     deadline = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(address, timeout=2) as answer:
+            with urllib.request.urlopen(address, timeout=30) as answer:
                 if answer.status == 200:
                     return
-        except (urllib.error.URLError, OSError):
+        except (urllib.error.URLError, http.client.HTTPException, OSError):
             time.sleep(0.1)
     raise RuntimeError(f"no server answers at {address}:\n{log.read_text()[-2000:]}")

@@ -1,5 +1,6 @@
 """The real command with a terminal of its own, or with pipes: what is typed, and what it says."""
 
+import codecs
 import fcntl
 import os
 import pty
@@ -13,7 +14,7 @@ from pathlib import Path
 from command_line import SLMPACK, environment
 
 CTRL_C, CTRL_D = "\x03", "\x04"
-SILENT_SECONDS = 120.0
+SILENT_SECONDS = 600.0
 
 
 class TerminalCommand:
@@ -29,12 +30,13 @@ class TerminalCommand:
         )  # fmt: skip
         os.close(theirs)
         self.said = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a block may end within a character
 
     def press(self, keys: str) -> None:
         """Type into the terminal."""
         os.write(self.ours, keys.encode())
 
-    def until(self, words: str, seconds: float = 120) -> None:
+    def until(self, words: str, seconds: float = SILENT_SECONDS) -> None:
         """Read until it has said so."""
         deadline = time.monotonic() + seconds
         while words not in self.said:
@@ -58,7 +60,7 @@ class TerminalCommand:
             block = os.read(self.ours, 4096)
         except OSError:  # how Linux says that the other end of a terminal is closed
             return False
-        self.said += block.decode(errors="replace")
+        self.said += self._decoder.decode(block)
         return bool(block)
 
 

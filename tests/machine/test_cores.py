@@ -57,7 +57,7 @@ def test_a_child_computes_with_the_threads_that_it_is_given(
 
     def count() -> int:
         counted, _ = run_in_child(
-            function, Marker(path=tmp_path), log=tmp_path / "log", limit_seconds=60, failure=BuildError, doing="it"
+            function, Marker(path=tmp_path), log=tmp_path / "log", limit_seconds=600, failure=BuildError, doing="it"
         )  # fmt: skip
         return counted.value
 
@@ -72,5 +72,5 @@ def test_a_child_computes_with_the_threads_that_it_is_given(
 
 def test_a_process_of_another_environment_computes_with_the_threads_that_it_is_given(tmp_path: Path) -> None:
     with threads_of_children(1):
-        code = run_to_log(["sh", "-c", "echo $OMP_NUM_THREADS"], {}, tmp_path, tmp_path / "log", 60)
+        code = run_to_log(["sh", "-c", "echo $OMP_NUM_THREADS"], {}, tmp_path, tmp_path / "log", 600)
     assert (code, (tmp_path / "log").read_text()) == (0, "1\n")

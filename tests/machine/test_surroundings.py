@@ -3,9 +3,9 @@
 import errno
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +22,8 @@ from slmpack.source.fetch import fetch_snapshot
 from slmpack.source.resolve import DEFAULT_SOURCE, resolve_source
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port, on which nothing listens
-SOON_SECONDS = 30  # on a machine that is busy with other tests; alone it is 3
+# Whoever tried again what cannot be would wait for hours: that it does not is seen without a clock.
+HOURS = {"SLMPACK_RETRY_SECONDS": "7200", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "100"}
 PROXIES = dict.fromkeys(("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY"), NOWHERE)
 NOBODY = 12345  # has no entry in passwd
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user or mount a file system")
@@ -86,9 +87,7 @@ def test_this_machine_is_never_behind_a_proxy(given: dict[str, str], upper: str 
 def test_a_hub_that_cannot_be_reached_is_told_at_once(
     source: str, setting: dict[str, str], cause: str, desk: Path
 ) -> None:
-    began = time.monotonic()
-    done = slmpack("package", source, cwd=desk, **setting)
-    assert time.monotonic() - began < SOON_SECONDS
+    done = slmpack("package", source, cwd=desk, **setting, **HOURS)
     assert done.returncode == 1
     (line,) = error_lines(done)
     assert cause in line
@@ -109,9 +108,7 @@ def test_a_hub_that_cannot_be_reached_is_told_at_once(
 )
 def test_every_command_that_needs_mlflow_says_soon_that_it_is_down(arguments: list[str], tmp_path: Path) -> None:
     (tmp_path / "chats.jsonl").write_text("{}\n")  # not looked into before MLflow is asked
-    began = time.monotonic()
-    done = slmpack(*arguments, cwd=tmp_path, MLFLOW_TRACKING_URI=NOWHERE)
-    assert time.monotonic() - began < SOON_SECONDS
+    done = slmpack(*arguments, cwd=tmp_path, MLFLOW_TRACKING_URI=NOWHERE, **HOURS)
     assert done.returncode == 1
     (line,) = error_lines(done)
     assert f"the MLflow server at {NOWHERE} cannot be reached (connection refused)" in line
@@ -260,13 +257,27 @@ def seconds_of(process: psutil.Process) -> float:
     return 0.0
 
 
+@pytest.fixture(scope="module")
+def imports_seconds() -> float:
+    """The processor time of the imports that a command cannot do without."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", "import mlflow, prefect"], env=environment(), check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 @pytest.mark.parametrize("arguments", [["chat", "models:/a@b", "Hello"], ["package", "./nowhere"], ["nonsense"]])
-def test_the_first_words_come_within_a_second_of_processor_time(arguments: list[str], tmp_path: Path) -> None:
-    """Of the processor's time, not the clock's: a machine may be busy with other tests."""
+def test_the_first_words_come_before_half_of_what_the_imports_cost(
+    arguments: list[str], imports_seconds: float, tmp_path: Path
+) -> None:
+    """In processor time, which other tests do not take, and as a share, which does not depend on the processor."""
     with subprocess.Popen(
         [SLMPACK, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, env=environment(PREFECT_API_URL=NOWHERE)
     ) as process:
         assert process.stderr is not None
         assert process.stderr.read(1)
-        assert sum(map(seconds_of, [*psutil.Process(process.pid).children(), psutil.Process(process.pid)])) < 1.0
+        assert (
+            sum(map(seconds_of, [*psutil.Process(process.pid).children(), psutil.Process(process.pid)]))
+            < imports_seconds / 2
+        )
         process.kill()

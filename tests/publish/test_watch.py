@@ -177,7 +177,7 @@ def payloads(name: str) -> list[dict[str, Any]]:
     published = EventFilter(
         event=EventNameFilter(name=[EVENT]), resource=EventResourceFilter(id=[f"slmpack.source.{name}"])
     )
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         if events := kept_client().read_events(published, limit=50).events:
             return [event.payload for event in events]
@@ -280,7 +280,7 @@ def deploy(server: PrefectServer) -> None:
 
 def runs_of_package_all(count: int) -> list[FlowRun]:
     """Return the runs that its automation made of the deployment, oldest first, as soon as there are `count`."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 600
     with get_client(sync_client=True) as client:
         deployment = client.read_deployment_by_name("package-targets/package-all")
         chosen = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))

@@ -11,6 +11,7 @@ from checkpoints import write_random
 from command_line import children_with
 from families import PLAIN, TOKENIZERS
 from invented_town import chats, write_chats
+from live_folder import seen
 from pydantic import ValidationError
 
 from slmpack.checkpoint.headers import read_weights
@@ -183,9 +184,9 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(llama: Snap
 
 def kill_at_a_checkpoint(folder: Path) -> None:
     """Kill the training's process as soon as one of its checkpoints is whole."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while time.monotonic() < deadline:
-        if list(folder.glob("*/checkpoint-*/whole")) and (processes := children_with("run_training")):
+        if seen(folder, "*/checkpoint-*/whole") and (processes := children_with("run_training")):
             processes[0].kill()
             return
         time.sleep(0.01)

@@ -161,7 +161,7 @@ def test_a_training_that_does_not_fit_is_refused_before_a_weight_is_loaded(
                 checkpoint=folder, dtype="bfloat16", base_name="huge", base_revision="0", chats=data, settings=DEFAULTS,
                 max_length=64, folder=tmp_path, resume=None, save_seconds=60.0,
             ),
-            log=tmp_path / "log", limit_seconds=300, failure=TrainError, doing="training",
+            log=tmp_path / "log", limit_seconds=900, failure=TrainError, doing="training",
         )  # fmt: skip
     assert not list(tmp_path.glob("checkpoint-*"))
 

@@ -53,7 +53,7 @@ def run(home: Path, *arguments: str, **settings: str) -> dict[str, Any]:
 def test_a_run_has_a_server_that_ends_with_it_and_imports_none_of_its_code(tmp_path: Path) -> None:
     write_empty_database(tmp_path)
     found = run(tmp_path, "late")
-    assert found["waited"] < START_SECONDS / 2  # for nothing that was said before it was asked
+    assert found["waited"] < START_SECONDS  # which it takes at least if it waits for what was said before it asked
     assert (found["doubled"], found["lasts"], found["imported"]) == (42, False, [])
     assert str(found["address"]).startswith("http://127.0.0.1:")
     assert processes_of(tmp_path) == []

@@ -177,7 +177,7 @@ def test_probes_need_no_key_and_say_nothing_but_the_state(server: ServeProcess) 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ["/v1/models/", "//v1/models", "/health/../v1/models", "/%76%31/models", "/METRICS"])
 def test_no_spelling_of_a_path_goes_round_the_key(server: ServeProcess, path: str) -> None:
-    connection = HTTPConnection(server.address.removeprefix("http://"), timeout=30)
+    connection = HTTPConnection(server.address.removeprefix("http://"), timeout=600)
     connection.putrequest("GET", path, skip_host=False)  # as it is: urllib would tidy it up
     connection.endheaders()
     assert connection.getresponse().status == 401

@@ -3,13 +3,15 @@
 import errno
 import json
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
-from served import Served, wait_for
+from served import Served, serving, wait_for
+
+from slmpack.records import Package
 
 pytestmark = pytest.mark.slow
 
@@ -18,9 +20,18 @@ GOOD: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "max
 START = b'{"messages": [{"role": "user", "content": "a"}], "max_tokens": 1, '
 
 
+@pytest.fixture(scope="module")
+def impatient(small_package: Package, workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server that gives a client 3 s: for those tests alone in which that is exceeded."""
+    folder = tmp_path_factory.mktemp("impatient")
+    with serving(small_package, folder, workspace, "--slots", "4", "--threads", "1", "--body-seconds", "3") as found:
+        yield found
+
+
 @pytest.fixture(autouse=True)
-def goes_on(served: Served) -> Iterator[None]:
+def goes_on(request: pytest.FixtureRequest) -> Iterator[None]:
     """After each of these the same process computes, nothing is left in its slots, and it answers."""
+    served: Served = request.getfixturevalue("impatient" if "impatient" in request.fixturenames else "served")
     restarts = served.value("engine_restarts")
     yield
     wait_for(lambda: served.value("slots_busy") + served.value("queue") == 0)
@@ -34,7 +45,7 @@ def connected(served: Served, buffer: int | None = None) -> Iterator[socket.sock
     with socket.socket() as line:
         if buffer is not None:
             line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-        line.settimeout(30)
+        line.settimeout(600)
         line.connect(("127.0.0.1", served.port))
         yield line
 
@@ -53,6 +64,21 @@ def all_of(line: socket.socket) -> bytes:
     except ConnectionResetError:
         pass
     return found
+
+
+def answer_within(line: socket.socket, content: bytes) -> bytes:
+    """Send byte by byte, ten a second, until there is an answer; nothing if none came before all was sent."""
+    line.settimeout(0.1)
+    for byte in content:
+        try:
+            line.sendall(bytes([byte]))
+        except ConnectionError:  # the answer is there, and the connection closed
+            return all_of(line)
+        try:
+            return line.recv(1 << 16)
+        except TimeoutError:
+            continue
+    return b""
 
 
 def status_of(answer: bytes) -> int:
@@ -113,11 +139,9 @@ def test_a_field_of_the_wrong_kind_is_named(served: Served, field: bytes, param:
     [{"role": "user", "content": "x" * 3_000_000}],
 ])  # fmt: skip
 def test_messages_of_the_wrong_kind_are_refused_and_named(served: Served, messages: Any) -> None:
-    begun = time.monotonic()
     status, answer = served.post(CHAT, {"messages": messages, "max_tokens": 1})
     assert status == 400
     assert answer["error"]["param"].startswith("messages")
-    assert time.monotonic() - begun < 30  # on a busy machine; alone it is one
 
 
 def test_a_text_without_a_token_is_refused(served: Served) -> None:
@@ -179,11 +203,10 @@ def test_a_body_of_100_megabytes_is_refused_by_its_length(served: Served) -> Non
 def test_the_rest_of_a_body_that_is_too_long_is_not_read(served: Served, chunked: bool) -> None:
     sent, block = 0, b"x" * 100_000
     with connected(served) as line:
-        line.settimeout(5)
         encoding = "Transfer-Encoding: chunked"
         line.sendall(head(100_000_000).replace(b"Content-Length: 100000000", encoding.encode()) if chunked
                      else head(100_000_000))  # fmt: skip
-        with pytest.raises((ConnectionError, TimeoutError)):
+        with pytest.raises(ConnectionError):
             while sent < 100_000_000:
                 line.sendall(b"%x\r\n%s\r\n" % (len(block), block) if chunked else block)
                 sent += len(block)
@@ -195,47 +218,29 @@ def test_the_rest_of_a_body_that_is_too_long_is_not_read(served: Served, chunked
 # ------------------------------------------------------------------------------------------ slow and broken clients
 
 
-def test_a_body_that_never_comes_is_a_timeout(served: Served) -> None:
-    with connected(served) as line:
+def test_a_body_that_never_comes_is_a_timeout(impatient: Served) -> None:
+    with connected(impatient) as line:
         line.sendall(head(500) + b'{"messages"')
         answer = all_of(line)  # the connection is closed in its time
     assert status_of(answer) == 408
     assert b'"code":"timeout"' in answer
 
 
-def test_a_body_that_comes_byte_by_byte_is_a_timeout(served: Served) -> None:
-    body = json.dumps(GOOD).encode()
-    with connected(served) as line:
-        line.sendall(head(len(body)))
-        line.settimeout(0.1)
-        answer = b""
-        for place in range(len(body)):
-            try:
-                line.sendall(body[place : place + 1])
-                answer = line.recv(1 << 16)
-            except TimeoutError:
-                continue
-            break
-    assert status_of(answer) == 408
+def test_a_body_that_comes_byte_by_byte_is_a_timeout(impatient: Served) -> None:
+    """There are bytes for ten minutes: the answer comes before the last of them, however slow the server is."""
+    with connected(impatient) as line:
+        line.sendall(head(6000))
+        assert status_of(answer_within(line, b"{" + b" " * 5999)) == 408
 
 
-def test_headers_that_come_byte_by_byte_are_a_timeout(served: Served) -> None:
-    with connected(served) as line:
-        line.settimeout(0.1)
-        begun, answer = time.monotonic(), b""
-        for byte in b"GET /health HTTP/1.1\r\n" + b"X-Drip: 1\r\n" * 100:
-            try:
-                line.sendall(bytes([byte]))
-                answer = line.recv(1 << 16)
-            except TimeoutError:
-                continue
-            break
-    assert status_of(answer) == 408
-    assert 1 < time.monotonic() - begun < 20
+def test_headers_that_come_byte_by_byte_are_a_timeout(impatient: Served) -> None:
+    with connected(impatient) as line:
+        headers = b"GET /health HTTP/1.1\r\n" + b"X-Drip: 1\r\n" * 550  # for ten minutes, too
+        assert status_of(answer_within(line, headers)) == 408
 
 
-def test_a_connection_that_says_nothing_is_closed(served: Served) -> None:
-    with connected(served) as silent, connected(served) as answered:
+def test_a_connection_that_says_nothing_is_closed(impatient: Served) -> None:
+    with connected(impatient) as silent, connected(impatient) as answered:
         answered.sendall(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
         assert status_of(answered.recv(1 << 16)) == 200
         answered.sendall(b"GET /ver")
@@ -286,16 +291,16 @@ def test_requests_in_a_pipeline_are_answered_in_their_order(served: Served) -> N
 
 
 @pytest.mark.parametrize("streams", [True, False])
-def test_a_client_that_reads_nothing_of_a_long_answer_is_left(served: Served, streams: bool) -> None:
+def test_a_client_that_reads_nothing_of_a_long_answer_is_left(impatient: Served, streams: bool) -> None:
     """The token that ends a turn is banned, so that there is more than the system's buffers hold."""
     long = {"max_tokens": 700, "n": 4, "logprobs": True, "top_logprobs": 20, "logit_bias": {"2": -100}}
     body = json.dumps(GOOD | long | {"stream": streams}).encode()
-    before = served.value("requests_total", path=CHAT)
-    with connected(served, buffer=4096) as line:
+    before = impatient.value("requests_total", path=CHAT)
+    with connected(impatient, buffer=4096) as line:
         line.sendall(head(len(body)) + body)
         assert status_of(line.recv(200)) == 200
-        wait_for(lambda: served.value("requests_total", path=CHAT) > before, 60)
-        wait_for(lambda: _is_reset(line), 60)
+        wait_for(lambda: impatient.value("requests_total", path=CHAT) > before)
+        wait_for(lambda: _is_reset(line))
 
 
 def _is_reset(line: socket.socket) -> bool:

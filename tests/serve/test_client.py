@@ -4,6 +4,7 @@ from contextlib import closing
 
 import pytest
 from canned_server import ENDLESS, PIECE, sending
+from mlflow_server import free_port
 
 from slmpack.errors import NetworkError, SlmpackError, SourceError, UsageError
 from slmpack.serve.client import LONGEST_LINE, RemoteModel
@@ -49,12 +50,11 @@ def test_an_answer_that_is_left_early_closes_the_connection() -> None:
     with sending(ENDLESS) as server, RemoteModel(server.url, "a", None) as model:
         with closing(model.stream(HI, {})) as pieces:
             assert next(pieces) == "Hello"
-        assert server.left.wait(60)
+        assert server.left.wait(600)
 
 
 def test_a_server_that_is_away_is_named() -> None:
-    with sending(b"") as server:
-        url = server.url
+    url = f"http://127.0.0.1:{free_port()}"  # which nobody takes meanwhile
     with pytest.raises(NetworkError, match=rf"{url} cannot be reached \(the connection is refused\); a server there;"):
         RemoteModel(url, None, None).__enter__()
 

@@ -17,7 +17,7 @@ from slmpack.serve.open_graph import EnginePlan
 from slmpack.serve.sampling import SamplingRule
 
 PROMPT = list(range(100, 160))
-LIMIT_SECONDS = 120.0
+LIMIT_SECONDS = 900.0
 LONG = 4000  # seconds of work: it has not ended when a test looks at it
 
 
@@ -120,7 +120,7 @@ def test_a_killed_process_ends_its_answers_and_another_one_answers(small_package
 
 def test_a_process_that_hangs_is_ended(small_package: Package, tmp_path: Path) -> None:
     async def work() -> None:
-        async with engine(small_package, tmp_path, silent_seconds=3.0) as made:
+        async with engine(small_package, tmp_path, silent_seconds=10.0) as made:
             task = asyncio.create_task(answer(made, LONG))
             await until(lambda: made.load.slots == 1)
             assert made.pid is not None

@@ -134,7 +134,7 @@ def test_one_chat_may_be_streamed(served: Served, loaded: Any) -> None:
         f"{served.address}/invocations", json.dumps({**ROW, "stream": True}).encode(),
         {"Content-Type": "application/json"},
     )  # fmt: skip
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=600) as answer:
         lines = [line.removeprefix(b"data: ") for line in answer.read().split(b"\n\n") if line]
     assert lines[-1] == b"[DONE]"
     deltas = [json.loads(line)["choices"][0]["delta"].get("content", "") for line in lines[:-1]]

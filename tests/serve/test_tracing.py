@@ -7,7 +7,9 @@ from typing import Any
 
 import mlflow
 import pytest
+from counting_proxy import counting_proxy
 from mlflow.entities import Trace
+from mlflow_server import running_mlflow_server
 from served import Served, serving, wait_for
 
 from slmpack.log.chat_artifacts import fetch_data
@@ -16,6 +18,7 @@ from slmpack.records import Package
 
 pytestmark = pytest.mark.slow
 CANARY = "a canary sits in the mine"
+WRITES_TRACE = b"POST /api/3.0/mlflow/traces HTTP"
 CHAT = {"messages": [{"role": "user", "content": CANARY}], "max_tokens": 6}
 
 
@@ -65,7 +68,7 @@ def test_a_stream_is_traced_as_the_whole_answer(served: Served) -> None:
     request = urllib.request.Request(
         f"{served.address}/v1/chat/completions", body, {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=60) as lines:
+    with urllib.request.urlopen(request, timeout=600) as lines:
         chunks = [json.loads(line[6:]) for line in lines if line.startswith(b"data: {")]
     text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
     trace = trace_of(chunks[0])
@@ -100,6 +103,26 @@ def test_answers_that_people_mark_as_good_are_learnt_from(served: Served, tmp_pa
 def test_feedback_that_cannot_be_written_is_refused(served: Served, body: object, status: int, message: str) -> None:
     found, answer = served.post("/v1/feedback", body)
     assert (found, message in answer["error"]["message"]) == (status, True), answer
+
+
+def test_feedback_on_an_answer_whose_trace_waits_for_mlflow_may_be_sent_again(
+    small_package: Package, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is an answer of this server's: that it is unknown would be wrong."""
+    with running_mlflow_server(tmp_path) as address, counting_proxy(int(address.rpartition(":")[2])) as proxy:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.address)
+        monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")  # else MLflow's client waits in our place
+        with serving(small_package, tmp_path, workspace, "--trace", "slow") as server:
+            answers: list[Any] = []
+            with proxy.holding(
+                WRITES_TRACE, 600, begin=lambda: answers.append(server.post("/v1/chat/completions", CHAT)[1])
+            ):  # MLflow has been sent the trace, and says nothing
+                said = {"id": answers[0]["id"], "good": True}
+                status, refused = server.post("/v1/feedback", said)
+                assert (status, refused["error"]["code"]) == (503, "trace_not_written"), refused
+                assert "send the feedback again" in refused["error"]["message"]
+                assert server.post("/v1/feedback", said | {"id": f"chatcmpl-{'0' * 32}"})[0] == 404
+            wait_for(lambda: server.post("/v1/feedback", said)[0] == 200)
 
 
 def test_without_texts_none_is_written_anywhere(

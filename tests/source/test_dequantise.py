@@ -344,7 +344,7 @@ def test_the_builder_computes_with_the_codes_as_they_were(
         trials.append(Trial(checkpoint=folder / "codes", into=folder / "package", precision=f"int{bits}"))
     monkeypatch.setenv("PYTHONPATH", str(HARNESS))
     run_in_child(
-        build_and_ask, Trials(trials=tuple(trials)), log=tmp_path / "log", limit_seconds=300,
+        build_and_ask, Trials(trials=tuple(trials)), log=tmp_path / "log", limit_seconds=900,
         failure=BuildError, doing="the build",
     )  # fmt: skip
     for name in CASES:
