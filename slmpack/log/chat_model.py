@@ -118,6 +118,8 @@ CONFIG_NAMES = (
     "model.decoder.outputs.logits", "model.decoder.outputs.present_key_names",
     "model.decoder.outputs.present_value_names",
 )  # fmt: skip
+PLAIN_NAME = re.compile(r"[\w./-]{1,200}", re.ASCII)
+NAME_OF_LAYER = re.compile(r"[\w./-]{0,100}%d[\w./-]{0,100}", re.ASCII)  # the runtime gives it to C's snprintf
 LARGEST_COUNT = 2**31 - 1
 MOST_LAYERS = 1 << 10  # the largest known is 126, of Llama 3.1 405B
 # Operators of others would be in a library that the runtime had to open.
@@ -375,7 +377,8 @@ def _require_values(config: dict[str, Any]) -> None:
         if type(value := _value_at(config, place)) is not int or not 1 <= value <= most:
             raise _unknown(place, value)
     for place in CONFIG_NAMES:
-        if not isinstance(value := _value_at(config, place), str):
+        form = NAME_OF_LAYER if "_key_" in place or "_value_" in place else PLAIN_NAME
+        if not isinstance(value := _value_at(config, place), str) or not form.fullmatch(value):
             raise _unknown(place, value)
     ends = _value_at(config, "model.eos_token_id")
     if not (listed := ends if isinstance(ends, list) else [ends]) or any(type(each) is not int for each in listed):

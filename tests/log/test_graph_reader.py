@@ -96,6 +96,17 @@ def test_a_value_that_cannot_be_right_is_refused_by_its_place(package: Path, nam
         read_config(package)
 
 
+@pytest.mark.parametrize(
+    "name", ["past.%s.key", "past.%n.key", "past.%d.%d.key", "past.key", "past %d", "%5000d", "%d" + "x" * 999]
+)
+def test_a_name_that_c_would_format_otherwise_is_refused(package: Path, name: str) -> None:
+    config = json.loads((package / "genai_config.json").read_text())
+    config["model"]["decoder"]["inputs"]["past_key_names"] = name
+    (package / "genai_config.json").write_text(json.dumps(config))
+    with pytest.raises(IntegrityError, match=r"at 'model\.decoder\.inputs\.past_key_names'; only what a build writes"):
+        read_config(package)
+
+
 @pytest.mark.parametrize("value", ["0.9", True, [1], float("nan"), None])
 def test_a_search_setting_that_is_no_number_is_refused(package: Path, value: object) -> None:
     config = json.loads((package / "genai_config.json").read_text())
