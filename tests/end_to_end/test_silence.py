@@ -3,6 +3,8 @@
 The commands have nothing of ours in their environment, and a home folder that is empty.
 """
 
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,18 @@ assert json.load(urllib.request.urlopen(request))["choices"]
 server.terminate()
 rest = server.stderr.read()
 assert server.wait() == 0, rest
+"""
+# What a stranger might leave in a folder that somebody works in: it says that it was run.
+PLANTED_MODULES = (
+    "mlflow", "prefect", "onnxruntime", "onnxruntime_genai", "onnx", "torch", "transformers", "tokenizers", "numpy",
+    "jinja2", "yaml", "pydantic", "slmpack", "flows", "tasks", "sitecustomize", "usercustomize", "chat_model",
+)  # fmt: skip
+PLANTED_LIBRARIES = ("libonnxruntime.so", "libonnxruntime.so.1", "libonnxruntime-genai.so", "custom_ops.so",
+                     "libonnxruntime_providers_shared.so", "libcuda.so.1")  # fmt: skip
+LIBRARY = """
+#include <fcntl.h>
+#include <unistd.h>
+__attribute__((constructor)) static void run(void) { close(open("%s/ran-library", O_CREAT | O_WRONLY, 0600)); }
 """
 AFTERWARDS = 'mlflow.MlflowClient().create_registered_model("another")  # which MLflow reports, by default'
 
@@ -143,3 +157,52 @@ def test_who_loads_a_version_asks_nobody_and_only_mlflow_itself_writes_when_it_i
 @pytest.mark.usefixtures("main_job")
 def test_once_a_version_is_loaded_mlflow_reports_nothing_more(person: Person) -> None:
     assert person.run(sys.executable, "-c", f"{LOAD}\n{AFTERWARDS}\nimport time; time.sleep(2)").attempts == ()
+
+
+@pytest.fixture
+def planted(tmp_path: Path) -> Path:
+    """A folder with modules and libraries of the names that commands load, each of which says that it was run."""
+    folder = tmp_path / "planted"
+    folder.mkdir()
+    for name in PLANTED_MODULES:
+        (folder / f"{name}.py").write_text(f"open({str(tmp_path / f'ran-{name}')!r}, 'w').close()\n")
+    if compiler := shutil.which("cc"):
+        (tmp_path / "library.c").write_text(LIBRARY % tmp_path)
+        command = [compiler, "-shared", "-fPIC", "-o", str(folder / PLANTED_LIBRARIES[0]), str(tmp_path / "library.c")]
+        subprocess.run(command, check=True)
+        for name in PLANTED_LIBRARIES[1:]:
+            shutil.copy(folder / PLANTED_LIBRARIES[0], folder / name)
+    return folder
+
+
+@pytest.mark.usefixtures("main_job")
+def test_nothing_that_lies_in_the_working_folder_is_run(
+    person: Person, planted: Path, steady_phi3: Path, workspace: Path
+) -> None:
+    uri, trust = "models:/steady-phi3@cpu-int4", str(person.work / "trust.toml")
+    store = {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{person.work / 'mlflow.db'}", "PREFECT_HOME": str(person.work / "prefect"),
+        "HOME": str(person.home), "TMPDIR": str(person.temporary),
+    }  # fmt: skip
+    for command in (
+        [SLMPACK, "chat", uri, "Hi", "--trust", trust],
+        [SLMPACK, "package", str(steady_phi3), "--workspace", str(workspace)],
+        [sys.executable, "-P", "-c", SERVE, SLMPACK, uri, "--port", "0", "--workspace", str(person.work / "served")],
+    ):
+        done = subprocess.run(
+            [str(word) for word in command], cwd=planted, env=bare_environment(**store), capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert [path.name for path in planted.parent.glob("ran-*")] == []
+    assert planted_ones_run(planted)  # or this test would see nothing
+
+
+def planted_ones_run(folder: Path) -> bool:
+    """Say whether a planted module leaves its mark where it is imported, and the library where it is loaded."""
+    subprocess.run([sys.executable, "-c", "import tokenizers"], cwd=folder, check=True)
+    marks = ["ran-tokenizers"]
+    if (library := folder / PLANTED_LIBRARIES[0]).exists():
+        subprocess.run([sys.executable, "-c", f"import ctypes; ctypes.CDLL({str(library)!r})"], cwd=folder, check=True)
+        marks.append("ran-library")
+    return all((folder.parent / mark).exists() for mark in marks)
