@@ -259,3 +259,11 @@ def until_tasks_ended(run: UUID, task: str, count: int) -> None:
         return len(named) == count
 
     until(ended, f"{count} tasks {task} of {run}")
+
+
+def seconds_of(run: UUID, task: str) -> list[float]:
+    """Return the run times of the tasks whose names begin so, in the order in which they began, as far as is known."""
+    with get_client(sync_client=True) as client:
+        tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run])))
+    named = sorted((each for each in tasks if each.name.startswith(task)), key=lambda each: str(each.start_time))
+    return [each.total_run_time.total_seconds() for each in named]

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from http.client import HTTPConnection
 from typing import Any
 
@@ -62,6 +63,11 @@ def connection_of(served: Served, **fields: Any) -> Iterator[HTTPConnection]:
         yield connection
     finally:
         connection.close()
+
+
+def left_requests(served: Served) -> float:
+    """Return how many chats were left by their clients."""
+    return served.value("requests_total", path=CHAT, status="499")
 
 
 def text_of(answer: Any, index: int = 0) -> str:
@@ -344,10 +350,10 @@ def test_a_client_that_goes_away_while_it_waits_never_gets_a_slot(served: Served
     prompts = served.value("prompt_tokens_total")
     with held(served.engine()):  # no answer ends, and no slot is free, before the others have left
         for streams_too in (False, True):
-            left = served.value("requests_total", path=CHAT, status="499")
+            left = left_requests(served)
             with connection_of(served, stream=streams_too):
                 pass
-            wait_for(lambda left=left: served.value("requests_total", path=CHAT, status="499") == left + 1)
+            wait_for(partial(lambda before: left_requests(served) == before + 1, left))
     wait_for(lambda: served.value("queue") == 0)
     streams[0].close()
     wait_for(lambda: served.value("slots_busy") == 0)
