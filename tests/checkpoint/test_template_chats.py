@@ -55,7 +55,9 @@ def by_transformers(template: str, chats: tuple[TemplateChat, ...]) -> Prompts:
 
 def by_the_wrapper(template: str, chats: tuple[TemplateChat, ...]) -> Prompts:
     """Render as a package does that is loaded."""
-    chat_format = {"chat_template": template, "tool_template": None, "special_tokens": SPECIALS}
+    chat_format: dict[str, Any] = {
+        "chat_template": template, "tool_template": None, "special_tokens": SPECIALS, "split_special_tokens": False,
+    }  # fmt: skip
     with TemporaryDirectory() as folder:
         write_json(Path(folder) / CHAT_FORMAT, chat_format)
         wrapper = ChatTemplate(Path(folder))

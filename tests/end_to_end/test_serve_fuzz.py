@@ -11,6 +11,7 @@ from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
 import pytest
+import same_examples  # noqa: F401
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -27,6 +28,7 @@ FUZZ = settings(
     suppress_health_check=list(HealthCheck), phases=[Phase.generate, Phase.shrink],
 )  # fmt: skip
 ALLOWED = {200, 400, 404, 405, 413, 415, 429, 503}
+PATIENCE_SECONDS = 600  # schemathesis gives a server 10 of its own accord
 CHAT_PATH, TEXT_PATH, MLFLOW_PATH = "/v1/chat/completions", "/v1/completions", "/invocations"
 
 
@@ -162,7 +164,7 @@ def test_an_answer_by_any_schema_is_valid_or_the_schema_refused(served: Served, 
 
 def test_the_served_description_is_true(served: Served) -> None:
     """Every operation, with bodies that fit and that do not: no crash, and only answers of documented kinds."""
-    schema = schemathesis.openapi.from_url(f"{served.address}/openapi.json")
+    schema = schemathesis.openapi.from_url(f"{served.address}/openapi.json", timeout=PATIENCE_SECONDS)
     checks = [schemathesis.checks.not_a_server_error, status_is_known]
     count = 0
     for result in schema.get_all_operations():
@@ -177,7 +179,7 @@ def test_the_served_description_is_true(served: Served) -> None:
             if isinstance(case.body, dict):
                 case.body["max_tokens"] = 2 if case.body.get("max_tokens") is None else case.body["max_tokens"]
             count += 1
-            case.call_and_validate(checks=checks)
+            case.call_and_validate(checks=checks, timeout=PATIENCE_SECONDS)
 
         sends()
     assert count > EXAMPLES

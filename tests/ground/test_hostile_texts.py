@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hostile_children import SLOW_TEXT, Source, abort, hoard, stand_still, try_folder
+from hostile_children import Source, abort, encode_texts_without_end, hoard, stand_still, try_folder
 from hostile_texts import HOSTILE_TEMPLATES, UNCOMPILABLE_TEMPLATES, hostile_rules
 from jinja2 import TemplateError
 from places import HARNESS, PROJECT
@@ -46,7 +46,7 @@ def bounds() -> Iterator[None]:
     now = int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]) * 1024
     before = signal.signal(signal.SIGALRM, end)
     resource.setrlimit(resource.RLIMIT_DATA, (now + MEMORY, hard))
-    signal.setitimer(signal.ITIMER_REAL, 60)
+    signal.setitimer(signal.ITIMER_REAL, 900)
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
@@ -58,19 +58,23 @@ def rules() -> Rules:
     return byte_level(split(QWEN2), specials=("<|endoftext|>", "<|im_end|>"))
 
 
-def template_of(folder: Path, text: str, limit_seconds: float = 10.0) -> ChatTemplate:
+def write_chat_format(folder: Path, template: str) -> None:
     settings: Rules = {
-        "chat_template": text,
+        "chat_template": template,
         "tool_template": None,
         "special_tokens": {},
         "split_special_tokens": False,
     }
     (folder / "chat_format.json").write_text(json.dumps(settings))
+
+
+def template_of(folder: Path, text: str, limit_seconds: float = 10.0) -> ChatTemplate:
+    write_chat_format(folder, text)
     return ChatTemplate(folder, limit_seconds)
 
 
 def tokenizer_of(folder: Path, rules: Rules, limit_seconds: float = 30.0) -> TextTokenizer:
-    (folder / "chat_format.json").write_text('{"split_special_tokens": false}')
+    write_chat_format(folder, "")
     (folder / "tokenizer.json").write_text(json.dumps(rules))
     return TextTokenizer(folder, limit_seconds)
 
@@ -162,17 +166,22 @@ def test_ids_that_the_rules_make_too_much_of_are_an_error(tmp_path: Path, rules:
         tokenizer.decode(tokenizer.encode("iiii"))
 
 
+@pytest.mark.usefixtures("importable")
 def test_a_text_that_the_tokenizer_does_not_end_with_is_an_error_and_others_are_answered(
     tmp_path: Path, rules: Rules
 ) -> None:
-    tokenizer = tokenizer_of(tmp_path, backtracking(rules), limit_seconds=1.0)
-    for _ in range(MOST_STUCK):
-        with pytest.raises(TokenizerError, match=r"^tokenizer\.json does not end with a text within 1 s; token ids"):
-            tokenizer.encode(SLOW_TEXT * 2)
-        if _ == 0:
-            assert tokenizer.encode("Hi") == tokenizer_of(tmp_path, rules).encode("Hi")
-    with pytest.raises(TokenizerError, match=r"^tokenizer\.json has 2 texts that it does not end with"):
-        tokenizer.encode("Hi")
+    ids = str(tokenizer_of(tmp_path, rules).encode("Hi"))
+    tokenizer_of(tmp_path, backtracking(rules))
+    told, _ = run_in_child(
+        encode_texts_without_end, Source(folder=tmp_path), log=tmp_path / "log", limit_seconds=600,
+        failure=SourceError, doing="the trial",
+    )  # fmt: skip
+    first, answered, second, refused = told.lines
+    assert MOST_STUCK == 2
+    assert {first, second} == {first}
+    assert first.startswith("tokenizer.json does not end with a text within 3 s; token ids")
+    assert answered == ids
+    assert refused.startswith("tokenizer.json has 2 texts that it does not end with")
 
 
 def test_a_tokenizer_on_which_the_library_panics_is_an_error(tmp_path: Path, rules: Rules) -> None:
@@ -187,7 +196,7 @@ def test_a_tokenizer_on_which_the_library_panics_is_an_error(tmp_path: Path, rul
 def in_child(function: Callable[[Source], Source], folder: Path) -> str:
     with pytest.raises(SourceError) as caught:
         run_in_child(
-            function, Source(folder=folder), log=folder / "log", limit_seconds=300, failure=SourceError,
+            function, Source(folder=folder), log=folder / "log", limit_seconds=600, failure=SourceError,
             doing="the trial",
         )  # fmt: skip
     assert "\n" not in str(caught.value)

@@ -33,7 +33,9 @@ def open_page() -> Iterator[Page]:
     if chromium is None:
         pytest.skip("Chromium is not installed: as root, type `make system`")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS))
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=list(FLAGS), timeout=PATIENCE_SECONDS * 1000
+        )
         page = browser.new_page(viewport={"width": 1280, "height": 1800})
         page.set_default_timeout(PATIENCE_SECONDS * 1000)
         yield page

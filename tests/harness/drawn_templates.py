@@ -3,6 +3,7 @@
 Strategies are deferred, since Hypothesis writes each of them out with all that is in it.
 """
 
+import same_examples  # noqa: F401 - for the tests that draw from these
 from hypothesis import strategies as st
 
 LINK = "http://evil.example"

@@ -14,7 +14,7 @@ from slmpack.machine.store import Facts, Manifest, store_folder
 from slmpack.records import FileDigest, ModelSource, Snapshot, SourceKind
 
 KEY = "0123456789abcdef"
-SUMMING = ChildWork(add_up, "sum", 60.0, BuildError, "the sum")
+SUMMING = ChildWork(add_up, "sum", 600.0, BuildError, "the sum")
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +62,7 @@ def test_a_child_works_once_and_its_folder_is_found_by_its_key(tmp_path: Path) -
 
 def test_the_manifest_has_the_result_and_what_it_cost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     snapshot = snapshot_of("1 2 39", tmp_path)
-    holding = ChildWork(hold_memory, "hold", 60.0, BuildError, "the holding")  # for a second, in which it is measured
+    holding = ChildWork(hold_memory, "hold", 600.0, BuildError, "the holding")  # for a second, in which it is measured
     with caplog.at_level(logging.INFO, "slmpack.machine.remember"):
         folder = remembered(
             "sums", KEY, snapshot, tmp_path, holding, lambda _: Number(value=40), lambda held: {"held": held.value}
@@ -101,7 +101,7 @@ def test_what_was_found_out_about_a_snapshot_that_changed_meanwhile_is_not_store
 
 def test_a_larger_snapshot_gives_the_work_more_time(tmp_path: Path) -> None:
     small = snapshot_of("1", tmp_path)
-    large = small.model_copy(update={"files": (FileDigest(name="w", sha256="0", size_bytes=60_000 * 4 * 10**9),)})
+    large = small.model_copy(update={"files": (FileDigest(name="w", sha256="0", size_bytes=600_000 * 4 * 10**9),)})
     work = ChildWork(hold_memory, "hold", 0.001, BuildError, "the work")
     with pytest.raises(BuildError, match="the work"):
         run_work(work, Number(value=2), KEY, small, tmp_path)

@@ -18,6 +18,7 @@ import pytest
 from canned_server import ENDLESS, sending
 from command_line import SLMPACK, environment, error_lines
 from places import PROJECT
+from served import LISTENING
 from server_health import wait_until_healthy
 from terminal import CTRL_C, CTRL_D, TerminalCommand
 
@@ -61,12 +62,11 @@ def url(model: Path, key_file: Path, tmp_path_factory: pytest.TempPathFactory) -
         )  # fmt: skip
     try:
         deadline = time.monotonic() + START_SECONDS
-        while "listening at " not in log.read_text():
+        while not (found := LISTENING.search(log.read_text())):  # the whole address
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
-        address = log.read_text().partition("listening at ")[2].partition("/v1")[0]
-        wait_until_healthy(f"{address}/health", process, log, START_SECONDS)
-        yield address
+        wait_until_healthy(f"{found[1]}/health", process, log, START_SECONDS)
+        yield found[1]
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()

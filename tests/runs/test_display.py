@@ -13,7 +13,7 @@ from flows.pace import Pace, duration_shown
 from slmpack.records import Progress
 
 STAGES = """
-import logging, time
+import logging, sys, time
 from flows.display import Display
 from slmpack.errors import RecipeError
 from slmpack.publish.outcome import StageTimer
@@ -21,18 +21,20 @@ from slmpack.progress import report
 logger, stages = logging.getLogger("slmpack.test"), StageTimer()
 with Display() as display:
     display.doing("starting Prefect")
-    time.sleep(0.3)
+    sys.stdin.readline()  # until it was seen
     with stages("fetch"):
-        for done in range(0, 101, 10):
-            report("fetch", done * 10**6, 10**8, "bytes")
-            time.sleep(0.15)
+        report("fetch", 0, 10**8, "bytes")
+        time.sleep(1.1)  # else there is no rate yet
+        if sys.argv[1:] == ["half"]:
+            report("fetch", 5 * 10**7, 10**8, "bytes")
+            sys.stdin.readline()
+        report("fetch", 10**8, 10**8, "bytes")
         logger.info("fetched a [bold]model[/bold]")
         logger.warning("the licence is missing")
         logger.warning("the licence is missing")
     try:
         with stages("build"):
             report("build", 1, 3, "tensors")
-            time.sleep(0.3)
             raise RecipeError("no", "yes", "try")
     except RecipeError:
         pass
@@ -62,30 +64,46 @@ def screen(shown: bytes, width: int = 100) -> list[str]:
     return [line.rstrip() for line in lines if line.strip()]
 
 
-def run_on_terminal(**extra: str) -> bytes:
+def run_on_terminal(*words: str, **extra: str) -> bytes:
+    """Return all that is shown; where there are `words`, it goes on each time that the next of them are shown."""
     ours, theirs = os.openpty()
     plain = {"CI": "", "NO_COLOR": "", "TERM": "xterm", "COLUMNS": "100", "PYTHONPATH": str(PROJECT)}
-    with subprocess.Popen([sys.executable, "-c", STAGES], stderr=theirs, env=environment(**plain | extra)) as process:
+    command = [sys.executable, "-c", STAGES, *(["half"] if words else [])]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stderr=theirs, env=environment(**plain | extra), text=True
+    ) as process:
         os.close(theirs)
-        shown = b""
+        assert process.stdin is not None
+        shown, awaited = b"", list(words)
         try:
+            while awaited:
+                shown += os.read(ours, 4096)
+                if re.search(awaited[0], text_of(shown)):
+                    process.stdin.write("\n")
+                    process.stdin.flush()
+                    del awaited[0]
+            process.stdin.close()
             while block := os.read(ours, 4096):
                 shown += block
         except OSError:  # how Linux says that the other end is closed
             pass
-    os.close(ours)
-    assert process.returncode == 0, shown.decode()
+        os.close(ours)
+    assert (process.returncode, awaited) == (0, []), shown.decode()
     return shown
 
 
+def text_of(shown: bytes) -> str:
+    """Return what is shown without the sequences for terminals; a character may not be whole yet."""
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode(errors="replace"))
+
+
 def test_a_terminal_shows_a_moving_line_and_keeps_a_line_with_a_tick_for_each_stage() -> None:
-    shown = run_on_terminal()
-    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
-    assert re.search(r"fetch +━+.* \d0\.0 MB of 100\.0 MB, \d+\.\d MB/s, \d+ s left", text), text
-    assert "starting Prefect" in text
+    half = r"fetch +━+.* 50\.0 MB of 100\.0 MB, \d+\.\d MB/s, \d+ s left"
+    shown = run_on_terminal("starting Prefect", half)
+    text = text_of(shown)
     assert re.search(r"smoke +━*╺?━* *1 of 6 answers", text), text  # although all six took less than a frame
     left = screen(shown)
-    assert [re.sub(r"\d\.\d s", "N s", re.sub(" +", " ", line)) for line in left] == [
+    assert [re.sub(r"\d+\.\d s", "N s", re.sub(" +", " ", line)) for line in left] == [
         "! the licence is missing", "✓ fetch N s fetched a [bold]model[/bold]", "✗ build N s",
         "✓ smoke N s", "published: x",
     ], left  # fmt: skip

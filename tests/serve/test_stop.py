@@ -4,6 +4,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -12,7 +13,7 @@ from serve_process import ServeProcess, events_of, held, is_running, running_ser
 from served import wait_for
 
 from flows.supervise import SECONDS_OF_ONE_SIGNAL
-from slmpack.log.staging import staged_model
+from slmpack.log.staging import PACKAGE_FOLDER, staged_model
 from slmpack.records import Interface, Package
 
 pytestmark = pytest.mark.slow
@@ -94,23 +95,34 @@ def test_no_process_outlives_a_front_that_is_killed(server: ServeProcess, which:
     assert not wait_until_ended([front, *family])
 
 
+@contextmanager
+def hidden(file: Path) -> Iterator[None]:
+    """Take a file away meanwhile: a process that cannot do without it fails, and is started again and again."""
+    aside = file.rename(file.with_name(f"{file.name}.aside"))
+    try:
+        yield
+    finally:
+        aside.rename(file)
+
+
 def test_streams_end_with_an_error_and_a_new_process_answers_when_the_one_that_computes_is_killed(
-    server: ServeProcess,
+    server: ServeProcess, folder: Path
 ) -> None:
     streams = [events_of(server.begin_stream(**LONG)) for _ in range(2)]
     for each in streams:
         next(each)
     before = server.engine()
-    with held(before):  # no answer ends, and no slot is free, before it is killed
-        waiting = server.begin_stream(**LONG)  # for a slot
-        before.kill()
-    for each in streams:
-        assert list(each)[-1]["error"]["code"] == "engine_unavailable"
-    assert waiting.getresponse().status == 503
-    status, health = server.get("/health")
-    assert (status, health["status"]) == (503, "unavailable")
-    status, refused = server.chat()
-    assert (status, refused["error"]["code"]) == (503, "engine_unavailable")
+    with hidden(folder / PACKAGE_FOLDER / "genai_config.json"):  # nothing takes its place before we have looked
+        with held(before):  # no answer ends, and no slot is free, before it is killed
+            waiting = server.begin_stream(**LONG)  # for a slot
+            before.kill()
+        for each in streams:
+            assert list(each)[-1]["error"]["code"] == "engine_unavailable"
+        assert waiting.getresponse().status == 503
+        status, health = server.get("/health")
+        assert (status, health["status"]) == (503, "unavailable")
+        status, refused = server.chat()
+        assert (status, refused["error"]["code"]) == (503, "engine_unavailable")
     wait_for(lambda: server.get("/health")[0] == 200, WAIT_SECONDS)
     assert server.chat()[0] == 200
     assert server.engine().pid != before.pid

@@ -17,7 +17,7 @@ MOST_MEGABYTES = 150  # beyond what the imports take; transformers' table of mod
 def outcomes(tiny_phi3: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What came of each, in processes of their own: one that fills the memory fills theirs."""
     work = tmp_path_factory.mktemp("hostile")
-    command = [sys.executable, hostile_sources.__file__, str(tiny_phi3), str(work / "sources"), "30"]
+    command = [sys.executable, hostile_sources.__file__, str(tiny_phi3), str(work / "sources"), "600"]
     here = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     told = subprocess.run(command, env=here, check=True, stdout=subprocess.PIPE, text=True).stdout
     return {outcome["kind"]: outcome for outcome in map(json.loads, told.splitlines())}
