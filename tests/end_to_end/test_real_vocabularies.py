@@ -32,8 +32,8 @@ def test_the_wrapper_reads_a_published_vocabulary_as_transformers_does(
     write_json(tmp_path / "tokenizer.json", rules)
     write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
     source = read_tokenizer(tmp_path)
-    no_chats = {"chat_template": "", "tool_template": None, "special_tokens": {}, "split_special_tokens": False}
-    write_json(tmp_path / CHAT_FORMAT, no_chats)
+    no_chats: dict[str, object] = {"chat_template": "", "tool_template": None, "special_tokens": {}}
+    write_json(tmp_path / CHAT_FORMAT, no_chats | {"split_special_tokens": False})
     wrapper = TextTokenizer(tmp_path, limit_seconds=None)  # in this thread: another one a text reads it no otherwise
     texts = [
         *texts_of(rules),
