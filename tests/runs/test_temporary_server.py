@@ -23,9 +23,11 @@ while "late" in sys.argv and said[0] < len("http://127.0.0.1:1234/api\\nit liste
     time.sleep(0.05)
 begun = time.monotonic()
 with prefect_server():
+    entered = time.monotonic()
     from prefect import flow
     from tasks.lasting_server import has_lasting_server
-waited = time.monotonic() - begun
+    imported = time.monotonic()
+waited = time.monotonic() - imported + entered - begun  # the imports take what they take
 
 @flow
 def double(number: int) -> int:
