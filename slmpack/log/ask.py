@@ -133,13 +133,26 @@ def load(uri: str, *, trust: str | Path | None = None, trust_code: bool = False)
 def _load(uri: str, policy: TrustPolicy | None, *, trust_code: bool) -> "PyFuncModel":
     with _named(lambda found: _not_loaded(uri, found)):
         folder = model_folder(uri)
-        import mlflow
-
         if policy is not None:
             check_folder(uri, folder, policy)
         with nullcontext() if trust_code else _looked_at(uri, folder):
-            model: PyFuncModel = mlflow.pyfunc.load_model(str(folder))
-        return model
+            return _loaded(uri, folder)
+
+
+def _loaded(uri: str, folder: Path) -> "PyFuncModel":
+    """Load what was looked at.
+
+    Raises:
+        SourceError: the wrapper finds that a file of it is not as a build writes it.
+    """
+    import mlflow
+
+    try:
+        return mlflow.pyfunc.load_model(str(folder))
+    except RuntimeError as error:
+        if type(error).__name__ != "IntegrityError":  # the class is that of the model's own wrapper
+            raise
+        raise SourceError(f"{uri} is damaged: {error}") from error
 
 
 def model_folder(uri: str) -> Path:

@@ -83,48 +83,53 @@ MANIFEST = "manifest.json"
 GENAI_CONFIG = "genai_config.json"
 TOKENIZER = "tokenizer.json"
 CHAT_FORMAT = "chat_format.json"  # the source's template and special tokens, see slmpack's `chat_format.py`
-# What a build writes into genai_config.json: a dict has these keys, a list has such items, None is a plain value.
+MOST_LAYERS = 1 << 10  # the largest known is 126, of Llama 3.1 405B
+COUNT, FEW, TOKEN = range(1, 2**31), range(1, 2**16), range(-1, 2**31)
+NAME = re.compile(r"[\w./-]{1,200}", re.ASCII)
+# The runtime hands these to C's snprintf, with the number of a layer.
+NAME_OF_LAYER = re.compile(r"[\w./-]{0,100}%d[\w./-]{0,100}", re.ASCII)
+PLAIN_FILE = re.compile(r"[\w-][\w.-]{0,199}", re.ASCII)
+PLAIN_ONNX = re.compile(r"[\w-][\w.-]{0,199}\.onnx", re.ASCII)
+# What a build writes into genai_config.json: a dict has these keys, a list such items, and a value is a whole number of
+# a range, a text of a pattern, a flag (bool) or a finite number (float).
 CONFIG_KEYS: dict[str, Any] = {
     "model": {
-        **dict.fromkeys(("type", "context_length", "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")),
-        **dict.fromkeys(("bot_token_id", "eot_token_id", "bor_token_id", "eor_token_id")),
+        **{"type": NAME, "context_length": COUNT, "vocab_size": COUNT, "eos_token_id": (TOKEN, [TOKEN])},
+        **dict.fromkeys(("bos_token_id", "pad_token_id"), TOKEN),
+        **dict.fromkeys(("bot_token_id", "eot_token_id", "bor_token_id", "eor_token_id"), TOKEN),
         "decoder": {
-            "session_options": {"log_id": None, "provider_options": [{"cuda": {"enable_cuda_graph": None}}]},
-            **dict.fromkeys(("filename", "head_size", "hidden_size")),
-            **dict.fromkeys(("num_attention_heads", "num_hidden_layers", "num_key_value_heads")),
-            "inputs": dict.fromkeys(
-                ("input_ids", "attention_mask", "position_ids", "past_key_names", "past_value_names")
-            ),
-            "outputs": dict.fromkeys(("logits", "present_key_names", "present_value_names")),
+            "session_options": {"log_id": NAME, "provider_options": [{"cuda": {"enable_cuda_graph": NAME}}]},
+            **{"filename": PLAIN_ONNX, "head_size": FEW, "hidden_size": COUNT},
+            **{"num_attention_heads": FEW, "num_hidden_layers": range(1, MOST_LAYERS + 1), "num_key_value_heads": FEW},
+            "inputs": {
+                **dict.fromkeys(("input_ids", "attention_mask", "position_ids"), NAME),
+                **dict.fromkeys(("past_key_names", "past_value_names"), NAME_OF_LAYER),
+            },
+            "outputs": {
+                "logits": NAME, **dict.fromkeys(("present_key_names", "present_value_names"), NAME_OF_LAYER),
+            },
         },
     },
-    "search": dict.fromkeys((
-        "diversity_penalty", "do_sample", "early_stopping", "length_penalty", "max_length", "min_length",
-        "no_repeat_ngram_size", "num_beams", "num_return_sequences", "past_present_share_buffer",
-        "repetition_penalty", "temperature", "top_k", "top_p",
-    )),
+    "search": {
+        **dict.fromkeys(("do_sample", "early_stopping", "past_present_share_buffer"), bool),
+        **dict.fromkeys(("diversity_penalty", "length_penalty", "repetition_penalty"), float),
+        **dict.fromkeys(("max_length", "min_length", "no_repeat_ngram_size", "num_beams"), float),
+        **dict.fromkeys(("num_return_sequences", "temperature", "top_k", "top_p"), float),
+    },
 }  # fmt: skip
+# Those without which it is none; for others there are defaults.
+CONFIG_NEEDED = frozenset({
+    "model", "type", "context_length", "vocab_size", "eos_token_id", "decoder", "filename", "head_size",
+    "num_hidden_layers", "num_key_value_heads", "inputs", "input_ids", "past_key_names", "past_value_names", "outputs",
+    "logits", "present_key_names", "present_value_names", "search",
+})  # fmt: skip
 CHAT_FORMAT_KINDS: dict[str, tuple[type, ...]] = {
     "special_tokens": (dict,), "chat_template": (str,), "tool_template": (str, type(None)),
     "split_special_tokens": (bool,),
 }  # fmt: skip
-# What is read of it: counts, and names of the graph's inputs and outputs.
-CONFIG_COUNTS = (
-    "model.context_length", "model.vocab_size", "model.decoder.head_size", "model.decoder.num_key_value_heads",
-    "model.decoder.num_hidden_layers",
-)  # fmt: skip
-CONFIG_NAMES = (
-    "model.decoder.inputs.input_ids", "model.decoder.inputs.past_key_names", "model.decoder.inputs.past_value_names",
-    "model.decoder.outputs.logits", "model.decoder.outputs.present_key_names",
-    "model.decoder.outputs.present_value_names",
-)  # fmt: skip
-PLAIN_NAME = re.compile(r"[\w./-]{1,200}", re.ASCII)
-NAME_OF_LAYER = re.compile(r"[\w./-]{0,100}%d[\w./-]{0,100}", re.ASCII)  # the runtime gives it to C's snprintf
-LARGEST_COUNT = 2**31 - 1
-MOST_LAYERS = 1 << 10  # the largest known is 126, of Llama 3.1 405B
 # Operators of others would be in a library that the runtime had to open.
 OPERATOR_DOMAINS = ("", "ai.onnx", "com.microsoft")
-# Fields of ONNX's messages. Source: onnx 1.22, onnx/onnx.proto.
+# Fields of ONNX's messages, the same since its release 1.10. Source: onnx 1.23.2, onnx/onnx.proto.
 MODEL_GRAPH, MODEL_TRAINING, MODEL_FUNCTIONS = 7, 20, 25
 GRAPH_NODES, GRAPH_TENSORS, GRAPH_SPARSE = 1, 5, 15
 NODE_ATTRIBUTES, NODE_DOMAIN = 5, 7
@@ -135,11 +140,13 @@ TEXT_OF, BYTES_OF_NUMBER = 2, {1: 8, 5: 4}  # kinds of fields, and how long thos
 LONGEST_VARINT = 10  # bytes
 LARGEST_FIELD = 2**29 - 1
 DEEPEST_GRAPH = 8  # bodies of If and Loop within each other; builds write one
+MOST_FIELDS = 1 << 21  # of a graph, without the insides of values: SmolLM2's has 15,000; some 2 s
+LONGEST_TEXT = 1024  # bytes, where the name of a domain, a file or a key is expected
+ORT_FORMAT = b"ORTM"  # behind 4 bytes: a file of the runtime's own format, whatever its name is
+PLACE_KEYS = frozenset({"location", "offset", "length"})  # the runtime knows more of them
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 REPLACEMENT = "\ufffd"
 SENTENCEPIECE_SPACE = "\u2581"
-PLAIN_ONNX = re.compile(r"[\w-][\w.-]*\.onnx")
-PLAIN_FILE = re.compile(r"[\w-][\w.-]*")
 LONGEST_CHARACTER = 4  # bytes in UTF-8
 MOST_HELD_TOKENS = 32  # of bytes that become no character: a broken model's answer still streams
 CONTEXT_TOKENS = 16  # of a prompt that text goes on from: enough that they hold a word
@@ -313,9 +320,15 @@ class Request:
 def verify_package(folder: Path) -> None:
     """Compare every file of the package with its manifest, byte by byte.
 
+    Nothing in it is a link, nor is the folder, nor the one that it lies in (`artifacts`): a build, and what MLflow
+    downloads, has none. A second name of a file (a hard link) cannot be told from the first, and has the same bytes.
+
     Raises:
-        IntegrityError: names the first file that is missing, was added, or has another size or sha256.
+        IntegrityError: names the first file that is a link, is missing, was added, or has another size or sha256.
     """
+    for path in (folder.parent, folder, *folder.rglob("*")):
+        if path.is_symlink():
+            raise _damaged(folder, path.name, "is a link")
     expected = _read_manifest(folder)
     found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     found.pop(MANIFEST)
@@ -353,70 +366,51 @@ def verify_model(folder: Path) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return genai_config.json, once every key of it is one that a build writes.
+    """Return genai_config.json, once every key and value of it is one that a build writes.
 
     The runtime knows more keys. Some make it open a library (`custom_ops_library`) or files that lie elsewhere, so a
-    package from a stranger must not get as far as the runtime with them.
+    package from a stranger must not get as far as the runtime with them. Of a key that is there twice it takes both.
 
     Raises:
-        IntegrityError: names the first key that is not known, or whose value is of another kind.
+        IntegrityError: names the first key that is not known, is missing, or whose value is of another kind.
     """
     config = _read_json(folder, GENAI_CONFIG)
-    _require_known_keys(config, CONFIG_KEYS, "")
-    name = _value_at(config, "model.decoder.filename")
-    if not isinstance(name, str) or not PLAIN_ONNX.fullmatch(name):  # beside it, nowhere else
-        raise _unknown("model.decoder.filename", name)
-    _require_values(config)
+    _require_known(config, CONFIG_KEYS, "")
+    ends = config["model"]["eos_token_id"]
+    if not (listed := ends if isinstance(ends, list) else [ends]) or max(listed) >= config["model"]["vocab_size"]:
+        raise _unknown("model.eos_token_id", ends)
     return dict(config)
 
 
-def _require_values(config: dict[str, Any]) -> None:
-    """Refuse values that are missing or cannot be right, of those that are read."""
-    for place in CONFIG_COUNTS:
-        most = MOST_LAYERS if place.endswith("layers") else LARGEST_COUNT
-        if type(value := _value_at(config, place)) is not int or not 1 <= value <= most:
-            raise _unknown(place, value)
-    for place in CONFIG_NAMES:
-        form = NAME_OF_LAYER if "_key_" in place or "_value_" in place else PLAIN_NAME
-        if not isinstance(value := _value_at(config, place), str) or not form.fullmatch(value):
-            raise _unknown(place, value)
-    ends = _value_at(config, "model.eos_token_id")
-    if not (listed := ends if isinstance(ends, list) else [ends]) or any(type(each) is not int for each in listed):
-        raise _unknown("model.eos_token_id", ends)
-    if not isinstance(search := config.get("search"), dict):
-        raise _unknown("search", search)
-    for name in ("top_p", "top_k"):
-        value = search.get(name, 1)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise _unknown(f"search.{name}", value)
-
-
-def _value_at(config: Any, place: str) -> Any:
-    for key in place.split("."):
-        config = config.get(key) if isinstance(config, dict) else None
-    return config
-
-
-def _require_known_keys(value: object, known: object, place: str) -> None:
-    if isinstance(known, dict):
-        if not isinstance(value, dict):
-            raise _unknown(place, value)
-        for key, item in value.items():
+def _require_known(value: Any, known: Any, place: str) -> None:
+    if isinstance(known, tuple):
+        known = known[isinstance(value, list)]
+    if isinstance(known, dict) and isinstance(value, dict):
+        for key in (*value, *sorted(known.keys() & CONFIG_NEEDED)):
+            inside = f"{place}.{key}".removeprefix(".")
             if key not in known:
-                raise _unknown(f"{place}.{key}".removeprefix("."), item)
-            _require_known_keys(item, known[key], f"{place}.{key}".removeprefix("."))
-    elif isinstance(known, list):
-        if not isinstance(value, list):
-            raise _unknown(place, value)
+                raise _unknown(inside, value[key])
+            _require_known(value.get(key), known[key], inside)
+    elif isinstance(known, list) and isinstance(value, list):
         for item in value:
-            _require_known_keys(item, known[0], place)
-    elif isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict | list) for item in value)):
+            _require_known(item, known[0], place)
+    elif not _is_one(value, known):
         raise _unknown(place, value)
+
+
+def _is_one(value: Any, known: Any) -> bool:
+    if isinstance(known, re.Pattern):
+        return isinstance(value, str) and known.fullmatch(value) is not None
+    if isinstance(known, range):
+        return type(value) is int and value in known
+    if known is float:
+        return type(value) in (int, float) and abs(value) < COUNT.stop  # NaN is not
+    return known is bool and type(value) is bool
 
 
 def _unknown(place: str, value: object) -> IntegrityError:
     return IntegrityError(
-        f"{GENAI_CONFIG} has {reprlib.repr(value)} at {place!r}; only what a build writes is expected; "
+        f"{GENAI_CONFIG} has {shown(value)} at {place[:LONGEST_SHOWN]!r}; only what a build writes is expected; "
         "build the package again"
     )
 
@@ -430,7 +424,7 @@ def verify_graph(folder: Path) -> None:
     Raises:
         IntegrityError: names what no build writes.
     """
-    path = folder / str(_value_at(read_config(folder), "model.decoder.filename"))
+    path = folder / str(read_config(folder)["model"]["decoder"]["filename"])
     if path.is_symlink() or not path.is_file() or not path.stat().st_size:
         raise _damaged(folder, path.name, "is no file with a graph")
     with path.open("rb") as file:
@@ -447,10 +441,14 @@ class _GraphReader:
     def __init__(self, folder: Path, name: str) -> None:
         self._folder, self._name = folder, name
         self._waiting: list[tuple[memoryview, int]] = []  # graphs, and how deep they are
+        self._left = MOST_FIELDS
+        self._sizes: dict[str, int] = {}  # of files with values, bytes
 
     def read(self, data: memoryview) -> None:
         """Look at every graph, however deep."""
-        for number, value in _fields(data):
+        if data[4:8] == ORT_FORMAT:
+            raise ValueError("the runtime's own format")
+        for number, value in self._fields(data):
             if number in (MODEL_TRAINING, MODEL_FUNCTIONS):
                 raise self._refused("has functions or training of its own")
             if number == MODEL_GRAPH:
@@ -464,7 +462,7 @@ class _GraphReader:
             self._read_graph(graph, depth)
 
     def _read_graph(self, graph: memoryview, depth: int) -> None:
-        for number, value in _fields(graph):
+        for number, value in self._fields(graph):
             if number == GRAPH_NODES:
                 self._read_node(value, depth)
             elif number == GRAPH_TENSORS:
@@ -473,14 +471,14 @@ class _GraphReader:
                 self._read_sparse(value)
 
     def _read_node(self, node: memoryview, depth: int) -> None:
-        for number, value in _fields(node):
+        for number, value in self._fields(node):
             if number == NODE_DOMAIN and (domain := _text(value)) not in OPERATOR_DOMAINS:
                 raise self._refused(f"has an operator of the domain {shown(domain)}")
             if number == NODE_ATTRIBUTES:
                 self._read_attribute(value, depth)
 
     def _read_attribute(self, attribute: memoryview, depth: int) -> None:
-        for number, value in _fields(attribute):
+        for number, value in self._fields(attribute):
             if number in ATTRIBUTE_TENSORS:
                 self._read_tensor(value, inner=True)
             elif number in ATTRIBUTE_GRAPHS:
@@ -489,59 +487,70 @@ class _GraphReader:
                 self._read_sparse(value)
 
     def _read_sparse(self, tensor: memoryview) -> None:
-        for number, value in _fields(tensor):
+        for number, value in self._fields(tensor):
             if number in SPARSE_PARTS:
                 self._read_tensor(value, inner=True)
 
     def _read_tensor(self, tensor: memoryview, *, inner: bool) -> None:
         """Look where a tensor's values are: only the graph's own may lie in another file, which is beside it."""
-        place: list[tuple[str, str]] = []
+        entries: list[dict[int, str]] = []
         external = False
-        for number, value in _fields(tensor):
+        for number, value in self._fields(tensor):
             external |= number == TENSOR_LOCATION and value == EXTERNAL
             if number == TENSOR_PLACE:
-                entry = {key: _text(each) for key, each in _fields(value)}
-                place.append((entry.get(1, ""), entry.get(2, "")))
-        if not external and not place:
+                entries.append({key: _text(each) for key, each in self._fields(value)})
+        if not external and not entries:
             return
-        where = dict(place)
-        file = self._folder / where.get("location", "")
-        if inner or len(where) < len(place) or not PLAIN_FILE.fullmatch(where.get("location", "")):
-            raise self._refused(f"has values in the file {shown(where.get('location', ''))}")
-        if file.is_symlink() or not file.is_file():
-            raise self._refused(f"has values in {file.name}, which is no file of the package")
-        if sum(_whole(where.get(key, "0")) for key in ("offset", "length")) > file.stat().st_size:
-            raise self._refused(f"has values beyond the end of {file.name}")
+        place = {entry.get(1, ""): entry.get(2, "") for entry in entries}
+        location = place.get("location", "")
+        if inner or not PLAIN_FILE.fullmatch(location):
+            raise self._refused(f"has values in the file {shown(location)}")
+        if len(place) < len(entries) or not place.keys() <= PLACE_KEYS:
+            raise self._refused(f"has values in {location} by keys such as {shown(entries[-1].get(1, ''))}")
+        if sum(_whole(place.get(key, "0")) for key in ("offset", "length")) > self._size_of(location):
+            raise self._refused(f"has values beyond the end of {location}")
+
+    def _size_of(self, location: str) -> int:
+        if location not in self._sizes:
+            file = self._folder / location
+            if file.is_symlink() or not file.is_file():
+                raise self._refused(f"has values in {location}, which is no file of the package")
+            self._sizes[location] = file.stat().st_size
+        return self._sizes[location]
 
     def _refused(self, found: str) -> IntegrityError:
         return _damaged(self._folder, self._name, f"{found}, which no build writes")
 
+    def _fields(self, data: memoryview) -> Iterator[tuple[int, Any]]:
+        """Yield number and value of every field: bytes as a view, a varint as a number; other numbers are left out.
 
-def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:
-    """Yield number and value of every field: bytes as a view, a varint as a number; other numbers are left out.
+        Source: protobuf.dev, "Encoding".
 
-    Source: protobuf.dev, "Encoding".
-
-    Raises:
-        ValueError: it is cut off, or has a group.
-    """
-    at, end = 0, len(data)
-    while at < end:
-        tag, at = _varint(data, at)
-        number, kind = tag >> 3, tag & 7
-        if number > LARGEST_FIELD:  # of which other readers see the lower bits only
-            raise ValueError("a field without a number")
-        if kind == 0:
-            value, at = _varint(data, at)
-            yield number, value
-        elif kind == TEXT_OF:
-            size, at = _varint(data, at)
-            yield number, data[at : at + size]
-            at += size
-        else:
-            at += BYTES_OF_NUMBER.get(kind, end + 1)
-    if at > end:
-        raise ValueError("cut off")
+        Raises:
+            ValueError: it is cut off, has a group, or there are too many.
+        """
+        at, end = 0, len(data)
+        while at < end:
+            self._left -= 1
+            if self._left < 0:
+                raise ValueError(f"more than {MOST_FIELDS:,} fields")
+            tag, at = _varint(data, at)
+            number, kind = tag >> 3, tag & 7
+            if number > LARGEST_FIELD:  # of which other readers see the lower bits only
+                raise ValueError("a field without a number")
+            if kind == 0:
+                value, at = _varint(data, at)
+                yield number, value
+            elif kind == TEXT_OF:
+                size, at = _varint(data, at)
+                yield number, data[at : at + size]
+                at += size
+            elif kind in BYTES_OF_NUMBER:
+                at += BYTES_OF_NUMBER[kind]
+            else:
+                raise ValueError("a group, or a kind of field that there is not")
+        if at > end:
+            raise ValueError("cut off")
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
@@ -559,6 +568,8 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
 
 
 def _text(value: Any) -> str:
+    if len(value) > LONGEST_TEXT:
+        raise ValueError(f"a name of {len(value)} bytes")
     return str(value, "utf-8")
 
 
@@ -572,21 +583,31 @@ def _read_json(folder: Path, name: str) -> Any:
     """Read a small file of the package, which may be a stranger's: one of a plain size, nested no deeper than Python.
 
     Raises:
-        IntegrityError: it is no regular file, is too large, or is nested too deep.
-        OSError: it cannot be read.
-        ValueError: it is no JSON.
+        IntegrityError: it cannot be read, is no JSON, is too large or nested too deep, or has a key twice: the runtime
+            sees both.
     """
     path = folder / name
     if path.exists() and not path.is_file():  # opening a named pipe waits for a writer
         raise _damaged(folder, name, "is no regular file")
-    with path.open("rb") as file:
-        content = file.read(MAX_JSON_BYTES + 1)
-    if len(content) > MAX_JSON_BYTES:
-        raise _damaged(folder, name, f"has more than {MAX_JSON_BYTES:,} bytes")
     try:
-        return json.loads(content)
+        with path.open("rb") as file:
+            content = file.read(MAX_JSON_BYTES + 1)
+        if len(content) > MAX_JSON_BYTES:
+            raise _damaged(folder, name, f"has more than {MAX_JSON_BYTES:,} bytes")
+        return json.loads(content, object_pairs_hook=_each_once)
     except RecursionError:
         raise _damaged(folder, name, "is nested too deep") from None
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, name, f"cannot be read ({type(error).__name__}: {_cut(str(error))})") from error
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {shown(key)} is there twice")
+        found[key] = value
+    return found
 
 
 def _read_chat_format(folder: Path) -> dict[str, Any]:
@@ -600,14 +621,19 @@ def _read_chat_format(folder: Path) -> dict[str, Any]:
 
 
 def _read_manifest(folder: Path) -> dict[str, tuple[str, int]]:
+    found = _read_json(folder, MANIFEST)
     try:
-        files = _read_json(folder, MANIFEST)["files"]
-        return {file["name"]: (file["sha256"], file["size_bytes"]) for file in files}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        files = {file["name"]: (file["sha256"], file["size_bytes"]) for file in found["files"]}
+    except (KeyError, TypeError) as error:
         raise _damaged(folder, MANIFEST, f"cannot be read ({type(error).__name__})") from error
+    if any(type(each) is not kind for name, (digest, size) in files.items()
+           for each, kind in ((name, str), (digest, str), (size, int))):  # fmt: skip
+        raise _damaged(folder, MANIFEST, "names no files with digests and sizes")
+    return files
 
 
 def _damaged(folder: Path, name: str, what: str) -> IntegrityError:
+    name = name if name.isprintable() and len(name) <= LONGEST_SHOWN else shown(name)
     return IntegrityError(f"{name} {what}; {folder.name} must be as it was built; fetch the model again")
 
 

@@ -9,6 +9,7 @@ Anything else would be copied into what is published: a licence that is a link t
 `checkpoint.relevant_files` is for folders of our own, in which weights are links to a source's.
 """
 
+import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -86,9 +87,23 @@ def _checked(folder: Path, inside: Path | None, is_needed: Callable[[str], bool]
 
 
 def _entries(folder: Path) -> dict[str, Path]:
-    """Return all but folders in a folder and in those below it; links that point to nothing are left out."""
-    paths = {path.relative_to(folder).as_posix(): path for path in [*folder.glob("*"), *folder.glob("*/*")]}
-    return {name: path for name, path in sorted(paths.items()) if path.exists() and not path.is_dir()}
+    """Return all but folders in a folder and in those below it; what links to nothing, or may not be seen, is left out.
+
+    Raises:
+        SourceError: it cannot be listed, or changes meanwhile.
+    """
+    try:
+        paths = {path.relative_to(folder).as_posix(): path for path in [*folder.glob("*"), *folder.glob("*/*")]}
+    except OSError as error:
+        raise SourceError(
+            f"{folder} cannot be listed ({error.strerror})", "a folder that holds one model", "name such a folder"
+        ) from error
+    # Path's own raise for what may not be seen.
+    return {
+        name: path
+        for name, path in sorted(paths.items())
+        if os.path.exists(path) and not os.path.isdir(path)  # noqa: PTH110, PTH112
+    }
 
 
 def _require_few(folder: Path, names: Collection[str]) -> None:

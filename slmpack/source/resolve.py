@@ -287,7 +287,8 @@ def _folder_source(text: str, folder: Path, digest: str) -> ModelSource:
 def _place_of(base: str, folder: Path) -> Path | None:
     """Return the folder that an adapter names: as it is, beside its own files, or in the working folder."""
     path = Path(base) if not base.startswith("~") else typed_path(base)
-    return next((place.resolve() for place in (folder / path, Path.cwd() / path) if place.is_dir()), None)
+    places = (folder / path, Path.cwd() / path)
+    return next((place.resolve() for place in places if os.path.isdir(place)), None)  # noqa: PTH112 - Path's own raises
 
 
 def _resolve_gguf(text: str, path: Path, workspace: Path | None) -> ModelSource:

@@ -1,5 +1,6 @@
-"""Edits that make a package's graph one that no build writes: each with a part of what refuses it."""
+"""Packages that no build writes, with manifests that fit: edits of the graph, each with a part of what refuses it."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,27 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
+from slmpack.log.staging import staged_model
+from slmpack.machine.store import MANIFEST, Manifest, digest_files
+from slmpack.records import Interface, Package
+
 Edit = Callable[[Any], object]
 FUNCTIONS = 3000  # nested so deep, they overflow the stack of onnxruntime 1.31.1
+
+
+def stage_model(package: Package, workspace: Path, folder: Path) -> Path:
+    """Return `folder`, having written there what would be logged of a package; its package may be changed."""
+    with staged_model(package, Interface.CHAT, "small", "0" * 64, workspace) as staged:
+        shutil.copytree(staged, folder)
+    for path in (folder / "artifacts/package", *(folder / "artifacts/package").iterdir()):
+        path.chmod(0o755)
+    return folder
+
+
+def seal(folder: Path) -> None:
+    """Give a folder a manifest that fits what is in it."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    (folder / MANIFEST).write_text(Manifest(files=digest_files(folder, "test"), facts={}).model_dump_json())
 
 
 def edit_graph(package: Path, edit: Edit) -> None:
@@ -71,6 +91,15 @@ def place_in_sparse(model: Any) -> None:
     model.graph.sparse_initializer.append(sparse)
 
 
+def place_in_loops(model: Any) -> None:
+    """Put a constant whose data lie elsewhere into the body of a Scan in the body of a Loop in that of an If."""
+    constant = helper.make_node("Constant", [], ["y"], value=elsewhere(location="model.onnx"))
+    body = helper.make_graph([constant], "body", [], [])
+    for kind, name in (("Scan", "body"), ("Loop", "body"), ("If", "else_branch")):
+        body = helper.make_graph([helper.make_node(kind, ["x"], ["y"], **{name: body})], "body", [], [])
+    model.graph.node.extend(body.node)
+
+
 def place_twice(model: Any) -> None:
     tensor = elsewhere(location="model.onnx")
     tensor.external_data.add(key="location", value="../secret")
@@ -91,5 +120,10 @@ HOSTILE: dict[str, tuple[Edit, str]] = {
     "constant": (place_in_constant, r"has values in the file 'model\.onnx'"),
     "body": (place_in_body, r"has values in the file 'model\.onnx'"),
     "sparse": (place_in_sparse, r"has values in the file 'model\.onnx'"),
+    "loops": (place_in_loops, r"has values in the file 'model\.onnx'"),
+    "a folder": (place(location="more/model.data"), "has values in the file 'more/model.data'"),
+    "memory": (place(location="*/_ORT_MEM_ADDR_/*", offset="4096"), r"has values in the file '\*/_ORT_MEM_ADDR_/\*'"),
+    "another key": (place(location="model.onnx", prepacked_0="x|0;8"), "by keys such as 'prepacked_0'"),
+    "a long name": (place(location="m" * 2000), "is no ONNX graph .a name of 2000 bytes"),
     "twice": (place_twice, r"has values in the file '\.\./secret'"),
 }

@@ -199,6 +199,23 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
+def write_manifest(**entry: object) -> Edit:
+    """Return an edit that writes a manifest with one more file, which has these fields."""
+
+    def edit(package: Path) -> None:
+        content = json.loads((package / MANIFEST).read_text())
+        content["files"].append({"name": "more", "sha256": "0" * 64, "size_bytes": 9} | entry)
+        (package / MANIFEST).write_text(json.dumps(content))
+
+    return edit
+
+
+def relink(path: Path) -> None:
+    """Put a link in the place of a file or a folder, to where it was moved to."""
+    path.rename(path.parent.parent / "moved")
+    path.symlink_to(path.parent.parent / "moved")
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -206,9 +223,19 @@ def flip_a_bit(path: Path) -> None:
         (lambda package: (package / "weights.bin").write_bytes(b"short"), r"weights\.bin has another size"),
         (lambda package: (package / "deep" / "config.json").unlink(), r"deep/config\.json is missing"),
         (lambda package: (package / "deep" / "more.py").write_text(""), r"deep/more\.py is in no manifest"),
-        (lambda package: (package / MANIFEST).unlink(), r"manifest\.json cannot be read \(FileNotFoundError\)"),
-        (lambda package: (package / MANIFEST).write_text("{"), r"manifest\.json cannot be read \(JSONDecodeError\)"),
+        (lambda package: (package / MANIFEST).unlink(), r"manifest\.json cannot be read \(FileNotFoundError: "),
+        (lambda package: (package / MANIFEST).write_text("{"), r"manifest\.json cannot be read \(JSONDecodeError: "),
         (lambda package: (package / MANIFEST).write_text("[]"), r"manifest\.json cannot be read \(TypeError\)"),
+        (write_manifest(name=7), "names no files with digests and sizes"),
+        (write_manifest(size_bytes="9"), "names no files with digests and sizes"),
+        (write_manifest(name="a\nb" * 1000), r"^'a\\nb.* is missing; package must be"),
+        (
+            lambda package: (package / MANIFEST).write_text('{"files": [], "files": []}'),
+            "the key 'files' is there twice",
+        ),
+        (lambda package: (package / "more").symlink_to(package / "deep"), "^more is a link"),
+        (lambda package: relink(package / "weights.bin"), r"^weights\.bin is a link"),
+        (relink, "^package is a link"),
     ],
 )
 def test_a_damaged_package_is_refused_by_the_name_of_the_file(folder: Path, damage: Edit, message: str) -> None:

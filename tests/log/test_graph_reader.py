@@ -49,7 +49,7 @@ def test_the_proof_refuses_each_of_them_too(package: Path, name: str) -> None:
     (b"\x3a", "is no ONNX graph"),  # a graph without a length
     (b"\x3a\x05\x0a", r"is no ONNX graph \(cut off\)"),
     (b"\x08\x08", r"is no ONNX graph \(without a graph\)"),
-    (b"\x3b\x3c", r"is no ONNX graph \(cut off\)"),  # a group
+    (b"\x3b\x3c", r"is no ONNX graph \(a group"),
     (b"\xba\x80\x80\x80\x10\x00", "a field without a number"),  # 7 in the lower 32 bits of the tag
     (b"\x08" + b"\xff" * 11, "a number without an end"),
     (b"\x1c\x00\x00\x00ORTM" + b"\x00" * 64, "is no ONNX graph"),  # the runtime's own format
@@ -57,6 +57,20 @@ def test_the_proof_refuses_each_of_them_too(package: Path, name: str) -> None:
 def test_what_is_no_graph_is_refused(package: Path, content: bytes, found: str) -> None:
     (package / "model.onnx").write_bytes(content)
     with pytest.raises(IntegrityError, match=rf"^model\.onnx {found}|^model\.onnx is no ONNX graph \({found}"):
+        verify_graph(package)
+
+
+def test_a_graph_that_is_also_of_the_runtimes_own_format_is_refused(package: Path) -> None:
+    graph = package / "model.onnx"
+    graph.write_bytes(b"\x12\x06xxORTM" + graph.read_bytes())  # the name of who made it
+    with pytest.raises(IntegrityError, match=r"^model\.onnx is no ONNX graph \(the runtime's own format\)"):
+        verify_graph(package)
+
+
+def test_a_graph_of_more_fields_than_any_has_is_refused_before_they_are_read(package: Path) -> None:
+    fields = b"\x10\x00" * (chat_model.MOST_FIELDS + 1)
+    (package / "model.onnx").write_bytes(fields)
+    with pytest.raises(IntegrityError, match=r"^model\.onnx is no ONNX graph \(more than 2,097,152 fields\)"):
         verify_graph(package)
 
 
@@ -74,9 +88,8 @@ def test_a_graph_or_weights_behind_a_link_are_refused(package: Path, tmp_path_fa
 
 
 @pytest.mark.parametrize(("content", "where"), [
-    ("{}", "model.decoder.filename"), ("[]", ""), ('{"model": 7}', "model"),
-    ('{"model": {}}', "model.decoder.filename"),
-    ('{"model": {"decoder": {"filename": "model.onnx"}}}', "model.context_length"),
+    ("{}", "model"), ("[]", ""), ('{"model": 7}', "model"), ('{"model": {}}', "model.context_length"),
+    ('{"model": {"decoder": {"filename": "model.onnx"}}}', "model.decoder.head_size"),
 ])  # fmt: skip
 def test_a_configuration_without_what_is_read_is_refused_by_its_place(package: Path, content: str, where: str) -> None:
     (package / "genai_config.json").write_text(content)
@@ -105,6 +118,45 @@ def test_a_name_that_c_would_format_otherwise_is_refused(package: Path, name: st
     (package / "genai_config.json").write_text(json.dumps(config))
     with pytest.raises(IntegrityError, match=r"at 'model\.decoder\.inputs\.past_key_names'; only what a build writes"):
         read_config(package)
+
+
+@pytest.mark.parametrize(("place", "value"), [
+    ("model.type", 7), ("model.bos_token_id", "1"), ("model.pad_token_id", 10**400), ("model.eos_token_id", [1, 16]),
+    ("model.decoder.head_size", 2**31 - 1), ("model.decoder.num_key_value_heads", -1),
+    ("model.decoder.num_hidden_layers", 10**9), ("model.decoder.session_options.log_id", "%n"),
+    ("model.decoder.session_options.provider_options", [7]), ("model.decoder.inputs", []),
+    ("model.decoder.outputs.logits", {}), ("search", None), ("search.do_sample", 0), ("search.max_length", 10**400),
+])  # fmt: skip
+def test_a_value_of_another_kind_is_refused_by_its_place(package: Path, place: str, value: object) -> None:
+    config = inside = json.loads((package / "genai_config.json").read_text())
+    *path, last = place.split(".")
+    for key in path:
+        inside = inside[key]
+    inside[last] = value
+    (package / "genai_config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        IntegrityError, match=rf"^genai_config\.json has .* at '{place}'; only what a build writes"
+    ) as told:
+        read_config(package)
+    assert len(str(told.value)) < 500
+
+
+@pytest.mark.parametrize(("content", "found"), [
+    (b"", "JSONDecodeError: "), (b"\xff", "UnicodeDecodeError: "), (b'{"model": 1, "model": {}}', "is there twice"),
+    (b"[" * 200_000, "is nested too deep"), (b'{"a": ' * 200_000, "is nested too deep"),
+    (b"9" * 5000, "ValueError: "), (b" " * (17 << 20), "has more than 16,777,216 bytes"),
+], ids=["nothing", "no text", "twice", "lists", "dicts", "digits", "long"])  # fmt: skip
+@pytest.mark.parametrize("name", ["genai_config.json", "chat_format.json", "manifest.json"])
+def test_what_is_no_json_is_refused_in_a_line(package: Path, name: str, content: bytes, found: str) -> None:
+    (package / name).write_bytes(content)
+    reader = {
+        "genai_config.json": read_config, "chat_format.json": chat_model.ChatTemplate,
+        "manifest.json": chat_model.verify_package,
+    }[name]  # fmt: skip
+    with pytest.raises(IntegrityError, match=rf"^{name} .*{found}") as told:
+        reader(package)
+    assert "\n" not in str(told.value)
+    assert len(str(told.value)) < 1000
 
 
 @pytest.mark.parametrize("value", ["0.9", True, [1], float("nan"), None])

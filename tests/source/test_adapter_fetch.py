@@ -113,6 +113,30 @@ def test_an_adapter_beside_its_base_is_merged_into_it(
     assert snapshot.base_template == (both / "chat_template.jinja").read_text()
 
 
+@pytest.mark.parametrize("base", [
+    "..", "../../../../../../../../../..", "/proc", "/dev", "/etc/passwd", "~", "~nobody/base", "x" * 5000, "a\0b",
+    "\ud800", ".", "../My-Adapter",
+], ids=lambda base: ascii(base[:30]))  # fmt: skip
+def test_a_base_named_by_a_path_that_is_no_model_is_refused_in_a_line(here: Path, base: str) -> None:
+    edit_config(here / "My-Adapter", base_model_name_or_path=base)
+    with pytest.raises(SourceError) as told:
+        resolve_source(str(here / "My-Adapter"))
+    assert "My-Adapter" in str(told.value)
+    assert str(told.value).isprintable()
+    assert len(str(told.value)) < 5000
+
+
+def test_nothing_beside_a_planted_base_gets_into_the_snapshot(here: Path, tmp_path: Path) -> None:
+    (tmp_path / "id_rsa").write_text("the key")
+    (here / "base" / "LICENSE").symlink_to(tmp_path / "id_rsa")
+    with pytest.raises(SourceError, match=r"^the base of .*LICENSE leads to .*id_rsa; a file in "):
+        resolve_source(str(here / "My-Adapter"))
+    (here / "base" / "LICENSE").unlink()
+    (here / "base" / "secrets.env").write_text("the key")
+    snapshot = fetch_snapshot(resolve_source(str(here / "My-Adapter")), tmp_path / "workspace")
+    assert not [path for path in snapshot.path.rglob("*") if b"the key" in path.read_bytes()[:100]]
+
+
 def test_a_base_needs_no_tokenizer_if_the_adapter_has_one(here: Path, tmp_path: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (here / "base" / name).rename(here / "My-Adapter" / name)
