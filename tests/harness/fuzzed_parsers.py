@@ -270,13 +270,51 @@ utc_time_created: '2026-11-27 10:00:00.000000'
 
 
 def graph(folder: Path) -> Parser:
+    """A graph with all that the wrapper looks at: values beside it, and bodies within bodies."""
+    from onnx import TensorProto, helper, load
+
     from slmpack.log.chat_model import IntegrityError, verify_graph
 
     parser = genai_config(folder)
     parser.file.write_bytes(parser.whole)
-    content = (folder / "model.onnx").read_bytes()
+    (folder / "data").write_bytes(bytes(8))
+    model = load(folder / "model.onnx")
+    outside = TensorProto(name="outside", data_type=1, dims=[2], data_location="EXTERNAL")
+    for key, value in {"location": "data", "offset": "0", "length": "8"}.items():
+        outside.external_data.add(key=key, value=value)
+    model.graph.initializer.append(outside)
+    number = helper.make_node("Constant", [], ["y"], value=helper.make_tensor("c", TensorProto.FLOAT, (1,), [0.0]))
+    body = helper.make_graph([number], "body", [], [], [helper.make_tensor("d", TensorProto.FLOAT, (1,), [0.0])])
+    for kind in ("If", "If", "Loop"):
+        names = {"body": body} if kind == "Loop" else {"then_branch": body, "else_branch": body}
+        body = helper.make_graph([helper.make_node(kind, ["x"], ["y"], **names)], "body", [], [])
+    model.graph.node.extend(body.node)
+    content = model.SerializeToString()
     reader = _translated(partial(verify_graph, folder), IntegrityError)  # the other one has a process of its own
     return Parser(folder / "model.onnx", content, lambda rng: mutate_bytes(rng, content), (reader,))
+
+
+def chat_format(folder: Path) -> Parser:
+    from slmpack.log.chat_model import ChatTemplate, IntegrityError, TemplateFileError
+
+    content = write_tree({
+        "chat_template": CHATML, "tool_template": None, "special_tokens": {"eos_token": SPECIALS[2], "more": ["<x>"]},
+        "split_special_tokens": False,
+    })  # fmt: skip
+    reader = _translated(partial(ChatTemplate, folder), IntegrityError, TemplateFileError)
+    return Parser(folder / "chat_format.json", content, lambda rng: mutate_json(rng, content), (reader,))
+
+
+def manifest(folder: Path) -> Parser:
+    from slmpack.log.chat_model import IntegrityError, verify_model, verify_package
+    from slmpack.machine.store import Manifest, digest_files
+
+    (folder / "weights").write_bytes(bytes(100))
+    (folder / "deep").mkdir()
+    (folder / "deep" / "config.json").write_text("{}")
+    content = Manifest(files=digest_files(folder, "fuzz"), facts={}).model_dump_json().encode()
+    readers = tuple(_translated(partial(read, folder), IntegrityError) for read in (verify_package, verify_model))
+    return Parser(folder / "manifest.json", content, lambda rng: mutate_json(rng, content), readers)
 
 
 def genai_config(folder: Path) -> Parser:
@@ -294,7 +332,7 @@ def genai_config(folder: Path) -> Parser:
     model = {"type": "phi3", "vocab_size": 16, "context_length": 64, "eos_token_id": [1], "decoder": decoder}
     content = write_tree({"model": model, "search": {"max_length": 64, "top_k": 1}})
     proof = partial(read_graph, GraphRequest(package=folder))
-    wrapper = _translated(partial(read_config, folder), IntegrityError, ValueError)
+    wrapper = _translated(partial(read_config, folder), IntegrityError)
     return Parser(folder / "genai_config.json", content, lambda rng: mutate_json(rng, content), (proof, wrapper))
 
 
@@ -341,4 +379,6 @@ PARSERS: dict[str, Callable[[Path], Parser]] = {
     "MLmodel": mlmodel,
     "genai_config": genai_config,
     "graph": graph,
+    "chat_format": chat_format,
+    "manifest": manifest,
 }

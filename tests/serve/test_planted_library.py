@@ -1,4 +1,4 @@
-"""Libraries that somebody planted are not loaded: not from the working folder, not by a package that names one."""
+"""A library that a package names is not loaded, however the name is hidden from the wrapper."""
 
 import json
 import shutil
@@ -14,10 +14,6 @@ from slmpack.records import Package
 
 pytestmark = pytest.mark.slow
 COMPILER = shutil.which("cc")
-NAMES = (
-    "libonnxruntime.so", "libonnxruntime.so.1", "libonnxruntime-genai.so", "libonnxruntime_providers_shared.so",
-    "libonnxruntime_providers_cuda.so", "libortextensions.so", "onnxruntime_genai.so", "evil.so",
-)  # fmt: skip
 SOURCE = """
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,15 +25,13 @@ OPEN = "import sys, onnxruntime_genai as og; og.Model(og.Config(sys.argv[1]))"
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of libraries that write a file when they are loaded."""
+    """A library that writes a file when it is loaded."""
     if COMPILER is None:
         pytest.skip("no C compiler (cc) makes a library")
     folder = tmp_path_factory.mktemp("planted")
     (folder / "evil.c").write_text(SOURCE)
     subprocess.run([COMPILER, "-shared", "-fPIC", "-o", "evil.so", "evil.c"], cwd=folder, check=True)
-    for name in NAMES[:-1]:
-        shutil.copy(folder / "evil.so", folder / name)
-    return folder
+    return folder / "evil.so"
 
 
 @pytest.fixture(scope="module")
@@ -63,15 +57,8 @@ def name_library(model: Path, library: Path, *, twice: bool) -> Path:
     return package
 
 
-def run(folder: Path, mark: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    command = environment(PLANTED_MARK=str(mark))
-    return subprocess.run(words, cwd=folder, env=command, capture_output=True, text=True, check=False)
-
-
-def test_chat_loads_no_library_of_the_working_folder(planted: Path, model: Path, tmp_path: Path) -> None:
-    done = run(planted, tmp_path / "mark", SLMPACK, "chat", str(model), "Hello", "--max-tokens", "3")
-    assert done.returncode == 0, done.stderr
-    assert not (tmp_path / "mark").exists()
+def run(mark: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(words, env=environment(PLANTED_MARK=str(mark)), capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("twice", [False, True], ids=["once", "hidden by a second key"])
@@ -79,14 +66,14 @@ def test_a_package_that_names_a_library_is_refused_before_the_runtime_opens_it(
     planted: Path, model: Path, tmp_path: Path, *, twice: bool
 ) -> None:
     hostile = shutil.copytree(model, tmp_path / "model")
-    package = name_library(hostile, planted / "evil.so", twice=twice)
+    package = name_library(hostile, planted, twice=twice)
     mark = tmp_path / "mark"
     for words in (["chat", str(hostile), "Hello"], ["serve", str(hostile), "--port", "0"]):
-        done = run(planted, mark, SLMPACK, *words)
+        done = run(mark, SLMPACK, *words)
         assert done.returncode == 1, done.stderr
         assert "Traceback" not in done.stderr
         last = done.stderr.splitlines()[-1]
         assert "custom_ops_library" in last or "the key 'decoder' is there twice" in last
     assert not mark.exists()
-    run(planted, mark, sys.executable, "-P", "-c", OPEN, str(package))
+    run(mark, sys.executable, "-P", "-c", OPEN, str(package))
     assert mark.exists()  # the runtime by itself does load it
