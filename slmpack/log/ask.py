@@ -148,11 +148,12 @@ def _loaded(uri: str, folder: Path) -> "PyFuncModel":
     import mlflow
 
     try:
-        return mlflow.pyfunc.load_model(str(folder))
+        model: PyFuncModel = mlflow.pyfunc.load_model(str(folder))
     except RuntimeError as error:
         if type(error).__name__ != "IntegrityError":  # the class is that of the model's own wrapper
             raise
         raise SourceError(f"{uri} is damaged: {error}") from error
+    return model
 
 
 def model_folder(uri: str) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -149,12 +150,13 @@ def test_a_value_of_another_kind_is_refused_by_its_place(package: Path, place: s
 @pytest.mark.parametrize("name", ["genai_config.json", "chat_format.json", "manifest.json"])
 def test_what_is_no_json_is_refused_in_a_line(package: Path, name: str, content: bytes, found: str) -> None:
     (package / name).write_bytes(content)
-    reader = {
-        "genai_config.json": read_config, "chat_format.json": chat_model.ChatTemplate,
+    readers: dict[str, Callable[[Path], object]] = {
+        "genai_config.json": read_config,
+        "chat_format.json": chat_model.ChatTemplate,
         "manifest.json": chat_model.verify_package,
-    }[name]  # fmt: skip
+    }
     with pytest.raises(IntegrityError, match=rf"^{name} .*{found}") as told:
-        reader(package)
+        readers[name](package)
     assert "\n" not in str(told.value)
     assert len(str(told.value)) < 1000
 
