@@ -20,7 +20,15 @@ from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
 from small_tokenizers import sentencepiece
 
 from slmpack.log import chat_model
-from slmpack.log.chat_model import ChatModel, IntegrityError, RequestError, StopStrings, TokenizerError, verify_package
+from slmpack.log.chat_model import (
+    ChatModel,
+    IntegrityError,
+    RequestError,
+    StopStrings,
+    TokenizerError,
+    verify_model,
+    verify_package,
+)
 from slmpack.machine.store import MANIFEST, Manifest, digest_files
 from slmpack.records import Package
 
@@ -242,6 +250,15 @@ def test_a_damaged_package_is_refused_by_the_name_of_the_file(folder: Path, dama
     damage(folder)
     with pytest.raises(IntegrityError, match=message):
         verify_package(folder)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "\ud800", ""])
+def test_a_name_that_no_file_can_have_is_refused_in_a_line(folder: Path, name: str) -> None:
+    write_manifest(name=name)(folder)
+    for verify in (verify_package, verify_model):
+        with pytest.raises(IntegrityError, match="^.* is missing; package must be as it was built") as told:
+            verify(folder)
+        assert str(told.value).isprintable()
 
 
 @slow
