@@ -35,7 +35,7 @@ from prefect_stack import running_worker
 from slmpack.machine.process_tree import kill_tree
 from slmpack.retrain.training.train import read_training
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.release]
 
 STEPS = 104  # 8 times 204 chats, 16 at a time
 STANDING_SECONDS = 0.5

@@ -190,6 +190,7 @@ def test_in_pools_workers_package_what_was_trained(site: Site, client: SyncPrefe
     assert package.tags["slmpack.source"] == version.source
 
 
+@pytest.mark.release
 def test_who_cancels_a_retraining_cancels_what_it_started_in_pools(
     site: Site, client: SyncPrefectClient, town_phi3: Path
 ) -> None:
