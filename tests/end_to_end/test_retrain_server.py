@@ -102,12 +102,14 @@ def at_work(client: SyncPrefectClient, deployment_id: UUID) -> list[FlowRun]:
 
 
 def runs_of(client: SyncPrefectClient, deployment_id: UUID) -> list[FlowRun]:
-    """Return the deployment's runs that began, the first to begin first."""
+    """Return the deployment's runs that began, the first to begin first.
+
+    A poll that was cancelled since another one had its place has a time of beginning as well, and on a slow machine an
+    earlier one: the run in that place is still starting its process.
+    """
     chosen = DeploymentFilter(id=DeploymentFilterId(any_=[deployment_id]))
-    return sorted(
-        (run for run in all_of(client, chosen) if run.start_time is not None),
-        key=lambda run: str(run.start_time),
-    )
+    began = [run for run in all_of(client, chosen) if run.start_time and run.state_type != StateType.CANCELLED]
+    return sorted(began, key=lambda run: str(run.start_time))
 
 
 def told_by(client: SyncPrefectClient, deployment_id: UUID) -> list[str]:

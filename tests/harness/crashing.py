@@ -39,7 +39,7 @@ REPORTED = "prefect.flow_runs.worker - Check whether the flow run exceeded its m
 Found = TypeVar("Found")
 
 
-LIMIT_SECONDS = 1800.0
+LIMIT_SECONDS = 900.0
 # A look at the server costs it and us a hundredth of a second of CPU; a stage may be over within a second.
 LOOK_SECONDS, LOOK_FOR_STAGE_SECONDS = 1.0, 0.2
 LOOK_FOR_CHILD_SECONDS = 0.05
