@@ -14,11 +14,11 @@ from crashing import (
     LOOK_FOR_CHILD_SECONDS,
     REPORTED,
     Site,
-    flow_process,
     read,
     retry,
     running_site,
     until,
+    until_started,
     until_state,
     versions,
 )
@@ -91,7 +91,7 @@ def until_it_trains(site: Site, run: UUID, name: str) -> psutil.Process:
     MLflow has them after some seconds, in which a fast machine would have trained to the end: from the first checkpoint
     on the training stands still but for a few steps between two looks, and when this returns.
     """
-    flow = until(lambda: flow_process(run), "flow")
+    flow = until_started(run)
 
     def trains() -> bool:
         now = read(run).state
