@@ -33,9 +33,9 @@ def model_types() -> frozenset[str]:
     path = _folder() / "auto" / "auto_mappings.py"
     if path.exists():
         return frozenset(runpy.run_path(str(path))["CONFIG_MAPPING_NAMES"])
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers import CONFIG_MAPPING
 
-    return frozenset(CONFIG_MAPPING_NAMES)
+    return frozenset(CONFIG_MAPPING.keys())
 
 
 def _folder() -> Path:
