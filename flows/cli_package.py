@@ -174,10 +174,7 @@ def _package_one(
     if known is not None:
         return known[0]
     display.doing("starting Prefect")
-    from slmpack.machine.forks import TORCH, prepare_children
-
     with prefect_server():
-        prepare_children(*TORCH)  # its server starts meanwhile
         from flows.package_model import package_model
 
     return package_model(parsed.source, request.target, parsed.name, options, parsed.workspace)

@@ -16,7 +16,7 @@ from typing import Any
 from flows.options_flow import options_flow
 from flows.parameters import CheckpointUri, Name, OptionsChoice, SourceText, TargetChoice, Workspace
 from slmpack.errors import SlmpackError
-from slmpack.machine.forks import MLFLOW, TOKENIZER, TORCH, prepare_children
+from slmpack.machine.forks import MLFLOW, TOKENIZER, prepare_children
 from slmpack.machine.hardware import require_runtime
 from slmpack.publish.attempts import Attempts, Trial
 from slmpack.publish.find import PublishedLookup
@@ -81,7 +81,6 @@ def package(source: str, request: Request, checkpoint: str | None) -> Outcome:
         found = find_previous(request)
     if found is not None:
         return previous(found, request, stages)
-    prepare_children(*TORCH)
     folder = request.workspace
     with stages("fetch"):
         snapshot = (

@@ -7,9 +7,11 @@ never opens a pickle.
 
 import re
 from collections.abc import Callable, Collection
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from slmpack.checkpoint.architectures import model_classes, model_types
 from slmpack.checkpoint.chat_templates import require_templates
 from slmpack.checkpoint.config_counts import require_counts
 from slmpack.checkpoint.headers import INDEX, WEIGHTS, Tensor, main_dtype, read_index, read_weights, weight_names
@@ -171,23 +173,19 @@ def _require_usual_weights(path: Path, config: dict[str, Any]) -> None:
 
 def _architecture(path: Path, config: dict[str, Any]) -> str:
     """Return the causal language model that the installed transformers has for this configuration."""
-    import transformers
-    from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES  # CONFIG_MAPPING itself imports torch
-
     named = config.get("architectures")
     if not (isinstance(named, list) and named and isinstance(named[0], str)):
         raise SourceError(f"{path} names no architectures", 'such as ["Phi3ForCausalLM"]', "save the model again")
-    # All that there is, without importing torch; dir() of the lazy module looks each of 5,000 up in a list.
-    classes = frozenset(transformers.__all__)  # type: ignore[attr-defined]
+    classes = model_classes()
     architecture: str = named[0]
     if architecture not in classes:  # MPT's own code, on the Hub, has its class in other capitals
         architecture = next((name for name in classes if name.lower() == architecture.lower()), architecture)
     model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING_NAMES or architecture not in classes:
+    if not isinstance(model_type, str) or model_type not in model_types() or architecture not in classes:
         own = " (its own code, named in auto_map, is never run)" if "auto_map" in config else ""
         raise SourceError(
             f"{path} names {architecture}, model_type {model_type!r}{own}",
-            f"an architecture that transformers {transformers.__version__} has",
+            f"an architecture that transformers {version('transformers')} has",
             "name another model",
         )
     causal = architecture.endswith(("ForCausalLM", "LMHeadModel")) or "text_config" in config

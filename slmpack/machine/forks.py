@@ -33,6 +33,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 IMPORTS = "_slmpack_imports"
 TORCH = ("torch", "transformers.modeling_utils", "transformers.models.auto.modeling_auto")
 MLFLOW = ("mlflow.pyfunc",)
+# What MLflow imports when it opens a store in a database: a second of a processor for each child that does.
+MLFLOW_DATABASE = "mlflow.store.tracking.sqlalchemy_store"
 TOKENIZER = ("transformers.models.auto.tokenization_auto",)
 # Variables that are read when they are used, and not when a module is imported: a change of theirs needs no new server.
 # ORT_LIB_PATH is set by onnxruntime_genai itself, when it is imported, TORCHINDUCTOR_CACHE_DIR by torch and
@@ -74,10 +76,16 @@ def imports_of(function: Callable[..., Any]) -> tuple[str, ...] | None:
     return getattr(function, IMPORTS, None)
 
 
+def _with_store(modules: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the modules, and what MLflow's store needs where that is a database, as it is by default."""
+    is_server = os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http")
+    return modules if is_server or not set(MLFLOW) <= set(modules) else (*modules, MLFLOW_DATABASE)
+
+
 def prepare_children(*modules: str) -> None:
     """Let the server import what the next children need, while the caller does something else."""
     with contextlib.suppress(OSError):  # a child that finds no server has an interpreter of its own
-        _servers.for_environment().import_early(modules)
+        _servers.for_environment().import_early(_with_store(modules))
 
 
 def fork(function: Callable[..., Any], argument: str, log: IO[bytes], limit_seconds: float) -> "Fork | None":
@@ -88,7 +96,7 @@ def fork(function: Callable[..., Any], argument: str, log: IO[bytes], limit_seco
         log: where standard error goes, the server's as well while it imports.
         limit_seconds: for the imports.
     """
-    modules = (function.__module__, *(imports_of(function) or ()))
+    modules = _with_store((function.__module__, *(imports_of(function) or ())))
     request: dict[str, object] = {
         "target": f"{function.__module__}:{function.__qualname__}",
         "argument": argument,

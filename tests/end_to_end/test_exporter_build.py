@@ -40,7 +40,7 @@ PROMPT = list(range(40, 75))
 NEW_TOKENS = 24
 
 
-@pytest.fixture(scope="module", params=["gpt2", "gpt-neox"])
+@pytest.fixture(scope="module", params=["gpt2", pytest.param("gpt-neox", marks=pytest.mark.release)])
 def snapshot(request: pytest.FixtureRequest, workspace: Path) -> Snapshot:
     return family_snapshot(request.param, workspace)
 

@@ -14,7 +14,7 @@ from places import HARNESS, PROJECT
 from slmpack.errors import BuildError
 from slmpack.machine.child import run_in_child
 
-pytestmark = [pytest.mark.slow, pytest.mark.families]
+pytestmark = [pytest.mark.slow, pytest.mark.families, pytest.mark.release]
 
 DOCUMENT = PROJECT / "docs" / "targets.md"
 

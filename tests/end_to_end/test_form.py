@@ -23,7 +23,7 @@ from prefect_stack import PrefectServer, deploy, running_prefect_server, running
 
 pytestmark = pytest.mark.slow
 
-RUN_SECONDS = 1800  # what takes one minute on an idle machine
+RUN_SECONDS = 900  # what takes one minute on an idle machine
 
 
 @dataclass(frozen=True)

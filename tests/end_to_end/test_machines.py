@@ -33,7 +33,7 @@ from prefect_stack import kept_client, running_worker
 
 from slmpack.machine.process_tree import kill_tree
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.release]
 
 # By the clock a loaded machine takes several times as long; whoever waits looks every second.
 LIMIT_SECONDS = 1800.0

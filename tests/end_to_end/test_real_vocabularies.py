@@ -20,7 +20,7 @@ from slmpack.machine.json_file import write_json
 TOGETHER = 500
 RANDOM_TEXTS = 100_000 // len(VOCABULARIES)  # others for each
 SEEDS = {name: seed for seed, name in enumerate(VOCABULARIES)}
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.release]
 EVERY = pytest.mark.parametrize("name", VOCABULARIES)
 
 

@@ -10,7 +10,7 @@ from slmpack.prove.measure import measure_quality
 from slmpack.records import Interface, Package, Recipe, Snapshot, Target
 from slmpack.reports import Quality, QualityPolicy
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.release]
 
 LOOSE = QualityPolicy(max_perplexity_ratio=1000.0, allow_new_loops=True)
 

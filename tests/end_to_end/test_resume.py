@@ -32,7 +32,7 @@ def wait_for(folder: Path, pattern: str, process: "subprocess.Popen[bytes]") -> 
 
 
 def test_the_run_after_a_kill_in_the_middle_of_writing_weights_goes_on_and_publishes(
-    tiny_phi3: Path, tmp_path: Path
+    tiny_phi3: Path, tmp_path: Path, prefect_api: str
 ) -> None:
     write_empty_database(tmp_path / "mlflow.db")
     workspace = tmp_path / "workspace"
@@ -60,7 +60,7 @@ def test_the_run_after_a_kill_in_the_middle_of_writing_weights_goes_on_and_publi
     (snapshot,) = (workspace / "snapshots").iterdir()
     fetched_at = snapshot.stat().st_mtime_ns
 
-    done = slmpack(*command, cwd=tmp_path)
+    done = slmpack(*command, cwd=tmp_path, PREFECT_API_URL=prefect_api)
 
     assert done.returncode == 0, done.stderr
     (outcome,) = objects(done)

@@ -238,15 +238,19 @@ def test_bad_data_start_nothing(
 
 @pytest.mark.slow
 def test_the_command_does_it_and_says_what_came_of_it(
-    store: Path, prefect_api: str, data: Path, town_phi3: Path, workspace: Path, tmp_path: Path
+    first: RetrainOutcome, prefect_api: str, data: Path, town_phi3: Path, workspace: Path, tmp_path: Path
 ) -> None:
     write_empty_database(tmp_path / "mlflow.db")
-    asked = ("--epochs", "1", "--learning-rate", "0.005", "--max-forgetting", "100", "--target", "transformers")
+    # The training of all tests here, which the workspace has.
+    asked = (
+        "--epochs", "2", "--rank", "8", "--learning-rate", "0.005", "--batch-size", "16", "--max-length", "128",
+        "--max-forgetting", "100", "--waive-quality", "random weights, for a test",
+    )  # fmt: skip
     done = slmpack(
         "retrain", str(town_phi3), "--data", str(data), "--name", "by-command", *asked, "--workspace", str(workspace),
         "--json", cwd=tmp_path, PREFECT_API_URL=prefect_api,
     )  # fmt: skip
     (outcome,) = objects(done)
     assert done.returncode == 0, done.stderr
-    assert (outcome["status"], outcome["version"], outcome["targets"][0]["alias"]) == ("published", 1, "transformers")
+    assert (outcome["status"], outcome["version"], outcome["targets"][0]["alias"]) == ("published", 1, "cpu-int4")
     assert outcome["figures"]["held_out"]["tuned"] < outcome["figures"]["held_out"]["base"]

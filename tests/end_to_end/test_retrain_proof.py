@@ -14,7 +14,7 @@ from slmpack.records import Recipe, Snapshot, Target
 from slmpack.retrain.evaluate import RetrainOutcome, RetrainPolicy
 from slmpack.retrain.training.settings import TrainSettings
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.release]
 
 NAME = "town-desk"
 # Training takes as long as it has tokens: few facts need few, and small batches have less padding.

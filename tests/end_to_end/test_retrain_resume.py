@@ -14,11 +14,11 @@ from crashing import (
     LOOK_FOR_CHILD_SECONDS,
     REPORTED,
     Site,
-    flow_process,
     read,
     retry,
     running_site,
     until,
+    until_started,
     until_state,
     versions,
 )
@@ -35,7 +35,7 @@ from prefect_stack import running_worker
 from slmpack.machine.process_tree import kill_tree
 from slmpack.retrain.training.train import read_training
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.release]
 
 STEPS = 104  # 8 times 204 chats, 16 at a time
 STANDING_SECONDS = 0.5
@@ -91,7 +91,7 @@ def until_it_trains(site: Site, run: UUID, name: str) -> psutil.Process:
     MLflow has them after some seconds, in which a fast machine would have trained to the end: from the first checkpoint
     on the training stands still but for a few steps between two looks, and when this returns.
     """
-    flow = until(lambda: flow_process(run), "flow")
+    flow = until_started(run)
 
     def trains() -> bool:
         now = read(run).state

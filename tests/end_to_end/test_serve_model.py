@@ -22,7 +22,6 @@ from slmpack.serve.slot_graph import SlotGraph
 
 pytestmark = pytest.mark.slow
 
-PROMPTS = 200
 SUBJECTS = (
     "the capital of France", "rain", "a good breakfast", "prime numbers", "Ada Lovelace", "the sea", "\u6771\u4eac",
     "r\u00e9sum\u00e9s", "how a bicycle works", "\U0001f600", "sorting a list in Python", "the moon", "bread",
@@ -64,9 +63,9 @@ def wrapper(real: Served) -> ChatModel:
     return wrapper_of(real)
 
 
-def chats() -> list[Any]:
-    """Return chats of all lengths, some of several turns."""
-    asked = [way.format(subject) for way in WAYS for subject in SUBJECTS]
+def chats(subjects: int) -> list[Any]:
+    """Return chats of all lengths, ten for each subject, some of several turns."""
+    asked = [way.format(subject) for way in WAYS for subject in SUBJECTS[-subjects:]]
     found: list[Any] = [[{"role": "user", "content": text}] for text in asked]
     for index in range(0, len(found), 7):
         found[index] = [
@@ -76,10 +75,11 @@ def chats() -> list[Any]:
     return found
 
 
-def test_two_hundred_greedy_answers_are_the_wrapper_s_very_text(real: Served, wrapper: ChatModel) -> None:
+@pytest.mark.parametrize("subjects", [3, pytest.param(len(SUBJECTS), marks=pytest.mark.release)])
+def test_greedy_answers_are_the_wrapper_s_very_text(real: Served, wrapper: ChatModel, subjects: int) -> None:
     """Eight at a time, in an order in which long and short ones meet; some with nothing used again."""
-    asked = chats()
-    assert len(asked) == PROMPTS
+    asked = chats(subjects)
+    count = len(asked)
     expected: list[Any] = [
         wrapper.predict(None, {"messages": chat, "max_tokens": 16})  # type: ignore[arg-type]
         for chat in asked
@@ -95,9 +95,9 @@ def test_two_hundred_greedy_answers_are_the_wrapper_s_very_text(real: Served, wr
                         model="tiny", messages=asked[index], max_tokens=16, extra_body={"cache_prompt": index % 3 > 0}
                     )
 
-            order = sorted(range(PROMPTS), key=lambda index: index * 37 % PROMPTS)
+            order = sorted(range(count), key=lambda index: index * 37 % count)
             answers = await asyncio.gather(*(answer(index) for index in order))
-            return [answers[order.index(index)] for index in range(PROMPTS)]
+            return [answers[order.index(index)] for index in range(count)]
 
     found = asyncio.run(all_of_them())
     differing = [

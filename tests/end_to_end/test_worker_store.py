@@ -23,7 +23,7 @@ from tasks.outcome import read_outcome
 
 pytestmark = pytest.mark.slow
 
-LIMIT_SECONDS = 1800.0
+LIMIT_SECONDS = 900.0
 
 
 @dataclass(frozen=True)

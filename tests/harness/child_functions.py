@@ -12,7 +12,7 @@ import psutil
 
 from slmpack import progress
 from slmpack.errors import SourceError
-from slmpack.machine.forks import forked_with
+from slmpack.machine.forks import MLFLOW, forked_with
 from slmpack.records import Record
 
 
@@ -150,6 +150,13 @@ def count_threads(_: Marker) -> Number:
 @forked_with("torch")
 def count_threads_in_a_fork(marker: Marker) -> Number:
     return count_threads(marker)
+
+
+@forked_with(*MLFLOW)
+def name_stores_of_mlflow(_: Marker) -> Names:
+    """Return MLflow's stores that are imported before anything is asked of them."""
+    stores = ("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store")
+    return Names(names=tuple(name for name in stores if name in sys.modules))
 
 
 @forked_with("pandas")

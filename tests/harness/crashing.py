@@ -39,7 +39,7 @@ REPORTED = "prefect.flow_runs.worker - Check whether the flow run exceeded its m
 Found = TypeVar("Found")
 
 
-LIMIT_SECONDS = 1800.0
+LIMIT_SECONDS = 900.0
 # A look at the server costs it and us a hundredth of a second of CPU; a stage may be over within a second.
 LOOK_SECONDS, LOOK_FOR_STAGE_SECONDS = 1.0, 0.2
 LOOK_FOR_CHILD_SECONDS = 0.05
@@ -151,6 +151,18 @@ def flow_process(run: UUID) -> psutil.Process | None:
     return found[min(found)] if found else None
 
 
+def until_started(run: UUID) -> psutil.Process:
+    """Return the process that runs the flow as soon as there is one; a run that ends before is told at once."""
+
+    def started() -> psutil.Process | None:
+        if (found := flow_process(run)) is None:
+            state = read(run).state
+            assert state is None or not state.is_final(), f"{run} ended before it was found: {state}"
+        return found
+
+    return until(started, f"process of {run}")
+
+
 def hold(run: UUID, stage: str, workspace: Path | None = None) -> psutil.Process:
     """Wait until the run is in the stage and stop what works there; return the flow's process.
 
@@ -161,7 +173,7 @@ def hold(run: UUID, stage: str, workspace: Path | None = None) -> psutil.Process
         stage: one of STAGES.
         workspace: the run's own, which tells that it logs.
     """
-    flow = until(lambda: flow_process(run), f"process of {run}")
+    flow = until_started(run)
 
     def works() -> bool:
         if stage in CHILDREN:

@@ -25,6 +25,7 @@ from child_functions import (
     hold_memory,
     hold_memory_in_a_fork,
     look_around_in_a_fork,
+    name_stores_of_mlflow,
     name_threads_of_the_server,
     read_own_arguments,
     refuse,
@@ -266,6 +267,23 @@ def test_a_server_that_was_killed_is_replaced(tmp_path: Path) -> None:
 def test_what_is_imported_early_is_there_for_the_next_fork(tmp_path: Path) -> None:
     prepare_children("child_functions", "numpy")
     assert run(double_in_a_fork, 3, tmp_path / "log") == Number(value=6)
+
+
+@pytest.mark.parametrize(
+    ("address", "imported"), [(None, True), ("sqlite:///mlflow.db", True), ("http://127.0.0.1:9", False)]
+)
+def test_the_store_of_a_database_is_imported_before_the_fork_and_a_servers_is_not(
+    address: str | None, imported: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    if address is not None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    monkeypatch.setenv("OF_THIS_TEST", str(imported))  # a server of its own
+    found, _ = run_in_child(
+        name_stores_of_mlflow, Marker(path=tmp_path), log=tmp_path / "log", limit_seconds=600, failure=BuildError,
+        doing="it",
+    )  # fmt: skip
+    assert (found.names != ()) is imported
 
 
 def test_no_allocator_has_a_thread_where_children_are_forked(tmp_path: Path) -> None:
