@@ -256,7 +256,7 @@ def test_a_damaged_package_is_refused_by_the_name_of_the_file(folder: Path, dama
 def test_a_name_that_no_file_can_have_is_refused_in_a_line(folder: Path, name: str) -> None:
     write_manifest(name=name)(folder)
     for verify in (verify_package, verify_model):
-        with pytest.raises(IntegrityError, match="^.* is missing; package must be as it was built") as told:
+        with pytest.raises(IntegrityError, match=r"^.* is missing; package must be as it was built") as told:
             verify(folder)
         assert str(told.value).isprintable()
 
