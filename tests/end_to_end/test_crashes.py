@@ -141,6 +141,7 @@ def test_an_outage_of_mlflow_while_publishing_costs_a_retry_and_no_second_build(
     until_tasks_ended(run, "publish", 2)
 
 
+@pytest.mark.release
 def test_a_flow_whose_worker_is_killed_ends_by_itself_and_its_retry_goes_on(
     site: Site, worker: Worker, town_phi3: Path
 ) -> None:

@@ -97,10 +97,10 @@ def test_an_int4_package_runs_and_has_its_sources_tokenizer(snapshot: Snapshot, 
 @pytest.mark.parametrize(
     ("target", "recipe", "widths"),
     [
-        (Target.CPU_INT4, Recipe.SMALL, {(4, 32): 13}),
+        pytest.param(Target.CPU_INT4, Recipe.SMALL, {(4, 32): 13}, marks=pytest.mark.release),
         (Target.CPU_INT4, Recipe.BALANCED, {(4, 32): 8, (8, 32): 5}),
         (Target.CPU_INT8, Recipe.SMALL, {(8, 128): 13}),
-        (Target.CPU_INT8, Recipe.ACCURATE, {(8, 32): 13}),
+        pytest.param(Target.CPU_INT8, Recipe.ACCURATE, {(8, 32): 13}, marks=pytest.mark.release),
     ],
 )
 def test_every_recipe_quantises_every_matrix(
@@ -134,6 +134,7 @@ def test_a_second_build_is_a_hit_and_another_recipe_takes_the_same_export(
     assert graph.stat().st_mtime_ns == made
 
 
+@pytest.mark.release
 def test_falcons_new_architecture_has_a_cache_for_every_head(workspace: Path) -> None:
     package = build_package(family_snapshot("falcon-11b", workspace), Target.CPU_INT4, Recipe.SMALL, workspace)
     assert read_json(package.path / "genai_config.json")["model"]["decoder"]["num_key_value_heads"] == 4

@@ -16,7 +16,7 @@ from mlflow_database import write_empty_database
 
 from slmpack.machine.store import damage
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.release]
 
 LIMIT_SECONDS = 900.0
 

@@ -178,6 +178,7 @@ def test_polls_train_on_what_is_new_and_on_nothing_twice(
     assert sorted(int(version.version) for version in found) == [1, 2, 3, 4]
 
 
+@pytest.mark.release
 def test_in_pools_workers_package_what_was_trained(site: Site, client: SyncPrefectClient, town_phi3: Path) -> None:
     file = write_chats(site.folder / "help-desk.jsonl", chats())
     log_chats(file, "help desk")
