@@ -79,7 +79,7 @@ def test_returns_the_record_and_keeps_the_noise_in_the_log(
 def test_an_error_is_told_where_the_disk_is_too_full_for_the_log(
     function: Callable[[Number], Number], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SLMPACK_TEST", "a server of its own, which inherits the limit")
+    monkeypatch.setenv("OF_THIS_TEST", "a server of its own, which inherits the limit")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # no file takes a byte
     try:
