@@ -112,6 +112,7 @@ def test_what_no_worker_can_verify_stays_unproved_and_its_run_is_cancelled(
     assert verifying.parameters["model_uri"] == outcome["model_uri"]
 
 
+@pytest.mark.release
 def test_a_worker_of_the_pool_that_has_no_gpu_says_so_and_the_model_waits_on(
     site: Site, client: SyncPrefectClient
 ) -> None:

@@ -1,6 +1,6 @@
 """Bodies that nobody thought of, by schemathesis from the served description and by hypothesis around it.
 
-SLMPACK_FUZZ_EXAMPLES says how many of each kind; without it there are 60, the same ones every time.
+SLMPACK_FUZZ_EXAMPLES says how many of each kind; without it there are 150, the same ones every time.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from slmpack.serve.openapi import CHAT, COMPLETION
 pytestmark = pytest.mark.slow
 
 CHOSEN = os.environ.get("SLMPACK_FUZZ_EXAMPLES")
-EXAMPLES = int(CHOSEN or 60)
+EXAMPLES = int(CHOSEN or 150)
 FUZZ = settings(
     max_examples=EXAMPLES, deadline=None, derandomize=CHOSEN is None, database=None,
     suppress_health_check=list(HealthCheck), phases=[Phase.generate, Phase.shrink],

@@ -21,7 +21,7 @@ from prefect_stack import running_prefect_server, running_worker
 from slmpack.machine.process_tree import kill_tree
 from tasks.outcome import read_outcome
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.release]
 
 LIMIT_SECONDS = 900.0
 
