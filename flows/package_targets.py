@@ -76,7 +76,7 @@ def package_in_pools(
     source: ModelSource, targets: list[Target], name: str, options: PackageOptions, workspace: Path
 ) -> list[Outcome]:
     """Fetch once, start every target on a worker of its pool, wait for all, and verify what is unproved."""
-    handed = find_checkpoint(source)
+    handed = find_checkpoint(source, workspace)
     if handed is None:
         snapshot = fetch_snapshot(source, workspace, options.waive_template)
         check_snapshot(snapshot, options.licences)

@@ -104,8 +104,8 @@ CheckpointUri = Annotated[
     str | None,
     form_field(
         title="Fetched checkpoint",
-        pattern=r"^models:/m-[0-9a-f]{32}$",
-        description="models:/m-ID of the source's files, logged by the run that started this one.",
+        pattern=r"^models:/m-[0-9a-f]{32}(#[0-9a-f]{64})?$",
+        description="models:/m-ID#DIGEST of the source's files, logged by the run that started this one.",
         internal=True,
     ),
 ]

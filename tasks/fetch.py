@@ -18,8 +18,8 @@ def fetch_snapshot(source: ModelSource, workspace: Path, waive_template: str | N
     return open_source.fetch_open_snapshot(source, workspace, waive_template)
 
 
-@task(task_run_name="receive {uri}", **REMOTE)
+@task(task_run_name="receive the checkpoint", **REMOTE)
 @progress_artifact("fetch")
-def receive_snapshot(uri: str, workspace: Path) -> Snapshot:
+def receive_snapshot(reference: str, workspace: Path) -> Snapshot:
     """Take from MLflow what another run fetched; retried, since it is remote."""
-    return transfer.receive_snapshot(uri, workspace)
+    return transfer.receive_snapshot(reference, workspace)

@@ -13,9 +13,9 @@ from tasks.trace import trace_of_run
 
 
 @task(task_run_name="look for {source.text} in MLflow", **REMOTE)
-def find_checkpoint(source: ModelSource) -> SharedCheckpoint | None:
+def find_checkpoint(source: ModelSource, workspace: Path) -> SharedCheckpoint | None:
     """Look for the same content, shared before."""
-    return transfer.find_checkpoint(source)
+    return transfer.find_checkpoint(source, workspace)
 
 
 @task(task_run_name="hand {snapshot.source.text} over", **REMOTE)
@@ -25,7 +25,7 @@ def share_snapshot(snapshot: Snapshot, name: str, workspace: Path) -> SharedChec
     return transfer.share_snapshot(snapshot, name, workspace, trace_of_run())
 
 
-@task(task_run_name="read {uri}", **REMOTE)
-def source_of_checkpoint(uri: str) -> ModelSource:
+@task(task_run_name="read the checkpoint's record", **REMOTE)
+def source_of_checkpoint(reference: str) -> ModelSource:
     """Read which source was shared; retried, since the tracking server is remote."""
-    return transfer.source_of_checkpoint(uri)
+    return transfer.source_of_checkpoint(reference)

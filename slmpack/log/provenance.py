@@ -24,6 +24,7 @@ from slmpack.records import (
     Snapshot,
     SourceKind,
     Target,
+    digest_of,
 )
 
 PROVENANCE = "slmpack.json"
@@ -115,6 +116,11 @@ def provenance_of(
         ),
         source=_facts_of(snapshot.source),
     )
+
+
+def provenance_digest(provenance: Provenance) -> str:
+    """Return what the record says as one digest: a release that has a field more, with a default, gives the same."""
+    return digest_of(provenance.model_dump(mode="json", exclude_defaults=True))
 
 
 def _facts_of(source: ModelSource) -> SourceFacts:
