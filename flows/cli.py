@@ -1,5 +1,5 @@
 """The command line: package, verify, retrain, rollback, sbom, chat, serve, promote, sign, keys, targets,
-list, show, diff.
+list, show, open, diff.
 
 `main` starts a second process that runs the command (see `supervise`), by `run`. Each command has its options and its
 run in `cli_package`, `cli_retrain`, `cli_chat`, `cli_serve`, `cli_sign` or `cli_views`, its examples in `cli_examples`.
@@ -131,6 +131,7 @@ COMMANDS = {
     "targets": ("what each target is, and what this machine can do for it", _targets_options),
     "list": ("the published versions: those in use, or all of one model", _late("cli_views", "list_options")),
     "show": ("what is known of one published version, in 30 lines", _late("cli_views", "show_options")),
+    "open": ("the page of a published version, in a browser", _late("cli_views", "open_options")),
     "diff": ("how two versions of a model differ", _late("cli_views", "diff_options")),
 }
 

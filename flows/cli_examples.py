@@ -33,6 +33,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "targets": ("slmpack targets", "slmpack targets --json"),
     "list": ("slmpack list", "slmpack list our-phi --json"),
     "show": ("slmpack show our-phi@cpu-int4", "slmpack show models:/our-phi/3 --json"),
+    "open": ("slmpack open our-phi@cpu-int4",),
     "diff": ("slmpack diff our-phi@production our-phi@cpu-int4", "slmpack diff our-phi/2 our-phi/3 --json"),
 }
 

@@ -1,11 +1,13 @@
-"""`slmpack list`, `show` and `diff`: what the registry has, what one version is, and how two of them differ."""
+"""`slmpack list`, `show`, `open` and `diff`: what the registry has, what a version is, and how two of them differ."""
 
 import argparse
+import os
 import sys
+import webbrowser
 from collections.abc import Sequence
 
 from flows.cli_lines import OK, begin
-from flows.cli_parser import CommandParser
+from flows.cli_parser import CommandParser, add_workspace_option
 
 JSON = "one JSON object on stdout"
 VERSION = "NAME@ALIAS or NAME/VERSION, also with models:/ before it"
@@ -68,6 +70,35 @@ def _show(parsed: argparse.Namespace) -> int:
     view = view_version(parsed.version)
     _write([json_text(view)] if parsed.json else sheet_lines(view))
     return OK
+
+
+def open_options(parser: CommandParser) -> None:
+    """Add the options of `open`."""
+    parser.add_argument("version", metavar="VERSION", help=VERSION)
+    add_workspace_option(parser)
+    parser.set_defaults(run=_open)
+
+
+def _open(parsed: argparse.Namespace) -> int:
+    from slmpack.publish.named_version import version_uri
+
+    begin(f"reading {version_uri(parsed.version)}")
+    from slmpack.machine.private import workspace_of
+    from slmpack.publish.view.local_page import write_page
+
+    _require_registry()
+    page = write_page(parsed.version, workspace_of(parsed.workspace))
+    _write([str(page)])
+    if not _shows(page.as_uri()):
+        _say(["found no browser here; open that file in one"])
+    return OK
+
+
+def _shows(address: str) -> bool:
+    """Have a browser show a page, and say whether there is one; those of terminals, which would take ours, are none."""
+    if not any(os.environ.get(name) for name in ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY")) and sys.platform != "darwin":
+        return False
+    return webbrowser.open(address)
 
 
 def _diff(parsed: argparse.Namespace) -> int:

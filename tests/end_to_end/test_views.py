@@ -54,8 +54,9 @@ def test_a_server_is_read_page_by_page(server: tuple[str, Path]) -> None:
 def test_the_command_shows_what_is_in_use_one_version_and_how_two_differ(
     server: tuple[str, Path], tmp_path: Path
 ) -> None:
-    def typed(*arguments: str) -> "subprocess.CompletedProcess[str]":
-        done = slmpack(*arguments, cwd=tmp_path, MLFLOW_TRACKING_URI=server[0], PREFECT_HOME=str(tmp_path / "prefect"))
+    def typed(*arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
+        own = {"MLFLOW_TRACKING_URI": server[0], "PREFECT_HOME": str(tmp_path / "prefect")}
+        done = slmpack(*arguments, cwd=tmp_path, **own, **settings)
         assert (done.returncode, error_lines(done)) == (0, []), done.stderr
         return done
 
@@ -72,6 +73,15 @@ def test_the_command_shows_what_is_in_use_one_version_and_how_two_differ(
     (difference,) = objects(typed("diff", f"{NAME}@production", f"{NAME}@{ALIAS}", "--json"))
     assert (difference["before"], difference["now"]) == (2, 3)
     assert [each["label"] for each in difference["facts"]] == ["digest"]
+    (tmp_path / "browser").write_text('#!/bin/sh\nprintf %s "$1" > "$(dirname "$0")/opened"\n')
+    (tmp_path / "browser").chmod(0o755)
+    place = ("--workspace", str(tmp_path / "workspace"))
+    opened = typed("open", f"{NAME}@production", *place, BROWSER=f"{tmp_path / 'browser'} %s")
+    page = Path(opened.stdout.removesuffix("\n"))
+    assert (tmp_path / "opened").read_text() == page.as_uri()
+    assert f"{NAME} version 2" in page.read_text()
+    silent = typed("open", f"{NAME}@production", *place, BROWSER="", DISPLAY="", WAYLAND_DISPLAY="")
+    assert (silent.stdout, "found no browser here" in silent.stderr) == (opened.stdout, True)
     assert not (tmp_path / "prefect").exists()
     assert processes_of(tmp_path / "prefect") == []
     assert not (tmp_path / "mlflow.db").exists()

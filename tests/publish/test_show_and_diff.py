@@ -21,6 +21,7 @@ from slmpack.publish.page.log_page import Proofs
 from slmpack.publish.promote import plan_promotion, promote
 from slmpack.publish.publish import publish_version
 from slmpack.publish.view.difference import compare_versions, difference_lines
+from slmpack.publish.view.local_page import write_page
 from slmpack.publish.view.sheet import MOST_LINES, sheet_lines
 from slmpack.publish.view.version import Checks, VersionView, view_version
 from slmpack.publish.view.words import LINE_CHARACTERS
@@ -136,6 +137,21 @@ def test_versions_of_two_models_are_not_compared() -> None:
 
 
 # ---------------------------------------------------------------------------------------------- in MLflow
+
+
+@pytest.mark.slow
+def test_the_page_is_drawn_from_its_facts_and_is_not_what_lies_in_the_store(
+    name: str, log_it: LogIt, tmp_path: Path
+) -> None:
+    model = log_it()
+    published = publish_version(model, proofs_of(model, attempts=ATTEMPTS))
+    logged = load_text(published.page_uri)
+    assert write_page(f"{name}@{ALIAS}", tmp_path).read_text() == logged
+    MlflowClient().log_text(model.run_id, "<script>alert(1)</script>", "proof/version.html")
+    assert write_page(f"models:/{name}/1", tmp_path).read_text() == logged
+    MlflowClient().log_text(model.run_id, "[]", "proof/facts.json")
+    with pytest.raises(CheckError, match=f"^models:/{name}/1 has no page that this release can draw; .*slmpack show"):
+        write_page(f"{name}/1", tmp_path)
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ RETRAIN = ["retrain", "--data", "nowhere.jsonl"]
 MISTAKES: list[tuple[list[str], int, str]] = [
     # a word that is none of a few
     (["pakage"], USAGE, "no command pakage; slmpack has package, verify, rollback, sbom, chat, serve, retrain, "
-     "promote, sign, keys, targets, list, show, diff; did you mean package?"),
+     "promote, sign, keys, targets, list, show, open, diff; did you mean package?"),
     (["package", "--tagret", "cpu-int4"], USAGE, "slmpack package has no option --tagret; did you mean --target?"),
     (["verify", "models:/a/1", "--jsn"], USAGE, "slmpack verify has no option --jsn; did you mean --json?"),
     (["chat", "models:/a/1", "Hi", "--max-token-count=3"], USAGE, "no option --max-token-count; did you mean "
@@ -110,6 +110,7 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["show", "smollm2@cpu-int4"], FAILED, f"no model smollm2; MLflow has {NAME}; did you mean {NAME}?"),
     (["show", f"models:/{NAME}@cpu"], FAILED, f"no alias cpu; {BOTH}; did you mean cpu-int"),
     (["show", f"{NAME}/1"], FAILED, f"models:/{NAME}/1 was not published by slmpack; a proved version; `slmpack list"),
+    (["open", f"{NAME}/1"], FAILED, f"models:/{NAME}/1 has no page that this release can draw; a version whose run"),
     (["diff", f"{NAME}/1", f"{NAME}/7"], FAILED, f"models:/{NAME}/1 was not published by slmpack"),
     (["chat", "--url", "http://127.0.0.1:9", "a b"], FAILED, "http://127.0.0.1:9 cannot be reached (the connection is "
      "refused); a server there; start it with `slmpack serve`"),

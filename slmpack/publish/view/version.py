@@ -142,7 +142,7 @@ def view_version(text: str) -> VersionView:
                 f"`slmpack list {version.name}` shows those that were",
             )
         facts = facts_in(version.tags)
-        page = _page_of(facts.get("mlflow_run"))
+        page = page_behind(facts.get("mlflow_run"))
         told = _by_tags(facts)
         if page is not None and (page.name, page.version) == (version.name, int(version.version)):
             told |= _by_page(page)
@@ -165,8 +165,8 @@ def view_version(text: str) -> VersionView:
         )
 
 
-def _page_of(run_id: str | None) -> PageFacts | None:
-    """Return the page's facts; None where there are none, or those of a release that says other things."""
+def page_behind(run_id: str | None) -> PageFacts | None:
+    """Return the facts of a run's page; None where there are none, or those of a release that says other things."""
     text = page_facts_text(run_id) if run_id else ""
     try:
         return PageFacts.model_validate_json(text, extra="ignore") if text else None
