@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-import webbrowser
 from collections.abc import Sequence
 
 from flows.cli_lines import OK, begin
@@ -98,6 +97,8 @@ def _shows(address: str) -> bool:
     """Have a browser show a page, and say whether there is one; those of terminals, which would take ours, are none."""
     if not any(os.environ.get(name) for name in ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY")) and sys.platform != "darwin":
         return False
+    import webbrowser
+
     return webbrowser.open(address)
 
 

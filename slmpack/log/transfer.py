@@ -119,7 +119,9 @@ def source_of_checkpoint(reference: str) -> ModelSource:
 
 
 def _find_shared(reference: str) -> LoggedRecord:
-    """Return the record of a shared checkpoint; without a digest, as earlier releases gave it, whatever it says.
+    """Return the record of a shared checkpoint, compared with the digest in its reference.
+
+    A reference of an earlier release has no digest; its record is not compared.
 
     Raises:
         SourceError: it is not the record that was shared.
@@ -148,11 +150,11 @@ def receive_snapshot(reference: str, workspace: Path) -> Snapshot:
         CheckError: slmpack did not log it, or it is not whole.
         WorkspaceError: there is no room for it.
     """
-    found, uri = _find_shared(reference), reference.partition("#")[0]
+    found = _find_shared(reference)
     provenance, source, original = found.provenance, source_of(found.provenance), found.provenance.snapshot.original
     if original is not None and original.is_checkpoint:
         raise SourceError(
-            f"{uri} has the plain weights of {source.text}, without its codes ({original.form})",
+            f"{found.uri} has the plain weights of {source.text}, without its codes ({original.form})",
             "the source of a whole snapshot",
             f"fetch {source.text} itself",
         )
@@ -168,9 +170,9 @@ def receive_snapshot(reference: str, workspace: Path) -> Snapshot:
     manifest = Manifest.read(path)
     if digest_of_files(manifest.files) != provenance.snapshot.digest:
         if made:
-            shutil.rmtree(path)  # its key promises other content, to whoever fetches that source here
+            shutil.rmtree(path)  # the key stands for the source's own files: a later fetch would use these
         raise SourceError(
-            f"{uri} holds other files than were fetched",
+            f"{found.uri} holds other files than were fetched",
             f"digest {provenance.snapshot.digest[:12]}...",
             "delete that logged model, then start again",
         )

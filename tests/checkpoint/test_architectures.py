@@ -9,7 +9,7 @@ from slmpack.checkpoint.architectures import model_classes, model_types
 ENDS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
-# In a process of its own: whoever imports more of transformers adds parts of models to the types.
+# Runs in a process of its own: other modules of transformers, once imported, add entries to CONFIG_MAPPING_NAMES.
 IMPORTED = """
 import json, transformers
 from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES

@@ -242,12 +242,12 @@ def test_the_command_does_it_and_says_what_came_of_it(
 ) -> None:
     write_empty_database(tmp_path / "mlflow.db")
     # The training of all tests here, which the workspace has.
-    asked = (
+    options = (
         "--epochs", "2", "--rank", "8", "--learning-rate", "0.005", "--batch-size", "16", "--max-length", "128",
         "--max-forgetting", "100", "--waive-quality", "random weights, for a test",
     )  # fmt: skip
     done = slmpack(
-        "retrain", str(town_phi3), "--data", str(data), "--name", "by-command", *asked, "--workspace", str(workspace),
+        "retrain", str(town_phi3), "--data", str(data), "--name", "by-command", *options, "--workspace", str(workspace),
         "--json", cwd=tmp_path, PREFECT_API_URL=prefect_api,
     )  # fmt: skip
     (outcome,) = objects(done)

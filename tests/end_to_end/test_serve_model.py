@@ -65,8 +65,8 @@ def wrapper(real: Served) -> ChatModel:
 
 def chats(subjects: int) -> list[Any]:
     """Return chats of all lengths, ten for each subject, some of several turns."""
-    asked = [way.format(subject) for way in WAYS for subject in SUBJECTS[-subjects:]]
-    found: list[Any] = [[{"role": "user", "content": text}] for text in asked]
+    questions = [way.format(subject) for way in WAYS for subject in SUBJECTS[-subjects:]]
+    found: list[Any] = [[{"role": "user", "content": text}] for text in questions]
     for index in range(0, len(found), 7):
         found[index] = [
             {"role": "system", "content": "You are brief."}, *found[index],
@@ -78,11 +78,11 @@ def chats(subjects: int) -> list[Any]:
 @pytest.mark.parametrize("subjects", [3, pytest.param(len(SUBJECTS), marks=pytest.mark.release)])
 def test_greedy_answers_are_the_wrapper_s_very_text(real: Served, wrapper: ChatModel, subjects: int) -> None:
     """Eight at a time, in an order in which long and short ones meet; some with nothing used again."""
-    asked = chats(subjects)
-    count = len(asked)
+    requests = chats(subjects)
+    count = len(requests)
     expected: list[Any] = [
         wrapper.predict(None, {"messages": chat, "max_tokens": 16})  # type: ignore[arg-type]
-        for chat in asked
+        for chat in requests
     ]
 
     async def all_of_them() -> list[Any]:
@@ -92,7 +92,10 @@ def test_greedy_answers_are_the_wrapper_s_very_text(real: Served, wrapper: ChatM
             async def answer(index: int) -> Any:
                 async with turns:
                     return await several.chat.completions.create(
-                        model="tiny", messages=asked[index], max_tokens=16, extra_body={"cache_prompt": index % 3 > 0}
+                        model="tiny",
+                        messages=requests[index],
+                        max_tokens=16,
+                        extra_body={"cache_prompt": index % 3 > 0},
                     )
 
             order = sorted(range(count), key=lambda index: index * 37 % count)

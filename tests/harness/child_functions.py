@@ -154,7 +154,7 @@ def count_threads_in_a_fork(marker: Marker) -> Number:
 
 @forked_with(*MLFLOW)
 def name_stores_of_mlflow(_: Marker) -> Names:
-    """Return MLflow's stores that are imported before anything is asked of them."""
+    """Return which of MLflow's stores the child finds imported, before it calls MLflow."""
     stores = ("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store")
     return Names(names=tuple(name for name in stores if name in sys.modules))
 

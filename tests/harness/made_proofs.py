@@ -75,10 +75,14 @@ def holder_of(name: str) -> int:
     return int(MlflowClient().get_model_version_by_alias(name, ALIAS).version)
 
 
+def files_of(model_id: str) -> Path:
+    """Return the folder of a logged model's files, in an artifact store that is a folder of this machine."""
+    return Path(MlflowClient().get_logged_model(model_id).artifact_location.removeprefix("file://"))
+
+
 def flip_a_bit(model: LoggedModel, name: str = "artifacts/package/model.onnx.data") -> None:
     """Change a file in the artifact store; the package that it is a link to stays as it is."""
-    location = MlflowClient().get_logged_model(model.model_id).artifact_location
-    path = Path(location.removeprefix("file://")) / name
+    path = files_of(model.model_id) / name
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.unlink()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import write_tiny_phi3
+from made_proofs import files_of
 from mlflow import MlflowClient
 from older_records import write_older_provenance
 
@@ -64,8 +65,7 @@ def test_with_a_trust_policy_nothing_is_taken_that_the_workspace_does_not_know(
 
 
 def folder_of(checkpoint: str) -> Path:
-    model_id = checkpoint.partition("#")[0].removeprefix("models:/")
-    return Path(MlflowClient().get_logged_model(model_id).artifact_location.removeprefix("file://"))
+    return files_of(checkpoint.partition("#")[0].removeprefix("models:/"))
 
 
 def exchange(checkpoint: str, name: str, content: bytes) -> None:

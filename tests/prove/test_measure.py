@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import SMALL_VOCABULARY
+from made_proofs import files_of
 from made_reports import a_quality, a_report
-from mlflow import MlflowClient
 from numpy.typing import NDArray
 
 from slmpack.build.build import build_package
@@ -341,10 +341,6 @@ def test_only_a_loop_that_the_source_does_not_have_is_new(smollm2: Snapshot, wor
     assert "Paris" in tokenizer.decode(answer.ids)
 
 
-def artifacts_of(model: LoggedModel) -> Path:
-    return Path(MlflowClient().get_logged_model(model.model_id).artifact_location.removeprefix("file://"))
-
-
 @pytest.mark.slow
 def test_the_transformers_target_must_be_the_snapshots_own_bytes(
     small_snapshot: Snapshot, workspace: Path, store: Path
@@ -354,7 +350,7 @@ def test_the_transformers_target_must_be_the_snapshots_own_bytes(
     report = measure_quality(model, QualityPolicy(), workspace)
     assert report.quality is None
     assert [check.name for check in report.checks] == ["weights"]
-    (weights,) = artifacts_of(model).rglob("*.safetensors")
+    (weights,) = files_of(model.model_id).rglob("*.safetensors")
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.unlink()  # the name here, not the snapshot's file
@@ -366,7 +362,7 @@ def test_the_transformers_target_must_be_the_snapshots_own_bytes(
 @pytest.mark.slow
 def test_what_is_measured_is_what_was_built(small_package: Package, workspace: Path, store: Path) -> None:
     model = log_model(small_package, Interface.CHAT, "small-phi3", workspace, {})
-    (data,) = artifacts_of(model).rglob("model.onnx.data")
+    (data,) = files_of(model.model_id).rglob("model.onnx.data")
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 255
     data.unlink()

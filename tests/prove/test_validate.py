@@ -10,6 +10,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from command_line import children_with
+from made_proofs import files_of
 from mlflow import MlflowClient
 from mlflow.pyfunc.model import PythonModel
 
@@ -34,17 +35,13 @@ def sound(store: Path, small_package: Package, workspace: Path) -> LoggedModel:
     return log_model(small_package, Interface.CHAT, "tiny", workspace, {})
 
 
-def folder_of(model_id: str) -> Path:
-    return Path(MlflowClient().get_logged_model(model_id).artifact_location.removeprefix("file://"))
-
-
 def broken(sound: LoggedModel, change: Callable[[Path], None]) -> LoggedModel:
     """Log the files of `sound` once more, with a change that somebody could have made."""
     client = MlflowClient()
     experiment = client.get_run(sound.run_id).info.experiment_id
     model_id = client.create_logged_model(experiment, "broken", sound.run_id).model_id
-    link_tree(folder_of(sound.model_id), folder_of(model_id))
-    change(folder_of(model_id))
+    link_tree(files_of(sound.model_id), files_of(model_id))
+    change(files_of(model_id))
     client.finalize_logged_model(model_id, "READY")
     return sound.model_copy(update={"model_id": model_id, "uri": f"models:/{model_id}"})
 

@@ -2,10 +2,9 @@
 
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from made_proofs import ALIAS, QUALITY, SPEED, flip_a_bit, holder_of, proofs_of, publish
+from made_proofs import ALIAS, QUALITY, SPEED, files_of, flip_a_bit, holder_of, proofs_of, publish
 from mlflow import MlflowClient
 
 from slmpack.errors import CheckError, DamageError, UsageError
@@ -104,10 +103,6 @@ def test_auto_that_ended_with_what_was_published_by_name_is_found_the_next_time(
     assert before(name, *recipes, fingerprint="auto 2") is None
 
 
-def files_of(model: LoggedModel) -> Path:
-    return Path(MlflowClient().get_logged_model(model.model_id).artifact_location.removeprefix("file://"))
-
-
 def mark_of(name: str, version: int = 1) -> str | None:
     return MlflowClient().get_model_version(name, str(version)).tags.get(UNHEALTHY)
 
@@ -118,7 +113,7 @@ def test_a_published_version_without_its_files_is_told_in_log_tag_and_outcome(
 ) -> None:
     lost = log_it()
     publish(lost)
-    shutil.rmtree(files_of(lost))
+    shutil.rmtree(files_of(lost.model_id))
 
     assert find_published(name, lost.digest, ALIAS) is None
     told = f"its files are gone from {MlflowClient().get_logged_model(lost.model_id).artifact_location}"
@@ -140,7 +135,7 @@ def test_a_published_version_without_its_files_is_told_in_log_tag_and_outcome(
 def test_a_file_that_was_cut_or_removed_is_named_and_the_mark_goes_when_it_is_back(name: str, log_it: LogIt) -> None:
     model = log_it()
     publish(model)
-    file = files_of(model) / "artifacts" / "package" / "model.onnx.data"
+    file = files_of(model.model_id) / "artifacts" / "package" / "model.onnx.data"
     content = file.read_bytes()
     file.unlink()
     assert find_published(name, model.digest, ALIAS) is None
@@ -158,7 +153,7 @@ def test_an_alias_does_not_stay_at_a_version_without_files(name: str, log_it: Lo
     first, forced = log_it(), log_it()
     publish(first)
     publish(forced, force=True)
-    shutil.rmtree(files_of(forced))
+    shutil.rmtree(files_of(forced.model_id))
 
     assert find_published(name, first.digest, ALIAS) is None  # version 1 is whole and has no alias
     published = publish(log_it())
@@ -174,7 +169,7 @@ def test_other_content_that_was_found_once_is_not_unchanged_until_all_of_it_is_r
 ) -> None:
     model = log_it()
     publish(model)
-    file = files_of(model) / "artifacts" / "package" / "model.onnx.data"
+    file = files_of(model.model_id) / "artifacts" / "package" / "model.onnx.data"
     content = file.read_bytes()
     flip_a_bit(model)
     assert version_of(find_published(name, model.digest, ALIAS)) == 1  # its size is as it was
@@ -194,7 +189,7 @@ def test_a_logged_model_without_its_files_is_not_handed_over_or_gone_on_with(
     log_it: LogIt, caplog: pytest.LogCaptureFixture
 ) -> None:
     lost, whole = log_it(), log_it()
-    shutil.rmtree(files_of(lost))
+    shutil.rmtree(files_of(lost.model_id))
     found = {str(logged.model_id) for logged in ready_models({"slmpack.digest": lost.digest})}
     assert whole.model_id in found and lost.model_id not in found
     assert f"models:/{lost.model_id} is logged and cannot be used: its files are gone" in caplog.text
@@ -212,7 +207,7 @@ def test_a_tuned_version_without_its_files_settles_nothing_and_is_not_in_use(nam
     )  # fmt: skip
     client.set_registered_model_alias(name, TUNED_ALIAS, version.version)
     assert (find_previous_result(name, "key"), version_in_use(name)) == (PreviousResult(version=1, reason=None), 1)
-    shutil.rmtree(files_of(model))
+    shutil.rmtree(files_of(model.model_id))
     assert (find_previous_result(name, "key"), version_in_use(name)) == (None, None)
     assert "its files are gone" in str(mark_of(name))
 

@@ -25,7 +25,7 @@ def write_page(text: str, workspace: Path) -> Path:
         UsageError: it can never name one.
         SourceError: MLflow has no such version.
         CheckError: slmpack did not publish it, or its run has no facts that this release reads.
-        WorkspaceError: the workspace cannot be written.
+        OSError: the workspace cannot be written.
     """
     uri = version_uri(text)
     with final_errors(CheckError, f"to read {uri}"):
